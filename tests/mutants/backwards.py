@@ -153,7 +153,7 @@ ELEMENTWISE = (
         "ctx.save_for_backward(x)\nctx.low, ctx.high = low, high\nreturn x.clamp(low, high)",
         "x, = ctx.saved_tensors\ninside = (x > ctx.low) & (x < ctx.high)\nreturn g * inside, None, None",
         (
-            ("(x > ctx.low) & (x < ctx.high)", "x > ctx.low", rf"{REGION}.*`x`"),
+            ("(x > ctx.low) & (x < ctx.high)", "x > ctx.low", rf"({REGION}.*`x`|{DERIVATIVE}.*clamp)"),
             ("(x < ctx.high)", "(x < 1.2)", r"(wrong number|region): "),
             ("&", "|", r"(operator|region): "),
         ),
@@ -173,7 +173,7 @@ ELEMENTWISE = (
         "right = 0.5 * x * (1 - t**2) * slope\nreturn g * (left + right)",
         (
             ("left + right", "left", TERM),
-            ("3 * 0.045", "0.045", r"(factor|wrong number): .*"),
+            ("3 * 0.045", "0.045", r"(factor|missing factor|wrong number): .*3"),
             (" * slope", "", factor("")),
             ("(1 - t**2)", "(1 + t**2)", r"(operator|sign): "),
             ("g * (left + right)", "g * left * right", OPERATOR),
@@ -209,8 +209,8 @@ ELEMENTWISE = (
         "x, y = ctx.saved_tensors\nreturn g * torch.where(x > 0, torch.ones_like(x), y + ctx.alpha), None",
         (
             ("y + ctx.alpha", "y", rf"(missing term|region|operator|epsilon|wrong number): "),
-            ("torch.ones_like(x)", "torch.zeros_like(x)", rf"(region: .*positive|wrong function: )"),
-            ("torch.ones_like(x), y + ctx.alpha", "y + ctx.alpha, torch.ones_like(x)", r"(swapped|region): "),
+            ("torch.ones_like(x)", "torch.zeros_like(x)", r"(region: .*positive|operator: .*ones_like)"),
+            ("torch.ones_like(x), y + ctx.alpha", "y + ctx.alpha, torch.ones_like(x)", r"(swapped|region|operator: .*`<`)"),
         ),
     ),
     Backward(
@@ -220,7 +220,7 @@ ELEMENTWISE = (
         "x, a = ctx.saved_tensors\noff = x <= 0\ndx = torch.where(off, a * g, g)\nda = (g * x * off).sum(0)\nreturn dx, da",
         (
             (" * off)", ")", r"(missing factor|region): "),
-            ("a * g", "a", UPSTREAM),
+            ("a * g", "a", rf"({UPSTREAM}|{REGION}.*upstream)"),
             ("(g * x * off).sum(0)", "(g * x * off).mean(0)", MEAN),
         ),
     ),
@@ -267,7 +267,7 @@ ELEMENTWISE = (
             ("(g * x).sum(0)", "g.sum(0)", factor("`x`")),
             ("(g * x).sum(0)", "(g * x).mean(0)", MEAN),
             ("(g * x).sum(0)", "(g * x)[0]", r"reduction: "),
-            ("(g * x).sum(0)", "g.sum(0) * x.sum(0)", r"reduction: "),
+            ("(g * x).sum(0)", "g.sum(0) * x.sum(0)", r"wrong operand: .*`x` times the upstream gradient, summed over axis 0"),
             ("g * w", "g", factor("`w`")),
         ),
     ),
@@ -361,7 +361,7 @@ LOSSES = (
             ("dz[rows, t] -= 1\n", "dz[rows, t] += 1\n", r"(operator|sign|.*one-hot)"),
             (" / len(t)", "", MEAN),
             ("g * dz", "dz", UPSTREAM),
-            ("p.clone()", "torch.zeros_like(p)", r"(missing term|wrong function|wrong operand)"),
+            ("p.clone()", "torch.zeros_like(p)", r"(missing term|wrong function|wrong operand|extra function: .*zeros_like)"),
         ),
     ),
     Backward(

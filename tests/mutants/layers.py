@@ -68,7 +68,7 @@ LINEAR = (
         (
             ("da * (1 - a**2)", "da", DERIVATIVE),
             ("da * (1 - a**2)", "da * a", r"(wrong operand|wrong function|missing term|missing factor|operator)"),
-            ("x.t() @ dz", "x.t() @ da", OPERAND),
+            ("x.t() @ dz", "x.t() @ da", rf"({OPERAND}|{DERIVATIVE}.*tanh)"),
             ("a.t() @ g", "(x @ w).t() @ g", r"(missing function|wrong operand): "),
         ),
     ),
@@ -107,7 +107,7 @@ LINEAR = (
         "ctx.save_for_backward(x, w)\nreturn (x * w).sum(1)",
         "x, w = ctx.saved_tensors\nreturn g[:, None] * w, (g[:, None] * x).sum(0)",
         (
-            ("g[:, None] * w", "g.mean() * w.expand_as(x)", r"(reduction|extra function|1/N): "),
+            ("g[:, None] * w", "g.mean() * w.expand_as(x)", r"wrong operand: .*should be `w.*times the upstream"),
             ("(g[:, None] * x).sum(0)", "x.sum(0)", UPSTREAM),
         ),
     ),
@@ -116,7 +116,7 @@ LINEAR = (
         "x=n,d",
         "ctx.n = x.shape[0]\nreturn x.mean(0)",
         "return (g / ctx.n).expand(ctx.n, -1)",
-        (("g / ctx.n", "g", MEAN), ("g / ctx.n", "g * ctx.n", r"(operator|factor|1/N): "), ("g / ctx.n", "g / len(g)", r"(wrong number|1/N|factor): ")),
+        (("g / ctx.n", "g", r"(1/N|factor): .*(`ctx.n`|N) = "), ("g / ctx.n", "g * ctx.n", r"(operator|factor|1/N): "), ("g / ctx.n", "g / len(g)", r"(wrong number|1/N|factor): ")),
     ),
     Backward(
         "variance",
@@ -221,7 +221,7 @@ NORMS = (
         "x, y, a, b, c = ctx.saved_tensors\nu = g[:, None]\ndx = u * (y / (a * b) - c * x / a**2)\n"
         "dy = u * (x / (a * b) - c * y / b**2)\nreturn dx, dy",
         (
-            ("c * x / a**2", "c * x / a", r"(wrong number|missing factor): "),
+            ("c * x / a**2", "c * x / a", r"(wrong number|missing factor|missing function: .*square)"),
             ("dx = u * (y / (a * b) - c * x / a**2)", "dx = u * y / (a * b)", TERM),
             ("c * y / b**2", "c * y / a**2", OPERAND),
         ),
@@ -299,7 +299,7 @@ PLACES = (
         (
             ("scatter_add_(1, i, g)", "scatter_(1, i, g)", r"operator: .*(repeated|accumulat|add)"),
             ("scatter_add_(1, i, g)", "scatter_add_(1, i, torch.ones_like(g))", UPSTREAM),
-            ("scatter_add_(1, i, g)", "scatter_add_(1, i.flip(1), g)", r"(shifted|extra function|wrong operand): "),
+            ("scatter_add_(1, i, g)", "scatter_add_(1, i.flip(1), g)", r"(missing|extra) function: .*flip"),
         ),
     ),
     Backward(
@@ -322,7 +322,7 @@ PLACES = (
         (
             ("g[:, None] * hot", "g[:, None].expand_as(hot).clone()", r"(missing factor|region): .*(one-hot|max|largest)"),
             ("g[:, None] * hot", "hot.to(g.dtype)", UPSTREAM),
-            ("F.one_hot(i,", "F.one_hot(x.min(1).indices,", r"(wrong function|wrong operand|shifted|region): "),
+            ("F.one_hot(i,", "F.one_hot(x.min(1).indices,", r"(wrong operand|region|operator: .*`max`)"),
         ),
     ),
     Backward(
@@ -356,7 +356,7 @@ WINDOWS = (
         "x, w = ctx.saved_tensors\ndx = F.conv_transpose1d(g, w, padding=1)\n"
         "dw = F.conv1d(x.transpose(0, 1), g.transpose(0, 1), padding=1).transpose(0, 1)\nreturn dx, dw",
         (
-            ("F.conv_transpose1d(g, w, padding=1)", "F.conv_transpose1d(g, w.flip(2), padding=1)", r"(extra function|shifted): .*flip"),
+            ("F.conv_transpose1d(g, w, padding=1)", "F.conv_transpose1d(g, w.flip(2), padding=1)", r"(missing function|extra function): .*flip"),
             ("F.conv_transpose1d(g, w, padding=1)", "F.conv1d(g, w.transpose(0, 1), padding=1)", r"(missing function|operator|shifted|wrong function): .*(flip|transpose)"),
             ("F.conv_transpose1d(g, w, padding=1)", "F.conv_transpose1d(g, w)[:, :, :-2]", r"(shifted|wrong number): "),
         ),

@@ -6,14 +6,15 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from chainrule.capture.lowering.naming import function_name
-from chainrule.capture.source import Site
+from chainrule.capture.lowering.naming import function_name, locals_of
+from chainrule.capture.source import Site, is_library
 from chainrule.graph.graph import Place
 from chainrule.graph.trees import map_leaves, tensors_in
 
@@ -66,27 +67,41 @@ class Called:
 
 
 class CallTape(TorchFunctionMode):
-    """Records the outermost calls of torch, with results in float64."""
+    """Records the outermost calls of torch, with results in float64; `variables` are the user's names of tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Called] = []
+        self.variables: dict[int, str] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = widened(function(*args, **(kwargs or {})))
         if any(True for _ in tensors_in(out)) or getattr(function, "__name__", "") == "__setitem__":
             value = map_leaves(lambda each: each.detach().clone() if isinstance(each, Tensor) else each, out)
-            self.calls.append(Called(function, tuple(args), dict(kwargs or {}), out, value, Site.of(sys._getframe(1))))
+            frame = sys._getframe(1)
+            self.calls.append(Called(function, tuple(args), dict(kwargs or {}), out, value, Site.of(frame)))
+            self._note_variables(frame)
         return out
+
+    def _note_variables(self, frame: FrameType | None) -> None:
+        while frame is not None and is_library(frame.f_code):
+            frame = frame.f_back
+        for name, each in locals_of(frame).items() if frame is not None else ():
+            if isinstance(each, Tensor):
+                self.variables.setdefault(id(each), name)
 
 
 def widened(out: Any) -> Any:
     """A result in float64, as everything else: a backward may make its own tensors, as `torch.zeros(shape)` does."""
-    if not isinstance(out, Tensor):
-        return map_leaves(widened, out) if isinstance(out, (tuple, list)) else out
-    if not (out.is_floating_point() or out.is_complex()):
-        return out
-    return out.to(torch.promote_types(out.dtype, torch.float64))
+    wide = map_leaves(_wide, out)
+    same = all(one is other for one, other in zip(tensors_in(out), tensors_in(wide), strict=True))
+    return out if same else wide  # the results of `max` have names, and keep them
+
+
+def _wide(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf
+    return leaf.to(torch.promote_types(leaf.dtype, torch.float64))
 
 
 class Replay:
@@ -101,27 +116,24 @@ class Replay:
         self._sources = sources
         self.writes = any(call.writes for call in calls)
 
-    def run(self, place: int = 0, work: Work | None = None, instead: dict[int, Tensor] | None = None) -> tuple[Any, ...]:
-        """What the backward returns with step `place` doing `work`.
-
-        `instead` maps the id of a tensor that the backward reads to what replaces it.
-        """
+    def run(self, works: dict[int, Work], everything: bool = False) -> tuple[Any, ...]:
+        """What the backward returns with some steps doing other `works`; the steps that depend on them run again."""
         new: dict[int, Tensor] = {}
-        if self.writes:  # everything runs again, on copies
+        everything = everything or self.writes
+        if self.writes:  # on copies
             new = {id(source): pristine.clone() for source, pristine in self._sources}
-        new |= instead or {}
 
         def renewed(item: Any) -> Any:
             return new.get(id(item), item) if isinstance(item, Tensor) else item
 
-        first = 0 if self.writes or instead else place
+        first = 0 if everything else min(works, default=0)
         for at, call in enumerate(self.calls[first:], first):
-            changed = at == place and work is not None
-            if not (changed or self.writes) and call.reads.isdisjoint(new):
+            work = works.get(at)
+            if work is None and not everything and call.reads.isdisjoint(new):
                 continue
             arguments = [map_leaves(renewed, each) for each in call.arguments]
             keywords = map_leaves(renewed, call.keywords)
-            out = work(arguments, keywords) if changed and work is not None else call.run(arguments, keywords)
+            out = call.run(arguments, keywords) if work is None else work(arguments, keywords)
             for old, fresh in zip(tensors_in(call.out), tensors_in(out), strict=True):
                 new[id(old)] = fresh
         return map_leaves(renewed, self.back)  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ tensors.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.naming import function_name
+from chainrule.capture.source import Site
 from chainrule.execution.call_tape import Called, CallTape, Replay
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, real
 from chainrule.graph.comparison import compare
@@ -84,6 +86,7 @@ class FunctionTrace:
             back = self._run(lambda: self.function.backward(self.context, *self.upstream), read)
         self.back = back if isinstance(back, tuple) else (back,)
         self.steps = Replay(tape.calls, sources, self.back)
+        self.variables = {id(each): tape.variables[id(each)] for each in self.read if id(each) in tape.variables}
         self.got = {position: self.returned(self.back, position) for position in self.edges}
 
     def _run(self, work: Callable[[], Any], own: Any = ()) -> Any:
@@ -107,7 +110,10 @@ class FunctionTrace:
         read |= {"the output" if single else f"output {i}": out for i, out in enumerate(self.outs)}
         read |= {f"the upstream gradient{'' if single else f' of output {i}'}": g for i, g in enumerate(self.upstream)}
         read |= {f"`ctx.{name}`": each for name, each in self.context.own.items() if isinstance(each, Tensor)}
-        read |= {f"saved tensor {i}": each for i, each in enumerate(self.context.saved_tensors) if each is not None}
+        for i, each in enumerate(self.context.saved_tensors):
+            name = f"`{self.variables[id(each)]}`" if id(each) in self.variables else ""
+            if each is not None:
+                read[name if name and name not in read else f"saved tensor {i}"] = each
         return {name: self.before.get(id(each), each) for name, each in read.items()}
 
     @cached_property
@@ -118,16 +124,19 @@ class FunctionTrace:
         found = {name: float(each) for name, each in given.items() if _is_number(each)}
         for call in self.forward:
             for each in call.arguments:
-                if _is_number(each) and each not in found.values():
+                if _is_fraction(each) and each not in found.values():
                     found[f"{each:.6g}"] = float(each)
         return found
 
     @cached_property
     def forward(self) -> list[Called]:
-        """The steps of the forward."""
+        """The steps of the forward; none where it cannot run without its ctx."""
         arguments = [_writable(each) for each in self.experiment.wide.values()]
-        with torch.no_grad(), CallTape() as tape:
-            self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        try:
+            with torch.no_grad(), CallTape() as tape:
+                self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        except Exception:
+            return []
         return tape.calls
 
     # -- what differences measure --------------------------------------------------------------------------------------
@@ -202,7 +211,7 @@ class FunctionTrace:
     def repeats(self) -> bool:
         """Whether running the steps again gives the same: nothing is done outside torch."""
         try:
-            back = self.steps.run(instead={0: torch.empty(0)})
+            back = self.steps.run({}, everything=True)
             return all(compare(self.returned(back, place), got, eps=CLOSE).agrees for place, got in self.got.items())
         except Exception:  # whatever the user's code does
             return False
@@ -252,6 +261,10 @@ def _is_number(given: Any) -> bool:
     return isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) not in (0, 1)
 
 
+def _is_fraction(given: Any) -> bool:
+    return isinstance(given, float) and not given.is_integer()
+
+
 def _writable(argument: Any) -> Any:
     """A copy that a forward may write to (`mark_dirty`): a leaf does not allow it, and others read the original."""
     return argument.clone() if isinstance(argument, Tensor) else argument
@@ -268,7 +281,9 @@ class _Cut(TorchFunctionMode):
         def taken(item: Any) -> Any:
             if not (isinstance(item, Tensor) and item.requires_grad):
                 return item
-            self.uses.append(function_name(function).strip("_"))
+            site = Site.of(sys._getframe(1))
+            expression = site.place().expression if site is not None else ""
+            self.uses.append(expression or function_name(function).strip("_"))
             return item.detach() if len(self.uses) - 1 == self.cut else item
 
         return function(*map_leaves(taken, args), **map_leaves(taken, kwargs or {}))
@@ -303,9 +318,10 @@ def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]
     yield FunctionTrace(experiment, edges, experiment.wide, upstream)
     another = {place: noise(g) for place, g in upstream.items()}
     yield FunctionTrace(experiment, edges, experiment.wide, another)
+    wanted = {edge.argument for edge in edges}  # what has no gradient stays: a mask is nothing but 0 and 1
     moved = {
         name: value * (1 + 0.1 * noise(value).clamp(-3, 3))
-        if isinstance(value, Tensor) and value.is_floating_point()
+        if name in wanted and isinstance(value, Tensor) and value.is_floating_point()
         else value
         for name, value in experiment.wide.items()
     }

@@ -14,11 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
+from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Edge
 from chainrule.verification.differences import ArgumentCheck
-from chainrule.verification.repair_edits import Edit, edits, sizes
+from chainrule.verification.repair_edits import Edit, Step, edits, sizes
 from chainrule.verification.repair_reach import reaches
 from chainrule.verification.repair_regions import region
 from chainrule.verification.repair_samples import CLOSE, Finding, Mistake, Reach, Sample, agree
@@ -44,14 +46,17 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
     edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
     if not wrong:
         return ()
-    try:
-        small = all(finding.got.numel() <= LARGEST for finding in wrong)
-        search = _Search(list(traces(experiment, edges)), wrong) if small else None
-    except Exception:  # a user's code may do anything when it runs again
-        search = None
-    if search is None:
-        return tuple(_unknown(finding.label) for finding in wrong)
-    return tuple(search.repairs())
+    if all(finding.got.numel() <= LARGEST for finding in wrong):
+        try:
+            return diagnosed(experiment, edges, wrong)
+        except Exception:  # a user's code may do anything when it runs again
+            pass
+    return tuple(_unknown(finding.label) for finding in wrong)
+
+
+def diagnosed(experiment: Experiment, edges: list[Edge], wrong: list[ArgumentCheck]) -> tuple[Repair, ...]:
+    """The repairs; raises whatever the user's code raises."""
+    return tuple(_Search(list(traces(experiment, edges)), wrong).repairs())
 
 
 def _unknown(label: str) -> Repair:
@@ -204,15 +209,10 @@ class _Search:
         return positions
 
     def _run(self, edit: Edit, point: FunctionTrace, reach: Reach) -> tuple[Any, ...]:
-        if edit.source is not None:
-            name, turn = edit.source
-            pristine = point.sources[name]
-            changed_to = turn(reach, pristine)
-            ids = [id(each) for each in point.read if point.before[id(each)] is pristine]
-            return point.steps.run(instead=dict.fromkeys(ids, changed_to))
-        work = edit.work
-        assert work is not None
-        return point.steps.run(edit.place, lambda arguments, keywords: work(reach, arguments, keywords))
+        def at(place: int, work: Step) -> Work:
+            return lambda arguments, keywords: work(point.steps.calls[place], reach, arguments, keywords)
+
+        return point.steps.run({place: at(place, work) for place, work in edit.works.items()})
 
     def _spared(self, point: FunctionTrace, back: tuple[Any, ...]) -> bool:
         names = list(point.experiment.wide)
@@ -226,7 +226,7 @@ class _Search:
         return True
 
     def _line(self, edit: Edit) -> tuple[str, int] | None:
-        if edit.source is not None:
+        if edit.place is None:
             return None
         place = self.points[0].steps.calls[edit.place].place
         return None if place is None else (place.file, place.line)

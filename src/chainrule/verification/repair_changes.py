@@ -39,7 +39,7 @@ def changes(points: Sequence[Reach], tensor: Tensor, name: str, before: int) -> 
     if not (tensor.is_floating_point() or tensor.is_complex()):
         yield from _of_indices(points, tensor, name, before)
         return
-    yield TensorChange(1.4, "sign", f"the sign of {name} is wrong", "with the other sign", _plain(torch.neg))
+    yield TensorChange(1.95, "sign", f"the sign of {name} is wrong", "with the other sign", _plain(torch.neg))
     yield from _moves(tensor, name)
     for key, named in points[0].named.items():
         if named.made < before:
@@ -91,7 +91,7 @@ def _with_tensor(
 ) -> Iterator[TensorChange]:
     """Another tensor put in as a factor or a term, or instead of this one."""
     other, text, cost = named.tensor, named.text, named.cost
-    if other is tensor:
+    if text == name:
         return
     fitted = fitted_shape(other.shape, tensor.shape)
     if fitted is None and other.dim() == 2 and other.t().shape == tensor.shape and other.is_floating_point():
@@ -99,24 +99,29 @@ def _with_tensor(
         yield TensorChange(2.6 + cost, "wrong operand", f"{name} stands where {text} transposed should",
                            f"with {text} transposed", turn)  # fmt: skip
     if fitted is None:
+        wider = fitted_shape(tensor.shape, other.shape)
+        if wider is not None and other.is_floating_point():
+            yield TensorChange(2.2 + cost, "missing factor", f"{text} is missing as a factor",
+                               f"with {name} multiplied by it", lambda point, t: t * point.named[key].tensor)  # fmt: skip
         return
 
     def take(point: Reach) -> Tensor:
         return point.named[key].tensor.reshape(fitted)
 
-    problem = f"{text} is missing" if "upstream" in text else f"the factor {text} is missing"
+    problem = f"{text} is missing" if "upstream" in text else f"{text} is missing as a factor"
     fix = "multiplied by it" if name.startswith("the gradient") else f"with {name} multiplied by it"
     yield TensorChange(2 + cost, "missing factor", problem, fix, lambda point, t: t * take(point))
     if not other.is_floating_point() and not other.is_complex():
         return
-    yield TensorChange(2.3 + cost, "missing term", f"the term {text} is missing", f"with it added to {name}",
+    yield TensorChange(2.3 + cost, "missing term", f"{text} is missing as a term", f"with it added to {name}",
                        lambda point, t: t + take(point))  # fmt: skip
-    yield TensorChange(2.3 + cost, "missing term", f"the term {text} is missing", f"with it subtracted from {name}",
+    yield TensorChange(2.3 + cost, "missing term", f"{text} is missing as a term", f"with it subtracted from {name}",
                        lambda point, t: t - take(point))  # fmt: skip
-    yield TensorChange(2.4 + cost, "missing factor", f"the division by {text} is missing", f"with {name} divided by it",
+    yield TensorChange(2.45 + cost, "missing factor", f"the division by {text} is missing", f"with {name} divided by it",
                        lambda point, t: t / take(point))  # fmt: skip
     if other.shape == tensor.shape:
-        yield TensorChange(2.35 + cost, "wrong operand", f"{name} stands where {text} should", f"with {text} there",
+        likely = 2.0 if named.kept else 2.35 + cost
+        yield TensorChange(likely, "wrong operand", f"{name} stands where {text} should", f"with {text} there",
                            lambda point, t: take(point))  # fmt: skip
 
 
@@ -150,7 +155,7 @@ def _functions(tensor: Tensor, name: str) -> Iterator[TensorChange]:
         if function.startswith("tri") and tensor.dim() < 2:
             continue
         problem = f"`{function}` of {name} is missing"
-        yield TensorChange(2.5, "missing function", problem, "with it", _plain(getattr(torch, function)))
+        yield TensorChange(2.15, "missing function", problem, "with it", _plain(getattr(torch, function)))
     yield TensorChange(2.4, "missing term", f"{name} should be 1 minus {name}", "with that", _plain(lambda t: 1 - t))
     yield TensorChange(2.4, "missing term", f"1 is missing beside {name}", "with 1 added", _plain(lambda t: 1 + t))
     yield TensorChange(2.4, "extra term", f"1 is added to {name} and should not be", "without it", _plain(lambda t: t - 1))
@@ -190,6 +195,7 @@ def _of_indices(points: Sequence[Reach], tensor: Tensor, name: str, before: int)
     for key, named in points[0].named.items():
         other = named.tensor
         if named.made < before and other.dtype == tensor.dtype and other.shape == tensor.shape and other is not tensor:
-            yield TensorChange(2.3 + named.cost, "wrong operand", f"{name} stands where {named.text} should",
+            likely = 2.0 if named.kept else 2.3 + named.cost
+            yield TensorChange(likely, "wrong operand", f"{name} stands where {named.text} should",
                                f"with {named.text} there",
                                lambda point, _, key=key: point.named[key].tensor)  # type: ignore[misc]  # fmt: skip

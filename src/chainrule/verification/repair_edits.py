@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement, product
 from typing import Any
 
 import torch
@@ -18,81 +18,74 @@ from torch import Tensor
 
 from chainrule.execution.call_tape import Called
 from chainrule.execution.function_trace import FunctionTrace
-from chainrule.verification.repair_changes import FUNCTIONS, TensorChange, changes
+from chainrule.verification.repair_changes import FUNCTIONS, TensorChange, changes, fitted_shape
 from chainrule.verification.repair_reach import name_of
-from chainrule.verification.repair_samples import Mistake, Reach
+from chainrule.verification.repair_samples import Mistake, Reach, derived
 
 Path = tuple[int | str, ...]
-Step = Callable[[Reach, list[Any], dict[str, Any]], Any]
+Step = Callable[[Called, Reach, list[Any], dict[str, Any]], Any]
+"""What a step does instead: (the step at a point, what is in reach there, its arguments, its keywords)."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of one step, or of a tensor that is read (`source`: its name; then in all steps)."""
+    """A change of one step, or of one tensor in several steps that read it; `place` is the step that tells the line."""
 
     cost: float
     kind: Mistake
     problem: str
     fix: str
-    place: int
-    work: Step | None = None
-    source: tuple[str, Callable[[Reach, Tensor], Tensor]] | None = None
+    place: int | None
+    works: dict[int, Step]
 
 
 def edits(points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[int]) -> Iterator[Edit]:
-    """All changes of the steps at these places; the place after the last step is the return of the gradients."""
+    """All changes of the steps at these places, and of the tensors that they read."""
     point = points[0]
     calls = point.steps.calls
     made = {id(each): place for place, call in enumerate(calls) for each in _tensors(call.out)}
-    uses = _uses(point)
-    for place in sorted(places):
-        call = calls[place] if place < len(calls) else _returning(point)
+    reads: dict[int, list[tuple[int, Path, Tensor]]] = {}
+    for place, call in enumerate(calls):
         for path, operand in _operands(call):
-            many = uses.get(id(operand), 0) > 1
-            if many or id(operand) not in made or call.writes:
-                name = _called(points, reach, operand, made)
-                for change in changes(reach, operand, name, place):
-                    yield _of(change, place, _at(call, path, change), 0.1)
-        if place == len(calls):
-            continue
+            reads.setdefault(id(operand), []).append((place, path, operand))
+    for each, slots in reads.items():
+        operand, maker = slots[0][2], made.get(each)
+        chosen = [(place, path) for place, path, _ in slots if place in places]
+        if not chosen or (len(slots) == 1 and maker in places and not calls[maker].writes):  # type: ignore[index]
+            continue  # the change of the result does the same
+        name = _called(points, reach, operand, made)
+        for change in changes(reach, operand, name, chosen[0][0]):
+            for place, path in chosen:
+                if calls[place].name in _CONDITIONS and change.kind != "wrong operand":
+                    continue
+                yield _of(change, place, {place: _at([path], change)}, 0.1)
+            if len(chosen) > 1 and (maker is None or maker not in places or calls[maker].writes):
+                works = {place: _at([path for at, path in chosen if at == place], change) for place, _ in chosen}
+                yield _of(change, maker, works, 0.05)
+    for place in sorted(places):
+        call = calls[place]
         if isinstance(call.out, Tensor) and not call.writes:
             for change in changes(reach, call.out, name_of(call), place):
-                yield _of(change, place, _after(call, change), 0.0)
+                more = 0.55 if change.kind == "wrong operand" else 0.0  # and not what its operands are
+                yield _of(change, place, {place: _after(change)}, more)
             yield from _left_out(call, place)
         yield from _operators(call, place)
         yield from _axes(call, place)
         yield from _numbers(points, reach, call, place)
-        yield from _commuted(calls, call, place)
-    for name, tensor in point.sources.items():
-        used = [each for each in (*point.context.saved_tensors, *point.upstream) if each is not None]
-        original = next((each for each in used if each is tensor or point.before.get(id(each)) is tensor), None)
-        if original is not None and uses.get(id(original), 0) > 1:
-            for change in changes(reach, tensor, name, 0):
-                yield Edit(
-                    change.cost + 0.05, change.kind, change.problem, change.fix, 0, None, (name, change.turn)
-                )
+        if not point.steps.writes:
+            yield from _reordered(calls, place)
+            yield from _products(reach, call, place)
 
 
-def _of(change: TensorChange, place: int, work: Step, more: float) -> Edit:
-    return Edit(change.cost + more, change.kind, change.problem, change.fix, place, work)
+_CONDITIONS = frozenset("gt ge lt le eq ne and or logical_and logical_or logical_not".split())
+
+
+def _of(change: TensorChange, place: int | None, works: dict[int, Step], more: float) -> Edit:
+    return Edit(change.cost + more, change.kind, change.problem, change.fix, place, works)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [each for each in (tree if isinstance(tree, (tuple, list)) else (tree,)) if isinstance(each, Tensor)]
-
-
-def _uses(point: FunctionTrace) -> dict[int, int]:
-    """How often each tensor is read, by its id."""
-    found: dict[int, int] = {}
-    for call in (*point.steps.calls, _returning(point)):
-        for _, operand in _operands(call):
-            found[id(operand)] = found.get(id(operand), 0) + 1
-    return found
-
-
-def _returning(point: FunctionTrace) -> Called:
-    """The return of the gradients, as a step."""
-    return Called(lambda *back: back, point.back, {}, None, None)
 
 
 def _operands(call: Called) -> Iterator[tuple[Path, Tensor]]:
@@ -129,37 +122,38 @@ def _put(arguments: list[Any], path: Path, change: Callable[[Any], Any]) -> list
     return arguments
 
 
-def _at(call: Called, path: Path, change: TensorChange) -> Step:
-    def work(reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        return call.run(_put(arguments, path, lambda operand: change.turn(reach, operand)), keywords)
+def _at(paths: list[Path], change: TensorChange) -> Step:
+    def work(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        for path in paths:
+            arguments = _put(arguments, path, lambda operand: change.turn(reach, operand))
+        return call.run(arguments, keywords)
 
     return work
 
 
-def _after(call: Called, change: TensorChange) -> Step:
-    return lambda reach, arguments, keywords: change.turn(reach, call.run(arguments, keywords))
+def _after(change: TensorChange) -> Step:
+    return lambda call, reach, arguments, keywords: change.turn(reach, call.run(arguments, keywords))
 
 
 def _left_out(call: Called, place: int) -> Iterator[Edit]:
     """One operand instead of the result: a factor, a term or a function too many."""
-    operands = [(path, each) for path, each in _operands(call) if each.shape == call.out.shape and len(path) == 1]
+    operands = [(path, each) for path, each in _operands(call) if len(path) == 1]
+    if len(operands) > 1 or not call.out.is_floating_point():
+        operands = [(path, each) for path, each in operands if each.shape == call.out.shape]
     for path, _ in operands:
         slot = path[0]
 
-        def work(reach: Reach, arguments: list[Any], keywords: dict[str, Any], slot: Any = slot) -> Any:
+        def work(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any], slot: Any = slot) -> Any:
             return arguments[slot]
 
-        others = [_written(each, place) for at, each in enumerate(call.arguments) if at != slot]
-        if call.name in ("mul", "truediv", "div", "add", "sub") and len(others) == 1:
+        if call.name in ("mul", "truediv", "div", "add", "sub") and len(call.arguments) == 2:
             kind: Mistake = "extra term" if call.name in ("add", "sub") else "extra factor"
+            if not call.out.is_floating_point():
+                kind = "shifted"
             what = {"mul": "factor", "add": "term", "sub": "term"}.get(call.name, "division by")
-            yield Edit(2.2, kind, f"the {what} {_operand_text(call, 1 - slot)} is too many", "without it", place, work)  # type: ignore[operator]
-        else:
-            yield Edit(2.3, "extra function", f"the `{call.name}` is too many", "without it", place, work)
-
-
-def _written(given: Any, place: int) -> str:
-    return "a tensor" if isinstance(given, Tensor) else f"{given}"
+            yield Edit(2.2, kind, f"the {what} {_operand_text(call, 1 - slot)} is too many", "without it", place, {place: work})  # type: ignore[operator]
+        elif call.name not in ("clone", "to", "contiguous", "detach"):
+            yield Edit(2.1, "extra function", f"the `{call.name}` is too many", "without it", place, {place: work})
 
 
 def _operand_text(call: Called, slot: int) -> str:
@@ -199,12 +193,15 @@ def _operators(call: Called, place: int) -> Iterator[Edit]:
         for other in (each for each in _INPLACE if each != name):
             change = getattr(Tensor, f"__{other}__")
             problem = f"`{_ARITHMETIC[_INPLACE[name]][0]}=` stands where `{_ARITHMETIC[_INPLACE[other]][0]}=` should"
-            yield Edit(1.9, "operator", problem, "with that", place, _instead(change))
+            yield Edit(1.9, "operator", problem, "with that", place, {place: _instead(change)})
     if name == "setitem":
         yield from _assigned(call, place)
+    if name == "cumsum":
+        yield Edit(1.9, "missing function", "the `cumsum` should begin at the end", "reversed by `flip` before and after",
+                   place, {place: _from_the_end})
     if name == "where" and len(call.arguments) == 3:
         yield Edit(2.0, "swapped", "the two branches of `where` are swapped", "the other way round", place,
-                   lambda reach, a, k: torch.where(a[0], a[2], a[1]))  # fmt: skip
+                   {place: lambda call, reach, a, k: torch.where(a[0], a[2], a[1])})  # fmt: skip
     for pair in _PAIRS:
         if name in pair.split():
             other = pair.replace(name, "", 1).strip() if pair.split()[0] == name else pair.split()[0]
@@ -213,18 +210,24 @@ def _operators(call: Called, place: int) -> Iterator[Edit]:
         for other, function in FUNCTIONS.items():
             if other != name:
                 yield Edit(2.2, "wrong function", f"`{name}` stands where `{other}` should", f"with `{other}`", place,
-                           partial(_applied, function))  # fmt: skip
+                           {place: partial(_applied, function)})  # fmt: skip
     if name in ("cat", "concatenate") and len(call.arguments[0]) == 2:
         yield Edit(2.0, "swapped", "the parts of `cat` are swapped", "the other way round", place,
-                   lambda reach, a, k: call.run([a[0][::-1], *a[1:]], k))  # fmt: skip
+                   {place: lambda call, reach, a, k: call.run([a[0][::-1], *a[1:]], k)})  # fmt: skip
 
 
-def _applied(function: Callable[[Tensor], Tensor], reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+def _applied(
+    function: Callable[[Tensor], Tensor], call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
     return function(arguments[0])
 
 
+def _from_the_end(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    axis = keywords.get("dim", arguments[1] if len(arguments) > 1 else 0)
+    return call.run([arguments[0].flip(axis), *arguments[1:]], keywords).flip(axis)
+
+
 def _instead(function: Callable[..., Any]) -> Step:
-    return lambda reach, arguments, keywords: function(*arguments, **keywords)
+    return lambda call, reach, arguments, keywords: function(*arguments, **keywords)
 
 
 def _arithmetic(call: Called, name: str, place: int) -> Iterator[Edit]:
@@ -236,9 +239,11 @@ def _arithmetic(call: Called, name: str, place: int) -> Iterator[Edit]:
         return (arguments[1], arguments[0]) if call.reversed else (arguments[0], arguments[1])
 
     for other, (written, work) in {**_ARITHMETIC, "matmul": ("@", operator.matmul)}.items():
+        if _is_identity(other, call.arguments):
+            continue  # that is to leave it out
         if other != name and (other != "matmul" or all(isinstance(each, Tensor) for each in call.arguments[:2])):
             yield Edit(1.9, "operator", f"`{sign}` stands where `{written}` should", f"with `{written}`", place,
-                       lambda reach, a, k, work=work: work(*ordered(a)))  # type: ignore[misc]  # fmt: skip
+                       {place: lambda call, reach, a, k, work=work: work(*ordered(a))})  # type: ignore[misc]  # fmt: skip
     for other in ("sub", "truediv", "matmul"):
         if other == name or name in _ARITHMETIC and other != "matmul":
             written, work = ("@", operator.matmul) if other == "matmul" else _ARITHMETIC[other]
@@ -247,23 +252,28 @@ def _arithmetic(call: Called, name: str, place: int) -> Iterator[Edit]:
                 problem = f"`{sign}` stands where `{written}` should, with its operands exchanged"
             yield Edit(2.0 if other == name else 2.3, "swapped" if other == name else "operator", problem,
                        "the other way round" if other == name else f"with `{written}`", place,
-                       lambda reach, a, k, work=work: work(*ordered(a)[::-1]))  # type: ignore[misc]  # fmt: skip
+                       {place: lambda call, reach, a, k, work=work: work(*ordered(a)[::-1])})  # type: ignore[misc]  # fmt: skip
+
+
+def _is_identity(name: str, arguments: Sequence[Any]) -> bool:
+    neutral = {"mul": 1, "truediv": 1, "add": 0, "sub": 0}.get(name)
+    return any(isinstance(each, (int, float)) and each == neutral for each in arguments)
 
 
 def _assigned(call: Called, place: int) -> Iterator[Edit]:
     """`d[i] = g` for `d[i] += g`: and where an index is repeated, only the last one counts."""
 
-    def added(reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def added(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         held, index, value = arguments
         held[index] = held[index] + value
 
-    def accumulated(reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def accumulated(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         held, index, value = arguments
         held.index_put_(index if isinstance(index, tuple) else (index,), value, accumulate=True)
 
-    yield Edit(2.0, "operator", "`=` overwrites what is there", "with `+=`", place, added)
+    yield Edit(2.0, "operator", "`=` overwrites what is there", "with `+=`", place, {place: added})
     problem = "repeated indices overwrite each other, where their gradients should add up"
-    yield Edit(1.9, "operator", problem, "with `index_put_(..., accumulate=True)`, or `index_add_`", place, accumulated)
+    yield Edit(1.9, "operator", problem, "with `index_put_(..., accumulate=True)`, or `index_add_`", place, {place: accumulated})
 
 
 def _exchanged(call: Called, name: str, other: str, place: int) -> Iterator[Edit]:
@@ -275,7 +285,7 @@ def _exchanged(call: Called, name: str, other: str, place: int) -> Iterator[Edit
     problem = f"`{symbols.get(name, name)}` stands where `{symbols.get(other, other)}` should"
     if name in _ADDING:
         problem = f"repeated indices overwrite each other, where their gradients should add up (`{name}`)"
-    yield Edit(1.8, kind, problem, f"with `{symbols.get(other, other)}`", place, _instead(change))
+    yield Edit(1.8, kind, problem, f"with `{symbols.get(other, other)}`", place, {place: _instead(change)})
 
 
 # -- axes and numbers -------------------------------------------------------------------------------------------------
@@ -299,19 +309,19 @@ def _axes(call: Called, place: int) -> Iterator[Edit]:
             continue
         given: Any = axes if axes is None or len(axes) > 1 or call.name == "flip" else axes[0]
 
-        def work(reach: Reach, arguments: list[Any], keywords: dict[str, Any], given: Any = given) -> Any:
+        def work(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any], given: Any = given) -> Any:
             if key or len(arguments) < 2:
                 return call.run(arguments, {**keywords, key or "dim": given, **_kept(call, keywords, current)})
             return call.run([arguments[0], given, *arguments[2:]], keywords)
 
         before = "all axes" if current is None else _along(current)
         yield Edit(1.8, "reduction", f"the `{call.name}` goes over {before}, and not over {_along(axes or ())}",
-                   f"over {_along(axes or ())}", place, work)  # fmt: skip
+                   f"over {_along(axes or ())}", place, {place: work})  # fmt: skip
     if call.name in ("var", "std"):
         for key_, value in (("unbiased", not call.keywords.get("unbiased", True)),):
             yield Edit(1.9, "wrong number", f"`{call.name}` divides by the wrong number: `unbiased` (N - 1 or N)",
                        f"with `unbiased={value}`", place,
-                       lambda reach, a, k: call.run(a, {**k, key_: value}))  # fmt: skip
+                       {place: lambda call, reach, a, k: call.run(a, {**k, key_: value})})  # fmt: skip
 
 
 def _kept(call: Called, keywords: dict[str, Any], current: Any) -> dict[str, Any]:
@@ -346,27 +356,27 @@ def _numbers(
             places += [((slot, item), inner) for item, inner in enumerate(each)]
     for path, now in places:
         if isinstance(now, slice):
-            yield from _slices(call, path, now, place)
+            yield from _slices(points[0].steps.calls, path, now, place)
         if not isinstance(now, (int, float)) or isinstance(now, bool):
             continue
         index = call.name in ("getitem", "setitem", "roll", "select", "narrow", "pad", "tril", "triu")
         for cost, kind, text, value in _candidates(points, reach, now, index):
 
             def work(
-                reach: Reach, a: list[Any], k: dict[str, Any], path: Path = path, value: Any = value
+                call: Called, reach: Reach, a: list[Any], k: dict[str, Any], path: Path = path, value: Any = value
             ) -> Any:
                 chosen = value(reach) if callable(value) else value
                 return call.run(_put(a, path, lambda _: chosen), k)
 
-            yield Edit(cost, kind, f"the number {now:.6g} should be {text}", f"with {text}", place, work)
+            yield Edit(cost, kind, f"the number {now:.6g} should be {text}", f"with {text}", place, {place: work})
     for key, now in call.keywords.items():
         if isinstance(now, (int, float)) and not isinstance(now, bool) and key not in ("dim", "axis", "dims"):
             for cost, kind, text, value in _candidates(points, reach, now, isinstance(now, int)):
 
-                def put(reach: Reach, a: list[Any], k: dict[str, Any], key: str = key, value: Any = value) -> Any:
+                def put(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], key: str = key, value: Any = value) -> Any:
                     return call.run(a, {**k, key: value(reach) if callable(value) else value})
 
-                yield Edit(cost, kind, f"`{key}={now:.6g}` should be {text}", f"with {text}", place, put)
+                yield Edit(cost, kind, f"`{key}={now:.6g}` should be {text}", f"with {text}", place, {place: put})
 
 
 def _candidates(
@@ -379,9 +389,10 @@ def _candidates(
     yield 2.1, kind if index else "sign", f"{-now:.6g}", -now
     if index:
         return
-    for name, number in reach[0].numbers.items():
-        if number != now:
-            yield 2.0, "wrong number", f"{name} = {number:.6g}", _number(name)
+    for name, number, take in derived(reach[0]):
+        if number != now and math.isfinite(number):
+            cost = 2.0 if float(number).is_integer() else 1.15  # a fraction does not fit by chance
+            yield cost, "wrong number", f"{name} = {number:.6g}", take
     for size, called in sizes(points[0]):
         if size != now:
             yield 2.2, "wrong number", f"{size}, {called}", size
@@ -394,31 +405,33 @@ def _candidates(
         yield 2.4 + named.cost, "wrong operand", named.text, _tensor(key)
 
 
-def _number(name: str) -> Callable[[Reach], float]:
-    return lambda reach: reach.numbers[name]
-
-
 def _tensor(key: str) -> Callable[[Reach], Tensor]:
     return lambda reach: reach.named[key].tensor
 
 
-def _slices(call: Called, path: Path, now: slice, place: int) -> Iterator[Edit]:
-    """A slice that begins and ends one element earlier or later, with the same number of elements."""
+def _slices(calls: Sequence[Called], path: Path, now: slice, place: int) -> Iterator[Edit]:
+    """A slice that begins and ends one or two elements earlier or later, with the same number of elements."""
+    call = calls[place]
     held = call.arguments[0]
     axis = int(path[1]) if len(path) > 1 else 0
     if not isinstance(held, Tensor) or now.step not in (None, 1) or axis >= held.dim():
         return
+    # `d[1:] += g` reads the slice and assigns it: both move.
+    alike = (at for at in range(place + 1, len(calls)) if call.name == "getitem" and calls[at].name == "setitem"
+             and calls[at].arguments[0] is held and calls[at].arguments[1] is call.arguments[1])  # fmt: skip
+    both = {place, *[at for at in [next(alike, None)] if at is not None]}
     start, stop, _ = now.indices(held.shape[axis])
     for by in (1, -1, 2, -2):
         if 0 <= start + by and stop + by <= held.shape[axis]:
             moved = slice(start + by, stop + by)
 
-            def work(reach: Reach, a: list[Any], k: dict[str, Any], moved: slice = moved) -> Any:
+            def work(
+                call: Called, reach: Reach, a: list[Any], k: dict[str, Any], moved: slice = moved
+            ) -> Any:  # fmt: skip
                 return call.run(_put(a, path, lambda _: moved), k)
 
-            text = f"`{moved.start}:{moved.stop}`"
-            yield Edit(2.0 + abs(by) / 10, "shifted", f"the slice along axis {axis} is off by {abs(by)}",
-                       f"with {text}", place, work)  # fmt: skip
+            yield Edit(1.9 + abs(by) / 10, "shifted", f"the slice along axis {axis} is off by {abs(by)}",
+                       f"with `{moved.start}:{moved.stop}`", place, dict.fromkeys(both, work))  # fmt: skip
 
 
 def sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
@@ -436,28 +449,88 @@ def sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
                     yield size, f"the size of {name} along {_along(axes)}"
 
 
-# -- order ------------------------------------------------------------------------------------------------------------
+# -- two steps --------------------------------------------------------------------------------------------------------
 
 
-def _commuted(calls: list[Called], call: Called, place: int) -> Iterator[Edit]:
-    """Two steps of one tensor in the other order: eps added outside of the root."""
-    inner = [(path, each) for path, each in _operands(call)]
-    if len(inner) != 1 or not isinstance(call.out, Tensor) or call.writes:
-        return
-    (path, operand) = inner[0]
-    first = next((each for each in calls[:place] if each.out is operand), None)
-    if first is None or len(list(_operands(first))) != 1 or first.writes:
-        return
-    (before, source) = next(_operands(first))
+def _reordered(calls: Sequence[Called], place: int) -> Iterator[Edit]:
+    """A step and the one before it: in the other order, or with other operators between the three operands."""
+    call = calls[place]
+    operands = list(_operands(call))
+    for path, operand in operands:
+        first = next((at for at, each in enumerate(calls[:place]) if each.out is operand), None)
+        if first is None or calls[first].writes or call.writes or not isinstance(call.out, Tensor):
+            continue
+        if len(operands) == 1 and len(list(_operands(calls[first]))) == 1:
+            yield _commuted(calls, place, first, path)
+        if call.name in _ARITHMETIC and calls[first].name in _ARITHMETIC:
+            yield from _regrouped(calls, place, first, path)
 
-    def work(reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+
+def _commuted(calls: Sequence[Called], place: int, first: int, path: Path) -> Edit:
+    call, earlier = calls[place], calls[first]
+    (before, _) = next(_operands(earlier))
+
+    def work(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        inner = reach.steps[first]
+        source = dict(_operands(inner))[before]
         outer = call.run(_put(arguments, path, lambda _: source), keywords)
-        return first.run(_put(list(first.arguments), before, lambda _: outer), first.keywords)
+        return inner.run(_put(list(inner.arguments), before, lambda _: outer), inner.keywords)
 
     number = next((each for each in call.arguments if isinstance(each, (int, float))), None)
     if call.name == "add" and number is not None:
-        problem = f"{number:.6g} is added outside of `{first.name}`, and not inside"
-        yield Edit(1.9, "epsilon", problem, "with it inside", place, work)
-    else:
-        problem = f"`{call.name}` comes after `{first.name}`, and not before"
-        yield Edit(2.3, "order", problem, "in the other order", place, work)
+        problem = f"{number:.6g} is added outside of `{earlier.name}`, and not inside"
+        return Edit(1.9, "epsilon", problem, "with it inside", place, {place: work})
+    problem = f"`{call.name}` comes after `{earlier.name}`, and not before"
+    return Edit(2.3, "order", problem, "in the other order", place, {place: work})
+
+
+def _regrouped(calls: Sequence[Called], place: int, first: int, path: Path) -> Iterator[Edit]:
+    """(a * b) * c for a * (b + c), and so on."""
+    call, earlier = calls[place], calls[first]
+    if len(call.arguments) != 2 or len(earlier.arguments) != 2:
+        return
+    now = (_ARITHMETIC[earlier.name][0], _ARITHMETIC[call.name][0])
+    for (one, (left, do)), (two, (right, then)) in product(_ARITHMETIC.items(), repeat=2):
+        for inside in (True, False):  # a do (b then c), or (a do b) then c
+            if not inside and ((one == earlier.name) or (two == call.name)):
+                continue  # a change of one operator, tried elsewhere
+
+            def work(
+                call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any],
+                do: Callable[[Any, Any], Any] = do, then: Callable[[Any, Any], Any] = then, inside: bool = inside,
+            ) -> Any:  # fmt: skip
+                a, b = reach.steps[first].arguments
+                c = arguments[1 - path[0]]  # type: ignore[operator]
+                return do(a, then(b, c)) if inside else then(do(a, b), c)
+
+            should = f"a {left} (b {right} c)" if inside else f"(a {left} b) {right} c"
+            problem = f"the operators are wrong: (a {now[0]} b) {now[1]} c stands where {should} should"
+            yield Edit(2.35, "operator", problem, "with that", place, {place: work})
+
+
+def _products(reach: Sequence[Reach], call: Called, place: int) -> Iterator[Edit]:
+    """A product of two tensors is missing as a term."""
+    if not isinstance(call.out, Tensor) or not call.out.is_floating_point() or call.writes or not call.out.dim():
+        return
+    fitting = [
+        (key, named)
+        for key, named in reach[0].named.items()
+        if named.made < place and named.tensor.is_floating_point()
+        and (named.tensor.shape == call.out.shape or (named.tensor.dim() and fitted_shape(named.tensor.shape, call.out.shape)))
+    ]  # fmt: skip
+    for (one, first), (two, second) in combinations_with_replacement(fitting, 2):
+        if call.out.shape not in (first.tensor.shape, second.tensor.shape):
+            continue
+        for sign, word in ((1, "added"), (-1, "subtracted")):
+
+            def work(
+                call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any],
+                one: str = one, two: str = two, sign: int = sign,
+            ) -> Any:  # fmt: skip
+                out = call.run(arguments, keywords)
+                factors = [reach.named[key].tensor for key in (one, two)]
+                shaped = [each.reshape(fitted_shape(each.shape, out.shape) or each.shape) for each in factors]
+                return out + sign * shaped[0] * shaped[1]
+
+            yield Edit(2.7 + (first.cost + second.cost) / 2, "missing term",
+                       f"{first.text} times {second.text} is missing as a term", f"with it {word}", place, {place: work})  # fmt: skip

@@ -29,8 +29,8 @@ def reaches(points: list[FunctionTrace]) -> list[Reach]:
     numbers = [point.numbers for point in points]
     shared = [name for name in numbers[0] if all(name in each for each in numbers)]
     return [
-        Reach({key: named[key] for key in kept}, {name: each[name] for name in shared})
-        for named, each in zip(everywhere, numbers, strict=True)
+        Reach({key: named[key] for key in kept}, {name: each[name] for name in shared}, point.steps.calls)
+        for point, named, each in zip(points, everywhere, numbers, strict=True)
     ]
 
 
@@ -42,14 +42,17 @@ def _mark(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _named(point: FunctionTrace) -> Iterator[tuple[str, Named]]:
+    saved = {_mark(each) for each in point.context.saved_tensors if each is not None}
     for text, tensor in point.sources.items():
         cost = _UPSTREAM if "upstream" in text else _SAVED if text.startswith("saved") else _SOURCE
-        yield text, Named(text, tensor, cost)
+        yield text, Named(text, tensor, cost, kept=text == "the output" or _mark(tensor) in saved)
     for text, tensor in list(point.sources.items()):
         yield from _one_hot(point, text, text, tensor)
+    own = {text for call in point.steps.calls for text, _ in _results(call)}
     for place, call in enumerate(point.forward):
         for item, (text, tensor) in enumerate(_results(call)):
             key = f"forward {place} {item}"
+            text = f"{text} of the forward" if text in own else text
             yield key, Named(text, tensor, _FORWARD)
             yield from _one_hot(point, key, text, tensor)
         slope = _slope(call)
@@ -108,6 +111,7 @@ def _slope(call: Called) -> Tensor | None:
             out = call.run([leaf if each is x else each for each in call.arguments], call.keywords)
             if not out.requires_grad:
                 return None
-            return torch.autograd.grad(out.sum(), leaf)[0]
+            slope = torch.autograd.grad(out.sum(), leaf)[0]
+        return None if bool((slope == slope.reshape(-1)[0]).all()) else slope
     except Exception:  # a step that cannot run by itself
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from chainrule.verification.repair_changes import fitted_shape
 from chainrule.verification.repair_samples import CLOSE, Finding, Sample
 from chainrule.verification.repair_whole import changed, scaled
 
+MOST_PAIRS = 24  # kinds of elements that are tried two by two
+
 
 def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]]) -> Iterator[Finding]:
     """The gradient is wrong at the elements of one kind, and at no others."""
@@ -21,12 +24,24 @@ def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
     wrong = [_wrong(sample) for sample in samples]
     if any(bool(off.all()) or not bool(off.any()) for off in wrong):
         return
+    partly = []
     for cost, inside, outside, marks in _kinds(samples):
+        if not any(bool((off & ~mark).any()) for off, mark in zip(wrong, marks, strict=True)):
+            partly.append((cost, inside, marks))
         if all(_is(off, mark, sample) for off, mark, sample in zip(wrong, marks, samples, strict=True)):
             count = int(wrong[0].sum())
             elements = f"all {count} elements" if count > 1 else "the one element"
             problem = f"{name} is wrong {inside}, at {elements}, and right {outside}"
-            yield Finding("region", cost, problem, _there(samples, wrong, sizes))
+            there = _there(samples, wrong, sizes)
+            yield Finding("region", cost if there else cost + 0.6, problem, there)
+
+
+    for (cost, one, first), (_, two, second) in combinations(partly[:MOST_PAIRS], 2):
+        marks = [a & b for a, b in zip(first, second, strict=True)]
+        if all(_is(off, mark, sample) for off, mark, sample in zip(wrong, marks, samples, strict=True)):
+            problem = f"{name} is wrong {one} and {two}, at {int(wrong[0].sum())} elements, and right elsewhere"
+            there = _there(samples, wrong, sizes)
+            yield Finding("region", cost + (0.4 if there else 1.0), problem, there)
 
 
 def _wrong(sample: Sample) -> Tensor:
@@ -77,6 +92,8 @@ def _kinds(samples: Sequence[Sample]) -> Iterator[Kind]:
     shape = samples[0].wrong.shape
     yield from _of_places(samples, shape)
     for key, named in samples[0].reach.named.items():
+        if "upstream" in named.text or named.made >= 0:
+            continue
         tensors = [sample.reach.named[key].tensor for sample in samples]
         fitted = fitted_shape(tensors[0].shape, shape)
         cost = 2.45 + named.cost / 2

@@ -8,10 +8,10 @@ known element of every sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,20 +55,23 @@ class Named:
     """A tensor that a gradient may be made of, as its user calls it.
 
     `cost` orders the names, the likeliest first. `made` is the step of the backward that gives it, -1 before the first.
+    `kept` is whether the backward has it at hand: it was saved, or is the output.
     """
 
     text: str
     tensor: Tensor
     cost: float = 0.0
     made: int = -1
+    kept: bool = False
 
 
 @dataclass(frozen=True)
 class Reach:
-    """The tensors and plain numbers that a gradient may be made of, at one point."""
+    """The tensors and plain numbers that a gradient may be made of, at one point, and the steps that made it."""
 
     named: dict[str, Named] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
+    steps: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -151,3 +154,24 @@ def fit(samples: Sequence[Sample], base: Change, part: Change) -> float | None:
 def same(factor: float, other: float) -> bool:
     """Whether a fitted factor is this number."""
     return compare(factor, other, eps=FITTED).agrees
+
+
+def derived(reach: Reach) -> Iterator[tuple[str, float, Callable[[Reach], float]]]:
+    """The plain numbers in reach, and what is usually made of them: `1 - p`, `p**2`."""
+    for name, value in reach.numbers.items():
+        yield name, value, lambda reach, name=name: reach.numbers[name]  # type: ignore[misc]
+    for name, value in reach.numbers.items():
+        if not name.startswith("`"):
+            continue
+        bare = name.strip("`")
+        for text, make in _DERIVED.items():
+            if value > 0 or "sqrt" not in text:
+                yield f"`{text.format(bare)}`", make(value), lambda reach, name=name, make=make: make(reach.numbers[name])  # type: ignore[misc]
+
+
+_DERIVED: dict[str, Callable[[float], float]] = {
+    "1 - {}": lambda number: 1 - number,
+    "1 + {}": lambda number: 1 + number,
+    "{}**2": lambda number: number**2,
+    "sqrt({})": lambda number: math.sqrt(number),
+}

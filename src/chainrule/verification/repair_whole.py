@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chainrule.verification.repair_changes import changes, fitted_shape
-from chainrule.verification.repair_samples import Change, Finding, Named, Reach, Sample, agree, fit, same
+from chainrule.verification.repair_samples import Change, Finding, Named, Reach, Sample, agree, derived, fit, same
 
 LATEST = 1 << 30  # every step of a backward comes before
 MOST_FACTORS = 20
@@ -26,13 +26,16 @@ def scaled(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
     if same(factor, -1):
         yield Finding("sign", 1.0, f"the sign of {name} is wrong", "with -1 it agrees")
         return
-    for given, value in _constants(samples[0].reach):
+    for given, value, _ in derived(samples[0].reach):
+        given = given if given == f"{value:.6g}" else f"{given} = {value:.6g}"
+        if value in (0, 1):
+            continue
         if same(factor, value):
-            text = f"a factor {given} = {value:.6g} is missing in {name}"
+            text = f"a factor {given} is missing in {name}"
             yield Finding("factor", 1.2, text, "multiplied by it, it agrees")
             return
         if same(factor, 1 / value):
-            text = f"{name} has a factor {given} = {value:.6g} too many"
+            text = f"{name} has a factor {given} too many"
             yield Finding("factor", 1.2, text, "divided by it, it agrees")
             return
     for right, problem, fix in ((1 / factor, f"a factor 1/N is missing in {name}", "divided"),
@@ -45,20 +48,6 @@ def scaled(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
     cost = 1.4 if any(same(factor, nice) for nice in (2, 0.5, 3, 1 / 3, 4, 0.25, -2, -0.5)) else 2.9
     problem = f"{name} is {1 / factor:.6g} times what it should be"
     yield Finding("factor", cost, problem, f"multiplied by {factor:.6g} it agrees")
-
-
-def _constants(reach: Reach) -> Iterator[tuple[str, float]]:
-    """The plain numbers that the forward was given, and what is usually made of them."""
-    for name, value in reach.numbers.items():
-        yield name, value
-    for name, value in reach.numbers.items():
-        if name.startswith("`"):
-            bare = name.strip("`").removeprefix("ctx.")
-            yield f"`1 - {bare}`", 1 - value or math.nan
-            yield f"`1 + {bare}`", 1 + value or math.nan
-            yield f"`{bare}**2`", value**2
-            if value > 0:
-                yield f"`sqrt({bare})`", math.sqrt(value)
 
 
 def changed(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
@@ -159,11 +148,12 @@ def _terms(reach: Reach, wrong: Tensor) -> Iterator[Term]:
     chosen = sorted(real_numbers.items(), key=lambda each: each[1].cost)
     factors = [(key, named) for key, named in chosen if "upstream" not in named.text][:MOST_FACTORS]
     for key, named in chosen:
-        yield Term(named.text, named.cost / 2, _product((key,), shape))
+        yield Term(_over(named.text, (key,), reach, shape), named.cost / 2, _product((key,), shape))
     for g, above in upstream:
         for key, named in factors:
             text = f"{named.text} times {above.text}"
-            yield Term(text, 0.1 + named.cost / 2, _product((key, g), shape))
+            whole = _over(text, (key, g), reach, shape)
+            yield Term(whole, 0.1 + named.cost / 2, _product((key, g), shape))
             for axis in (None, *range(len(shape))):
                 over = "all axes" if axis is None else f"axis {axis}"
                 yield Term(f"the sum of {text} over {over}", 0.2 + named.cost / 2, _summed((key, g), (), axis, shape))
@@ -178,13 +168,26 @@ def _terms(reach: Reach, wrong: Tensor) -> Iterator[Term]:
         for (one, first), (two, second) in combinations_with_replacement(factors, 2):
             cost = 0.3 + (first.cost + second.cost) / 2
             text = f"{first.text} times {second.text} times {above.text}"
-            yield Term(text, cost, _product((one, two, g), shape))
+            yield Term(_over(text, (one, two, g), reach, shape), cost, _product((one, two, g), shape))
             for axis in range(len(shape)):
                 for (inner, a), (outer, b) in (((one, first), (two, second)), ((two, second), (one, first))):
                     text = f"the sum of {a.text} times {above.text} over axis {axis}, times {b.text}"
                     yield Term(text, cost + 0.1, _summed((inner, g), (outer,), axis, shape))
     if len(shape) == 2:
         yield from _matrices(chosen[: MOST_FACTORS + 2], shape)
+
+
+def _over(text: str, keys: tuple[str, ...], reach: Reach, shape: torch.Size) -> str:
+    """A product in words, with the axes that it is summed over to have the shape of the gradient."""
+    shapes = [reach.named[key].tensor.shape for key in keys]
+    try:
+        whole = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return text
+    axes = [str(at) for at, size in enumerate(whole) if at < len(whole) - len(shape) or (
+        size > 1 and shape[at - len(whole) + len(shape)] == 1)]  # fmt: skip
+    over = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(axes)}"
+    return f"{text}, summed over {over}" if axes else text
 
 
 def _matrices(chosen: Sequence[tuple[str, Named]], shape: torch.Size) -> Iterator[Term]:
