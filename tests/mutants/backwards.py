@@ -109,7 +109,7 @@ ELEMENTWISE = (
         (
             ("y**2", "x**2", rf"{OPERAND}.*output"),
             ("1 - y**2", "1 + y**2", r"(operator|sign): "),
-            ("y**2", "y", r"(factor|missing factor|wrong number): .*(2|output)"),
+            ("y**2", "y", r"(missing factor: .*output|wrong number: .*2|missing function: .*square)"),
             ("1 - y**2", "y**2", r"(missing term|wrong number|operator): .*1"),
         ),
     ),

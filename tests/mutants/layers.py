@@ -378,7 +378,7 @@ WINDOWS = (
         "x=b,d,c",
         "return F.avg_pool1d(x, 2)",
         "return g.repeat_interleave(2, 2) / 2",
-        ((" / 2", "", r"(factor|1/N): "), ("g.repeat_interleave(2, 2) / 2", "torch.cat([g, g], 2) / 2", r"(shifted|transpose|wrong function|swapped|not recognised): "), ("g.repeat_interleave(2, 2) / 2", "torch.ones_like(g).repeat_interleave(2, 2) / 2", UPSTREAM)),
+        ((" / 2", "", r"(factor|1/N): "), ("g.repeat_interleave(2, 2) / 2", "torch.cat([g, g], 2) / 2", REGION), ("g.repeat_interleave(2, 2) / 2", "torch.ones_like(g).repeat_interleave(2, 2) / 2", UPSTREAM)),
     ),
     Backward(
         "maximum pooling",

@@ -201,6 +201,8 @@ class _Search:
         for at, (point, reach) in enumerate(zip(self.points, self.reach, strict=True)):
             try:
                 back = self._run(edit, point, reach)
+                if any(isinstance(old, Tensor) and old.shape != new.shape for old, new in zip(point.back, back, strict=True)):
+                    return []
                 positions = [each for each in positions if self.samples[each][at].agrees(point.returned(back, each))]
                 if not positions or not self._spared(point, back):
                     return []

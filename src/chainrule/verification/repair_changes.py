@@ -95,7 +95,7 @@ def _with_tensor(
         return
     fitted = fitted_shape(other.shape, tensor.shape)
     if fitted is None and other.dim() == 2 and other.t().shape == tensor.shape and other.is_floating_point():
-        turn: Turn = lambda point, _: point.named[key].tensor.t()  # noqa: E731
+        turn: Turn = lambda point, _: point.named[key].tensor.t().clone()  # which a later step may write to  # noqa: E731
         yield TensorChange(2.6 + cost, "wrong operand", f"{name} stands where {text} transposed should",
                            f"with {text} transposed", turn)  # fmt: skip
     if fitted is None:
@@ -120,9 +120,23 @@ def _with_tensor(
     yield TensorChange(2.45 + cost, "missing factor", f"the division by {text} is missing", f"with {name} divided by it",
                        lambda point, t: t / take(point))  # fmt: skip
     if other.shape == tensor.shape:
+        yield from _projections(tensor, name, key, text, cost)
         likely = 2.0 if named.kept else 2.35 + cost
         yield TensorChange(likely, "wrong operand", f"{name} stands where {text} should", f"with {text} there",
-                           lambda point, t: take(point))  # fmt: skip
+                           lambda point, t: take(point).clone())  # fmt: skip
+
+
+def _projections(tensor: Tensor, name: str, key: str, text: str, cost: float) -> Iterator[TensorChange]:
+    """What a normalisation subtracts: o - p * sum(o), as of a softmax, and o - p * sum(o * p), as of unit vectors."""
+    for axis in (axis for axis, size in enumerate(tensor.shape) if size > 1):
+        for inner in (f"{name}", f"{name} times {text}"):
+
+            def turn(point: Reach, t: Tensor, axis: int = axis, plain: bool = inner == name) -> Tensor:
+                other = point.named[key].tensor
+                return t - other * (t if plain else t * other).sum(axis, keepdim=True)
+
+            problem = f"{text} times the sum of {inner} over axis {axis} is missing as a term"
+            yield TensorChange(2.6 + cost, "missing term", problem, f"with it subtracted from {name}", turn)
 
 
 def fitted_shape(shape: torch.Size, into: torch.Size) -> tuple[int, ...] | None:
@@ -198,4 +212,4 @@ def _of_indices(points: Sequence[Reach], tensor: Tensor, name: str, before: int)
             likely = 2.0 if named.kept else 2.3 + named.cost
             yield TensorChange(likely, "wrong operand", f"{name} stands where {named.text} should",
                                f"with {named.text} there",
-                               lambda point, _, key=key: point.named[key].tensor)  # type: ignore[misc]  # fmt: skip
+                               lambda point, _, key=key: point.named[key].tensor.clone())  # type: ignore[misc]  # fmt: skip

@@ -406,7 +406,7 @@ def _candidates(
 
 
 def _tensor(key: str) -> Callable[[Reach], Tensor]:
-    return lambda reach: reach.named[key].tensor
+    return lambda reach: reach.named[key].tensor.clone()
 
 
 def _slices(calls: Sequence[Called], path: Path, now: slice, place: int) -> Iterator[Edit]:

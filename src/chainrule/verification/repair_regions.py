@@ -24,24 +24,26 @@ def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
     wrong = [_wrong(sample) for sample in samples]
     if any(bool(off.all()) or not bool(off.any()) for off in wrong):
         return
-    partly = []
+    found, partly = list[tuple[float, str]](), list[tuple[float, str, list[Tensor]]]()
     for cost, inside, outside, marks in _kinds(samples):
-        if not any(bool((off & ~mark).any()) for off, mark in zip(wrong, marks, strict=True)):
-            partly.append((cost, inside, marks))
+        if any(bool((off & ~mark).any()) for off, mark in zip(wrong, marks, strict=True)):
+            continue
+        partly.append((cost, inside, marks))
         if all(_is(off, mark, sample) for off, mark, sample in zip(wrong, marks, samples, strict=True)):
-            count = int(wrong[0].sum())
-            elements = f"all {count} elements" if count > 1 else "the one element"
-            problem = f"{name} is wrong {inside}, at {elements}, and right {outside}"
-            there = _there(samples, wrong, sizes)
-            yield Finding("region", cost if there else cost + 0.6, problem, there)
-
-
-    for (cost, one, first), (_, two, second) in combinations(partly[:MOST_PAIRS], 2):
+            found.append((cost, f"{inside}, at {_counted(wrong[0])}, and right {outside}"))
+    for (cost, one, first), (_, two, second) in combinations(partly[:MOST_PAIRS], 2) if not found else ():
         marks = [a & b for a, b in zip(first, second, strict=True)]
         if all(_is(off, mark, sample) for off, mark, sample in zip(wrong, marks, samples, strict=True)):
-            problem = f"{name} is wrong {one} and {two}, at {int(wrong[0].sum())} elements, and right elsewhere"
-            there = _there(samples, wrong, sizes)
-            yield Finding("region", cost + (0.4 if there else 1.0), problem, there)
+            found.append((cost + 0.4, f"{one} and {two}, at {_counted(wrong[0])}, and right elsewhere"))
+    if found:
+        cost, where = min(found)
+        there = _there(samples, wrong, sizes)
+        yield Finding("region", cost + (0.1 if there else 0.7), f"{name} is wrong {where}", there)
+
+
+def _counted(off: Tensor) -> str:
+    count = int(off.sum())
+    return f"all {count} elements" if count > 1 else "the one element"
 
 
 def _wrong(sample: Sample) -> Tensor:
