@@ -243,6 +243,23 @@ class FunctionTrace:
         self.uses = cutter.uses
         return leaves, out
 
+    @cached_property
+    def adjoints(self) -> list[tuple[Called, Tensor]]:
+        """The steps of the forward with the gradients of their results, which autograd gives."""
+        arguments = [
+            _writable(each.detach().clone().requires_grad_()) if name in self._wanted() else each
+            for name, each in self.experiment.wide.items()
+        ]
+        with torch.enable_grad(), CallTape() as tape:
+            out = self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        steps = [each for each in tape.calls if isinstance(each.out, Tensor) and each.out.requires_grad]
+        if any(each.writes for each in tape.calls):
+            return []
+        outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
+        ones, seeds = [o for o, _ in outs], [g for _, g in outs]
+        found = torch.autograd.grad(ones, [each.out for each in steps], seeds, allow_unused=True)
+        return [(step, grad) for step, grad in zip(steps, found, strict=True) if grad is not None]
+
     def along_the_diagonal(self, position: int) -> Tensor | None:
         """The gradient if each element of the output changed with the same element of the argument alone.
 

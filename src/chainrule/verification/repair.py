@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -18,16 +19,19 @@ from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
-from chainrule.graph.graph import Edge
+from chainrule.graph.graph import Edge, Place
 from chainrule.verification.differences import ArgumentCheck
 from chainrule.verification.repair_edits import Edit, Step, edits, sizes
-from chainrule.verification.repair_reach import reaches
+from chainrule.verification.repair_reach import name_of, reaches
 from chainrule.verification.repair_regions import region
 from chainrule.verification.repair_samples import CLOSE, Finding, Mistake, Reach, Sample, agree
-from chainrule.verification.repair_whole import changed, missing_product, scaled, summed, swapped
+from chainrule.verification.repair_whole import changed, missing_product, padded, scaled, summed, swapped
 
 MOST_EDITS = 6000  # of single steps, of small tensors; fewer of large ones
 WINDOW = 0.35  # the cost by which a later finding may be dearer than the best, to be looked at still
+LONGEST = 72  # characters of a line that is shown whole
+CERTAIN = 1.95  # the cost up to which a finding is given without another one
+CLOSE_BY = 0.16  # the cost by which another finding may be dearer, to be as likely
 SHARED = 0.8  # what a change is cheaper that repairs all wrong gradients at once
 
 
@@ -93,11 +97,36 @@ class _Search:
         if not found:
             found = list(_tried(missing_product(self.samples[position], f"the gradient of `{label}`")))
         if not found:
-            return _unknown(label)
-        best = min(found, key=lambda each: each.cost)
+            unknown = _unknown(label)
+            return replace(unknown, text=f"{unknown.text}{self._last_right}")
+        found.sort(key=lambda each: each.cost)
+        best = found[0]
         alike = [each for each in found if (each.kind, each.problem) == (best.kind, best.problem)]
-        lines = {each.line for each in alike if each.line is not None}
-        return Repair(best.kind, label, _sentence(best, lines.pop() if len(lines) == 1 else None, label))
+        places = {(each.place.file, each.place.line): each.place for each in alike if each.place is not None}
+        place = best.place or next(iter(places.values()), None)
+        text = _sentence(best, place if len(places) == 1 else None, label)
+        other = next((each for each in found if _as_likely(each, best)), None)
+        if other is not None:
+            text = f"either {text}; or {_sentence(other, other.place, label)}"
+        where = next((each for each in found if each.kind == "region" and each is not best), None)
+        return Repair(best.kind, label, text if where is None else f"{text}; {where.problem}")
+
+    @cached_property
+    def _last_right(self) -> str:
+        """The last step of the backward that gives the gradient of a step of the forward."""
+        try:
+            adjoints = [point.adjoints for point in self.points]
+            steps = [point.steps.calls for point in self.points]
+            for place in reversed(range(len(steps[0]))):
+                for at, (step, _) in enumerate(adjoints[0]):
+                    pairs = [(calls[place].value, known[at][1]) for calls, known in zip(steps, adjoints, strict=True)]
+                    if all(isinstance(own, Tensor) and own.dim() and _close(own, right) for own, right in pairs):
+                        where = steps[0][place].place
+                        at_line = f" ({where})" if where is not None else ""
+                        return f"; {name_of(steps[0][place])}{at_line} is still right, the gradient of {name_of(step)}"
+        except Exception:  # a forward that autograd cannot differentiate, or another course of steps
+            pass
+        return ""
 
     # -- the gradient as a whole ---------------------------------------------------------------------------------------
 
@@ -114,7 +143,7 @@ class _Search:
         }
         found = [*_tried(scaled(samples, name, self.sizes)), *_tried(swapped(samples, name, others))]
         if not found or found[0].cost > 2:
-            found += [*_tried(changed(samples, name)), *_tried(summed(samples, name))]
+            found += [*_tried(changed(samples, name)), *_tried(summed(samples, name)), *_tried(padded(samples, name))]
             found += [*_tried(region(samples, name, self.sizes))]
             found += [*_tried(self._of_forward(position, label, name))]
         return found
@@ -145,7 +174,7 @@ class _Search:
             parts = [each.without_use(cut)[position] for each in points]
             if _all_match(samples, parts):
                 problem = f"a term is missing in {name}, the one that comes back through `{use}` of the forward"
-                yield Finding("missing term", 2.55, problem, "with it, it agrees")
+                yield Finding("missing term", 2.62, problem, "with it, it agrees")
                 break
         if _all_match(samples, [each.along_the_diagonal(position) for each in points]):
             yield Finding("missing term", 1.0, f"{name} is made of the diagonal of the Jacobian alone", "it lets each "
@@ -172,7 +201,7 @@ class _Search:
                 shared = SHARED if len(positions) == len(best) > 1 else 0.0
                 cost = edit.cost - shared
                 best |= {position: min(best[position], cost) for position in positions}
-                yield Finding(edit.kind, cost, edit.problem, edit.fix, self._line(edit)), positions
+                yield Finding(edit.kind, cost, edit.problem, edit.fix, self._place(edit)), positions
 
     def _places(self) -> set[int]:
         """The steps that lead to wrong gradients, and to no right one."""
@@ -227,11 +256,18 @@ class _Search:
                         return False
         return True
 
-    def _line(self, edit: Edit) -> tuple[str, int] | None:
-        if edit.place is None:
-            return None
-        place = self.points[0].steps.calls[edit.place].place
-        return None if place is None else (place.file, place.line)
+    def _place(self, edit: Edit) -> Place | None:
+        return None if edit.place is None else self.points[0].steps.calls[edit.place].place
+
+
+def _as_likely(other: Finding, best: Finding) -> bool:
+    """Whether another finding is of another kind and about as simple, and none of the elementary ones is found."""
+    kinds = {other.kind, best.kind}
+    return len(kinds) == 2 and "region" not in kinds and best.cost >= CERTAIN and other.cost <= best.cost + CLOSE_BY
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and compare(real(left), real(right), eps=CLOSE).agrees
 
 
 def _flat(tree: Any) -> list[Tensor]:
@@ -255,13 +291,13 @@ def _tried(found: Iterator[Finding]) -> Iterator[Finding]:
         return
 
 
-def _sentence(finding: Finding, line: tuple[str, int] | None, label: str) -> str:
+def _sentence(finding: Finding, place: Place | None, label: str) -> str:
     where = ""
-    if line is not None:
-        source = linecache.getline(*line).strip()
-        where = f" in `{source}` ({line[0].rsplit('/', 1)[-1]}:{line[1]})"
+    if place is not None:
+        source = linecache.getline(place.file, place.line).strip()
+        shown = source if len(source) <= LONGEST or not place.expression else place.expression
+        where = f" in `{shown}` ({place})"
     fix = finding.fix
-    if finding.line is not None:
+    if finding.place is not None:
         fix = f"{fix}, the gradient of `{label}` agrees"
     return f"{finding.problem}{where}{': ' if fix else ''}{fix}"
-

@@ -67,14 +67,14 @@ def _moves(tensor: Tensor, name: str) -> Iterator[TensorChange]:
         if min(shape[a], shape[b]) < 2:
             continue
         turn = partial(torch.transpose, dim0=a, dim1=b) if shape[a] == shape[b] else partial(_read_transposed, a=a, b=b)
-        yield TensorChange(1.8, "transpose", f"{name} is not transposed where it should be, or the reverse",
-                           f"transposed in axes {a} and {b}", _plain(turn))  # fmt: skip
+        yield TensorChange(1.8, "transpose", f"{name} should be transposed",
+                           f"with its axes {a} and {b} exchanged", _plain(turn))  # fmt: skip
     for axis in (axis for axis, size in enumerate(shape) if size > 1):
         for by in (1, -1):
             yield TensorChange(2.1, "shifted", f"{name} is off by one along axis {axis}",
                                f"shifted by {by}", _plain(partial(torch.roll, shifts=by, dims=axis)))  # fmt: skip
         if shape[axis] > 2:  # of two a shift is the reverse
-            yield TensorChange(2.2, "missing function", f"{name} is reversed along axis {axis}, or should be",
+            yield TensorChange(2.2, "missing function", f"{name} should be reversed along axis {axis}",
                                "with its elements in reverse order (`flip`)",
                                _plain(partial(torch.flip, dims=(axis,))))  # fmt: skip
 
@@ -113,17 +113,20 @@ def _with_tensor(
     yield TensorChange(2 + cost, "missing factor", problem, fix, lambda point, t: t * take(point))
     if not other.is_floating_point() and not other.is_complex():
         return
-    yield TensorChange(2.3 + cost, "missing term", f"{text} is missing as a term", f"with it added to {name}",
+    term = 2.3 + max(cost, 0.0)
+    yield TensorChange(term, "missing term", f"{text} is missing as a term", f"with it added to {name}",
                        lambda point, t: t + take(point))  # fmt: skip
-    yield TensorChange(2.3 + cost, "missing term", f"{text} is missing as a term", f"with it subtracted from {name}",
+    yield TensorChange(term, "missing term", f"{text} is missing as a term", f"with it subtracted from {name}",
                        lambda point, t: t - take(point))  # fmt: skip
     yield TensorChange(2.45 + cost, "missing factor", f"the division by {text} is missing", f"with {name} divided by it",
                        lambda point, t: t / take(point))  # fmt: skip
     if other.shape == tensor.shape:
         yield from _projections(tensor, name, key, text, cost)
         likely = 2.0 if named.kept else 2.35 + cost
-        yield TensorChange(likely, "wrong operand", f"{name} stands where {text} should", f"with {text} there",
-                           lambda point, t: take(point).clone())  # fmt: skip
+        problem, fix = f"{name} stands where {text} should", f"with {text} there"
+        if name.startswith("the gradient"):
+            problem, fix = f"{name} should be {text}", "with that"
+        yield TensorChange(likely, "wrong operand", problem, fix, lambda point, t: take(point).clone())
 
 
 def _projections(tensor: Tensor, name: str, key: str, text: str, cost: float) -> Iterator[TensorChange]:

@@ -68,7 +68,7 @@ def edits(points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[i
             for change in changes(reach, call.out, name_of(call), place):
                 more = 0.55 if change.kind == "wrong operand" else 0.0  # and not what its operands are
                 yield _of(change, place, {place: _after(change)}, more)
-            yield from _left_out(call, place)
+            yield from _left_out(call, place, lambda each: _called(points, reach, each, made))
         yield from _operators(call, place)
         yield from _axes(call, place)
         yield from _numbers(points, reach, call, place)
@@ -135,7 +135,7 @@ def _after(change: TensorChange) -> Step:
     return lambda call, reach, arguments, keywords: change.turn(reach, call.run(arguments, keywords))
 
 
-def _left_out(call: Called, place: int) -> Iterator[Edit]:
+def _left_out(call: Called, place: int, named: Callable[[Tensor], str]) -> Iterator[Edit]:
     """One operand instead of the result: a factor, a term or a function too many."""
     operands = [(path, each) for path, each in _operands(call) if len(path) == 1]
     if len(operands) > 1 or not call.out.is_floating_point():
@@ -151,20 +151,13 @@ def _left_out(call: Called, place: int) -> Iterator[Edit]:
             if not call.out.is_floating_point():
                 kind = "shifted"
             what = {"mul": "factor", "add": "term", "sub": "term"}.get(call.name, "division by")
-            yield Edit(2.2, kind, f"the {what} {_operand_text(call, 1 - slot)} is too many", "without it", place, {place: work})  # type: ignore[operator]
+            other = call.arguments[1 - slot]  # type: ignore[operator]
+            text = named(other) if isinstance(other, Tensor) else f"{other:.6g}"
+            yield Edit(2.2, kind, f"the {what} {text} is too many", "without it", place, {place: work})
         elif call.name not in ("clone", "to", "contiguous", "detach"):
-            yield Edit(2.1, "extra function", f"the `{call.name}` is too many", "without it", place, {place: work})
-
-
-def _operand_text(call: Called, slot: int) -> str:
-    """An operand as it is written in the source, or its number."""
-    names = call.site.argument_names() if call.site is not None else ()
-    if call.reversed:
-        names = names[::-1]
-    if slot < len(names) and names[slot]:
-        return f"`{names[slot]}`"
-    given = call.arguments[slot] if slot < len(call.arguments) else None
-    return f"{given:.6g}" if isinstance(given, (int, float)) else f"that is its operand {slot + 1}"
+            moves = call.name in ("t", "T", "mT", "transpose", "flip", "roll")
+            yield Edit(1.75 if moves else 2.1, "transpose" if call.name in ("t", "T", "mT", "transpose") else
+                       "extra function", f"the `{call.name}` is too many", "without it", place, {place: work})  # fmt: skip
 
 
 # -- operators and functions ------------------------------------------------------------------------------------------

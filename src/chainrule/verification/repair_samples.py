@@ -18,6 +18,7 @@ from torch import Tensor
 
 from chainrule.execution.experiment import real
 from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Place
 
 Mistake = Literal[
     "sign",
@@ -31,6 +32,7 @@ Mistake = Literal[
     "missing term",
     "extra term",
     "wrong operand",
+    "wrong expression",
     "wrong function",
     "missing function",
     "extra function",
@@ -116,13 +118,13 @@ Change = Callable[[Sample], Tensor]
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake in words: "{problem}: {fix}, the gradient agrees". `line` says where, if that is known."""
+    """A mistake in words: "{problem}: {fix}, the gradient agrees". `place` says where, if that is known."""
 
     kind: Mistake
     cost: float
     problem: str
     fix: str
-    line: tuple[str, int] | None = None
+    place: Place | None = None
 
 
 def agree(samples: Sequence[Sample], change: Change) -> bool:

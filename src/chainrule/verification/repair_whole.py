@@ -81,6 +81,26 @@ def summed(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
                     yield Finding("reduction", 2.0 + named.cost / 2, problem, f"{named.text}, summed over {over}, agrees")
 
 
+def padded(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
+    """A shift that lost the elements at the edge; all others agree."""
+    if any(sample.elements is not None or sample.wrong.is_complex() for sample in samples):
+        return
+    shape = samples[0].wrong.shape
+    for axis, by in ((axis, by) for axis, size in enumerate(shape) if size > 2 for by in (1, -1)):
+        inner = (slice(None),) * axis + (slice(1, None) if by > 0 else slice(None, -1),)
+
+        def patched(
+            sample: Sample, axis: int = axis, by: int = by, inner: tuple[slice, ...] = inner
+        ) -> Tensor:
+            whole = sample.right.reshape(shape).clone()
+            whole[inner] = sample.wrong.roll(by, axis)[inner]
+            return whole
+
+        if all(bool(sample.wrong[inner].any()) for sample in samples) and agree(samples, patched):
+            fix = f"shifted by {by} it agrees, except at the edge"
+            yield Finding("shifted", 2.2, f"{name} is off by one along axis {axis}", fix)
+
+
 def swapped(samples: Sequence[Sample], name: str, others: dict[str, Sequence[Tensor]]) -> Iterator[Finding]:
     """Another argument was given the gradient of this one."""
     for other, gradients in others.items():
@@ -135,7 +155,7 @@ def missing_product(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
                 more = 0.0 if abs(abs(factor) - 1) < 1e-5 else 0.3
                 said = words.format(name=name, term=times + term.text)
                 problem, _, fix = said.partition(": ")
-                yield Finding("missing term" if fix else "wrong operand", cost + term.cost + more, problem, fix)
+                yield Finding("missing term" if fix else "wrong expression", cost + term.cost + more, problem, fix)
 
 
 def _terms(reach: Reach, wrong: Tensor) -> Iterator[Term]:
