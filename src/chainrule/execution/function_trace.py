@@ -244,21 +244,58 @@ class FunctionTrace:
         return leaves, out
 
     @cached_property
+    def _graph(self) -> tuple[dict[str, Tensor], list[Called], list[Tensor]]:
+        """The forward with autograd on: the arguments that want gradients, the steps, the outputs."""
+        leaves = {name: self.inputs[name].detach().clone().requires_grad_() for name in self._wanted()}
+        with torch.enable_grad():
+            held = {name: _writable(each) for name, each in leaves.items()}
+        with torch.enable_grad(), CallTape() as tape:
+            arguments = [held.get(name, each) for name, each in self.experiment.wide.items()]
+            out = self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        if any(each.writes for each in tape.calls):
+            return {}, [], []
+        steps = [each for each in tape.calls if isinstance(each.out, Tensor) and each.out.requires_grad]
+        return leaves, steps, list(tensors_in(out))
+
+    @cached_property
     def adjoints(self) -> list[tuple[Called, Tensor]]:
         """The steps of the forward with the gradients of their results, which autograd gives."""
-        arguments = [
-            _writable(each.detach().clone().requires_grad_()) if name in self._wanted() else each
-            for name, each in self.experiment.wide.items()
-        ]
-        with torch.enable_grad(), CallTape() as tape:
-            out = self._run(lambda: _plain_forward(self.function, arguments), arguments)
-        steps = [each for each in tape.calls if isinstance(each.out, Tensor) and each.out.requires_grad]
-        if any(each.writes for each in tape.calls):
+        _, steps, given = self._graph
+        outs = [(o, g) for o, g in zip(given, self.upstream, strict=False) if o.requires_grad]
+        if not outs:
             return []
-        outs = [(o, g) for o, g in zip(tensors_in(out), self.upstream, strict=True) if o.requires_grad]
         ones, seeds = [o for o, _ in outs], [g for _, g in outs]
-        found = torch.autograd.grad(ones, [each.out for each in steps], seeds, allow_unused=True)
+        wanted = [each.out for each in steps]
+        found = torch.autograd.grad(ones, wanted, seeds, allow_unused=True, retain_graph=True)
         return [(step, grad) for step, grad in zip(steps, found, strict=True) if grad is not None]
+
+    @cached_property
+    def slopes(self) -> list[tuple[Called, str, Tensor]]:
+        """The derivatives of steps of the forward that are elementwise: of its operand ("") or of an argument."""
+        found = []
+        leaves, steps, _ = self._graph
+        for step in steps[:40]:
+            operands = [each for each in step.arguments if isinstance(each, Tensor) and each.requires_grad]
+            of = [("", operands[0])] if len(operands) == 1 else []
+            for name, x in [*of, *leaves.items()]:
+                slope = self._slope(step.out, x) if x.shape == step.out.shape and x.numel() > 1 else None
+                if slope is not None:
+                    found.append((step, name, slope))
+        return found
+
+    def _slope(self, out: Tensor, x: Tensor) -> Tensor | None:
+        """The derivative of each element by that at its place; None where others move it, and where it is constant."""
+        if out.is_complex() or x.is_complex() or out is x:
+            return None
+        seed = torch.linspace(0.5, 1.7, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape)
+        with torch.enable_grad():
+            one, other = (
+                torch.autograd.grad(out, x, each, retain_graph=True, allow_unused=True)[0]
+                for each in (torch.ones_like(seed), seed)
+            )
+        if one is None or other is None or not compare(seed * one, other, eps=CLOSE).agrees:
+            return None
+        return None if bool((one == one.reshape(-1)[0]).all()) else one
 
     def along_the_diagonal(self, position: int) -> Tensor | None:
         """The gradient if each element of the output changed with the same element of the argument alone.

@@ -191,7 +191,10 @@ class _Search:
         if len({tuple(call.name for call in point.steps.calls) for point in points}) > 1:
             return
         best = {position: min((each.cost for each in findings), default=9.0) for position, findings in found.items()}
-        candidates = sorted(edits(points, self.reach, self._places()), key=lambda edit: edit.cost)
+        places = self._places()
+        firsts = {place for place in places if self._siblings[place][0] == place}
+        repeated = {place: len(self._siblings[place]) for place in firsts if len(self._siblings[place]) > 1}
+        candidates = sorted(edits(points, self.reach, firsts, repeated), key=lambda edit: edit.cost)
         weight = 1 + len(calls) * max(got.numel() for got in points[0].got.values()) / 20_000
         for edit in candidates[: int(MOST_EDITS / weight)]:
             if edit.cost - SHARED * (len(best) > 1) > max(best.values()) + WINDOW:
@@ -201,7 +204,7 @@ class _Search:
                 shared = SHARED if len(positions) == len(best) > 1 else 0.0
                 cost = edit.cost - shared
                 best |= {position: min(best[position], cost) for position in positions}
-                yield Finding(edit.kind, cost, edit.problem, edit.fix, self._place(edit)), positions
+                yield Finding(edit.kind, cost, edit.problem, edit.fix, self._place(edit), of_steps=True), positions
 
     def _places(self) -> set[int]:
         """The steps that lead to wrong gradients, and to no right one."""
@@ -240,10 +243,26 @@ class _Search:
         return positions
 
     def _run(self, edit: Edit, point: FunctionTrace, reach: Reach) -> tuple[Any, ...]:
-        def at(place: int, work: Step) -> Work:
-            return lambda arguments, keywords: work(point.steps.calls[place], reach, arguments, keywords)
+        def at(place: int, turn: int, work: Step) -> Work:
+            here = replace(reach, turn=turn) if turn else reach
+            return lambda arguments, keywords: work(point.steps.calls[place], here, arguments, keywords)
 
-        return point.steps.run({place: at(place, work) for place, work in edit.works.items()})
+        works = {
+            each: at(each, turn, work)
+            for place, work in edit.works.items()
+            for turn, each in enumerate(self._siblings[place])
+        }
+        return point.steps.run(works)
+
+    @cached_property
+    def _siblings(self) -> list[list[int]]:
+        """For each step, all that stand at the same place in the code, as those of a loop do: they change together."""
+        places: dict[object, list[int]] = {}
+        keys: list[object] = []
+        for place, call in enumerate(self.points[0].steps.calls):
+            keys.append((call.site.code, call.site.instruction, call.name) if call.site is not None else place)
+            places.setdefault(keys[-1], []).append(place)
+        return [places[key] for key in keys]
 
     def _spared(self, point: FunctionTrace, back: tuple[Any, ...]) -> bool:
         names = list(point.experiment.wide)
@@ -298,6 +317,6 @@ def _sentence(finding: Finding, place: Place | None, label: str) -> str:
         shown = source if len(source) <= LONGEST or not place.expression else place.expression
         where = f" in `{shown}` ({place})"
     fix = finding.fix
-    if finding.place is not None:
+    if finding.of_steps:
         fix = f"{fix}, the gradient of `{label}` agrees"
     return f"{finding.problem}{where}{': ' if fix else ''}{fix}"

@@ -48,7 +48,7 @@ def changes(points: Sequence[Reach], tensor: Tensor, name: str, before: int) -> 
         yield from _with_number(number, name)
     for factor, words in ((2.0, "2"), (0.5, "1/2")):
         turn = _plain(partial(torch.mul, other=factor))
-        yield TensorChange(2.6, "factor", f"a factor {words} is missing at {name}", "multiplied by it", turn)
+        yield TensorChange(2.2, "factor", f"a factor {words} is missing at {name}", "multiplied by it", turn)
     yield from _functions(tensor, name)
     yield from _sums(tensor, name)
 
@@ -161,7 +161,7 @@ def _with_number(number: str, name: str) -> Iterator[TensorChange]:
                        lambda point, t: t - take(point))  # fmt: skip
     yield TensorChange(2.2, "missing factor", f"the factor {number} is missing", f"with {name} multiplied by it",
                        lambda point, t: t * take(point))  # fmt: skip
-    yield TensorChange(2.3, "missing factor", f"the division by {number} is missing", f"with {name} divided by it",
+    yield TensorChange(2.35, "missing factor", f"the division by {number} is missing", f"with {name} divided by it",
                        lambda point, t: t / take(point))  # fmt: skip
 
 

@@ -39,8 +39,13 @@ class Edit:
     works: dict[int, Step]
 
 
-def edits(points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[int]) -> Iterator[Edit]:
-    """All changes of the steps at these places, and of the tensors that they read."""
+def edits(
+    points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[int], repeated: dict[int, int]
+) -> Iterator[Edit]:
+    """All changes of the steps at these places, and of the tensors that they read.
+
+    Those `repeated` stand in a loop of so many turns, and the others do what the first does.
+    """
     point = points[0]
     calls = point.steps.calls
     made = {id(each): place for place, call in enumerate(calls) for each in _tensors(call.out)}
@@ -69,10 +74,12 @@ def edits(points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[i
                 more = 0.55 if change.kind == "wrong operand" else 0.0  # and not what its operands are
                 yield _of(change, place, {place: _after(change)}, more)
             yield from _left_out(call, place, lambda each: _called(points, reach, each, made))
+        if place in repeated:
+            yield from _by_turns(reach, call, place, repeated[place], name_of(call))
         yield from _operators(call, place)
         yield from _axes(call, place)
         yield from _numbers(points, reach, call, place)
-        if not point.steps.writes:
+        if not point.steps.writes and place not in repeated:
             yield from _reordered(calls, place)
             yield from _products(reach, call, place)
 
@@ -133,6 +140,29 @@ def _at(paths: list[Path], change: TensorChange) -> Step:
 
 def _after(change: TensorChange) -> Step:
     return lambda call, reach, arguments, keywords: change.turn(reach, call.run(arguments, keywords))
+
+
+def _by_turns(reach: Sequence[Reach], call: Called, place: int, turns: int, name: str) -> Iterator[Edit]:
+    """In a loop: each turn lacks its element of a tensor as a factor, as `g[i]`."""
+    for key, named in reach[0].named.items():
+        if named.made >= 0 or not named.tensor.dim() or len(named.tensor) != turns or not named.tensor.is_floating_point():
+            continue
+        for back in (False, True):
+
+            def factor(reach: Reach, key: str = key, back: bool = back) -> Tensor:
+                return reach.named[key].tensor[turns - 1 - reach.turn if back else reach.turn]
+
+            def result(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], factor: Any = factor) -> Any:
+                return call.run(a, k) * factor(reach)
+
+            def operand(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], factor: Any = factor) -> Any:
+                return call.run([a[0], a[1] * factor(reach)], k)
+
+            in_place = call.name in ("iadd", "isub", "add_", "sub_") and len(call.arguments) == 2
+            if call.writes and not in_place:
+                continue
+            yield Edit(2.1 + named.cost, "missing factor", f"{named.text} is missing as a factor",
+                       "with its element of each turn of the loop", place, {place: operand if in_place else result})  # fmt: skip
 
 
 def _left_out(call: Called, place: int, named: Callable[[Tensor], str]) -> Iterator[Edit]:
@@ -334,7 +364,6 @@ def _along(axes: tuple[int, ...]) -> str:
 
 
 _PLAIN = (2.0, 3.0, 0.5)
-_UNTOUCHED = _ALONG | {"transpose", "permute", "unsqueeze", "squeeze", "flatten", "t", "reshape", "view", "expand"}
 
 
 def _numbers(
@@ -356,50 +385,61 @@ def _numbers(
         for cost, kind, text, value in _candidates(points, reach, now, index):
 
             def work(
-                call: Called, reach: Reach, a: list[Any], k: dict[str, Any], path: Path = path, value: Any = value
+                call: Called, reach: Reach, a: list[Any], k: dict[str, Any], path: Path = path, value: Value = value
             ) -> Any:
-                chosen = value(reach) if callable(value) else value
-                return call.run(_put(a, path, lambda _: chosen), k)
+                return call.run(_put(a, path, lambda now: value(reach, now)), k)
 
             yield Edit(cost, kind, f"the number {now:.6g} should be {text}", f"with {text}", place, {place: work})
     for key, now in call.keywords.items():
-        if isinstance(now, (int, float)) and not isinstance(now, bool) and key not in ("dim", "axis", "dims"):
-            for cost, kind, text, value in _candidates(points, reach, now, isinstance(now, int)):
+        if not isinstance(now, (int, float)) or key in ("dim", "axis", "dims"):
+            continue
+        turned: list[tuple[float, Mistake, str, Value]] = [
+            (2.0, "wrong number", str(not now), lambda reach, now: not now)
+        ]
+        for cost, kind, text, value in (
+            turned if isinstance(now, bool) else _candidates(points, reach, now, isinstance(now, int))
+        ):
 
-                def put(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], key: str = key, value: Any = value) -> Any:
-                    return call.run(a, {**k, key: value(reach) if callable(value) else value})
+            def put(
+                call: Called, reach: Reach, a: list[Any], k: dict[str, Any], key: str = key, value: Value = value
+            ) -> Any:
+                return call.run(a, {**k, key: value(reach, k[key])})
 
-                yield Edit(cost, kind, f"`{key}={now:.6g}` should be {text}", f"with {text}", place, {place: put})
+            yield Edit(cost, kind, f"`{key}={now}` should be `{key}={text}`", "with that", place, {place: put})
+
+
+Value = Callable[[Reach, Any], Any]
+"""What a number should be: (what is in reach, the number as it is)."""
 
 
 def _candidates(
     points: Sequence[FunctionTrace], reach: Sequence[Reach], now: float, index: bool
-) -> Iterator[tuple[float, Mistake, str, Any]]:
+) -> Iterator[tuple[float, Mistake, str, Value]]:
     whole = isinstance(now, int)
     kind: Mistake = "shifted" if index and whole else "wrong number"
     for by in (1, -1) if whole else ():
-        yield 2.1, kind, f"{now + by}", now + by
-    yield 2.1, kind if index else "sign", f"{-now:.6g}", -now
+        yield 2.1, kind, f"{now + by}", lambda reach, now, by=by: now + by  # type: ignore[misc]
+    yield 2.1, kind if index else "sign", f"{-now:.6g}", lambda reach, now: -now
     if index:
         return
     for name, number, take in derived(reach[0]):
         if number != now and math.isfinite(number):
             cost = 2.0 if float(number).is_integer() else 1.15  # a fraction does not fit by chance
-            yield cost, "wrong number", f"{name} = {number:.6g}", take
+            yield cost, "wrong number", f"{name} = {number:.6g}", lambda reach, now, take=take: take(reach)  # type: ignore[misc]
     for size, called in sizes(points[0]):
         if size != now:
-            yield 2.2, "wrong number", f"{size}, {called}", size
+            yield 2.2, "wrong number", f"{size}, {called}", lambda reach, now, size=size: size  # type: ignore[misc]
     for factor in _PLAIN:
-        yield 2.3, "wrong number", f"{now * factor:.6g}", now * factor
-        yield 2.3, "wrong number", f"{now / factor:.6g}", now / factor
+        yield 2.3, "wrong number", f"{now * factor:.6g}", lambda reach, now, factor=factor: now * factor  # type: ignore[misc]
+        yield 2.3, "wrong number", f"{now / factor:.6g}", lambda reach, now, factor=factor: now / factor  # type: ignore[misc]
     for value in (0, 1):
-        yield 2.3, "wrong number", f"{value}", value
+        yield 2.3, "wrong number", f"{value}", lambda reach, now, value=value: value  # type: ignore[misc]
     for key, named in reach[0].named.items():
         yield 2.4 + named.cost, "wrong operand", named.text, _tensor(key)
 
 
-def _tensor(key: str) -> Callable[[Reach], Tensor]:
-    return lambda reach: reach.named[key].tensor.clone()
+def _tensor(key: str) -> Value:
+    return lambda reach, now: reach.named[key].tensor.clone()
 
 
 def _slices(calls: Sequence[Called], path: Path, now: slice, place: int) -> Iterator[Edit]:
@@ -416,15 +456,17 @@ def _slices(calls: Sequence[Called], path: Path, now: slice, place: int) -> Iter
     start, stop, _ = now.indices(held.shape[axis])
     for by in (1, -1, 2, -2):
         if 0 <= start + by and stop + by <= held.shape[axis]:
-            moved = slice(start + by, stop + by)
 
-            def work(
-                call: Called, reach: Reach, a: list[Any], k: dict[str, Any], moved: slice = moved
-            ) -> Any:  # fmt: skip
-                return call.run(_put(a, path, lambda _: moved), k)
+            def work(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], by: int = by) -> Any:
+                return call.run(_put(a, path, lambda now: _moved(now, by, a[0].shape[axis])), k)
 
             yield Edit(1.9 + abs(by) / 10, "shifted", f"the slice along axis {axis} is off by {abs(by)}",
-                       f"with `{moved.start}:{moved.stop}`", place, dict.fromkeys(both, work))  # fmt: skip
+                       f"with `{start + by}:{stop + by}`", place, dict.fromkeys(both, work))  # fmt: skip
+
+
+def _moved(now: slice, by: int, size: int) -> slice:
+    start, stop, _ = now.indices(size)
+    return slice(start + by, stop + by)
 
 
 def sizes(point: FunctionTrace) -> Iterator[tuple[int, str]]:
@@ -449,6 +491,8 @@ def _reordered(calls: Sequence[Called], place: int) -> Iterator[Edit]:
     """A step and the one before it: in the other order, or with other operators between the three operands."""
     call = calls[place]
     operands = list(_operands(call))
+    if call.name == "mul" and len(call.arguments) == 2 and isinstance(call.arguments[0], Tensor):
+        yield from _split(calls, place)
     for path, operand in operands:
         first = next((at for at, each in enumerate(calls[:place]) if each.out is operand), None)
         if first is None or calls[first].writes or call.writes or not isinstance(call.out, Tensor):
@@ -499,6 +543,32 @@ def _regrouped(calls: Sequence[Called], place: int, first: int, path: Path) -> I
             should = f"a {left} (b {right} c)" if inside else f"(a {left} b) {right} c"
             problem = f"the operators are wrong: (a {now[0]} b) {now[1]} c stands where {should} should"
             yield Edit(2.35, "operator", problem, "with that", place, {place: work})
+
+
+def _split(calls: Sequence[Called], place: int) -> Iterator[Edit]:
+    """a * b * c * d for a + b * c * d, and so on."""
+    chain = [place]
+    while True:
+        inner = calls[chain[-1]].arguments[0]
+        before = next((at for at in range(chain[-1]) if calls[at].out is inner and calls[at].name == "mul"), None)
+        if before is None or len(calls[before].arguments) != 2:
+            break
+        chain.append(before)
+    for first in range(1, len(chain) + 1):
+        for name in ("add", "sub"):
+            written, then = _ARITHMETIC[name]
+
+            def work(
+                call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any],
+                first: int = first, then: Callable[[Any, Any], Any] = then,
+            ) -> Any:  # fmt: skip
+                factors = [reach.steps[chain[-1]].arguments[0]]
+                factors += [reach.steps[at].arguments[1] for at in reversed(chain[1:])] + [arguments[1]]
+                left, right = factors[:first], factors[first:]
+                return then(math.prod(left[1:], start=left[0]), math.prod(right[1:], start=right[0]))
+
+            problem = f"`*` stands where `{written}` should, between factors {first} and {first + 1} of the product"
+            yield Edit(2.35, "operator", problem, f"with `{written}`", place, {place: work})
 
 
 def _products(reach: Sequence[Reach], call: Called, place: int) -> Iterator[Edit]:

@@ -55,10 +55,10 @@ def _named(point: FunctionTrace) -> Iterator[tuple[str, Named]]:
             text = f"{text} of the forward" if text in own else text
             yield key, Named(text, tensor, _FORWARD)
             yield from _one_hot(point, key, text, tensor)
-        slope = _slope(call)
-        if slope is not None:
-            expression = call.place.expression if call.place is not None else ""
-            yield f"slope {place}", Named(f"the derivative of `{expression or call.name}`", slope, _FORWARD)
+    for item, (call, by, slope) in enumerate(_slopes(point)):
+        expression = call.place.expression if call.place is not None else ""
+        text = f"the derivative of `{expression or call.name}`"
+        yield f"slope {item}", Named(f"{text} by `{by}`" if by else text, slope, _FORWARD + (0.1 if by else 0))
     for place, call in enumerate(point.steps.calls):
         for item, (text, tensor) in enumerate(_results(call)):
             yield f"backward {place} {item}", Named(text, tensor, _BACKWARD, place)
@@ -93,25 +93,8 @@ def _one_hot(point: FunctionTrace, key: str, text: str, index: Tensor) -> Iterat
             yield f"one-hot {classes} {key}", Named(f"the one-hot of {text}", hot, _SOURCE)
 
 
-def _slope(call: Called) -> Tensor | None:
-    """The derivative of an elementwise step of one tensor."""
-    operands = [each for each in call.arguments if isinstance(each, Tensor)]
-    if len(operands) != 1 or call.writes or not isinstance(call.value, Tensor):
-        return None
-    (x,) = operands
-    if x.shape != call.value.shape or not x.is_floating_point() or not call.value.is_floating_point() or x.numel() < 2:
-        return None
+def _slopes(point: FunctionTrace) -> list[tuple[Called, str, Tensor]]:
     try:
-        turned = x.reshape(-1).roll(1).reshape(x.shape)
-        rolled = call.run([turned if each is x else each for each in call.arguments], call.keywords)
-        if not torch.allclose(rolled, call.value.reshape(-1).roll(1).reshape(x.shape), rtol=1e-9, atol=0):
-            return None  # an element depends on others
-        with torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
-            out = call.run([leaf if each is x else each for each in call.arguments], call.keywords)
-            if not out.requires_grad:
-                return None
-            slope = torch.autograd.grad(out.sum(), leaf)[0]
-        return None if bool((slope == slope.reshape(-1)[0]).all()) else slope
-    except Exception:  # a step that cannot run by itself
-        return None
+        return point.slopes
+    except Exception:  # a forward that autograd cannot differentiate
+        return []

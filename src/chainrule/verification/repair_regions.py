@@ -37,8 +37,8 @@ def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
             found.append((cost + 0.4, f"{one} and {two}, at {_counted(wrong[0])}, and right elsewhere"))
     if found:
         cost, where = min(found)
-        there = _there(samples, wrong, sizes)
-        yield Finding("region", cost + (0.1 if there else 0.7), f"{name} is wrong {where}", there)
+        dearest, there = _there(samples, wrong, sizes)
+        yield Finding("region", max(cost + 0.1, dearest), f"{name} is wrong {where}", there)
 
 
 def _counted(off: Tensor) -> str:
@@ -62,29 +62,28 @@ def _is(off: Tensor, mark: Tensor, sample: Sample) -> bool:
     return bool((off | silent | ~mark).all())
 
 
-def _there(samples: Sequence[Sample], wrong: Sequence[Tensor], sizes: Sequence[tuple[int, str]]) -> str:
-    """What makes it right there."""
+def _there(samples: Sequence[Sample], wrong: Sequence[Tensor], sizes: Sequence[tuple[int, str]]) -> tuple[float, str]:
+    """What makes it right there, and at what cost at least: what makes it right everywhere is said without a place."""
     parts = []
     for sample, off in zip(samples, wrong, strict=True):
         elements = off.reshape(-1).nonzero()[:, 0]
         error = sample.error[elements] if isinstance(sample.error, Tensor) and sample.error.dim() else sample.error
         parts.append(replace(sample, right=sample.right[elements], elements=elements, error=error))
     if all(bool((part.right == 0).all()) for part in parts):
-        return "there it should be 0"
+        return 0.0, "there it should be 0"
     if all(bool((part.seen(part.wrong) == 0).all()) for part in parts):
-        for text, take in (("the upstream gradient", "the upstream gradient"),):
-            upstream = [part.reach.named.get(take) for part in parts]
-            if all(
-                each is not None and each.tensor.shape == part.wrong.shape and part.agrees(each.tensor)
-                for each, part in zip(upstream, parts, strict=True)
-            ):
-                return f"there it is 0 and should be {text}"
-        return "there it is 0"
+        upstream = [part.reach.named.get("the upstream gradient") for part in parts]
+        if all(
+            each is not None and each.tensor.shape == part.wrong.shape and part.agrees(each.tensor)
+            for each, part in zip(upstream, parts, strict=True)
+        ):
+            return 0.0, "there it is 0 and should be the upstream gradient"
+        return 2.9, "there it is 0"
     found = sorted([*scaled(parts, "it", sizes), *changed(parts, "it")], key=lambda each: each.cost)
     if not found:
-        return ""
+        return 3.0, ""
     best = found[0]
-    return f"there {best.problem} ({best.fix})"
+    return best.cost + 0.15, f"there {best.problem} ({best.fix})"
 
 
 Kind = tuple[float, str, str, list[Tensor]]

@@ -69,11 +69,15 @@ class Named:
 
 @dataclass(frozen=True)
 class Reach:
-    """The tensors and plain numbers that a gradient may be made of, at one point, and the steps that made it."""
+    """The tensors and plain numbers that a gradient may be made of, at one point, and the steps that made it.
+
+    `turn` counts the turns of a loop, for a step in one.
+    """
 
     named: dict[str, Named] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     steps: Sequence[Any] = ()
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,17 @@ Change = Callable[[Sample], Tensor]
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake in words: "{problem}: {fix}, the gradient agrees". `place` says where, if that is known."""
+    """A mistake in words: "{problem}: {fix}, the gradient agrees". `place` says where, if that is known.
+
+    `of_steps` is whether steps of a backward were changed, and not the gradient as a whole.
+    """
 
     kind: Mistake
     cost: float
     problem: str
     fix: str
     place: Place | None = None
+    of_steps: bool = False
 
 
 def agree(samples: Sequence[Sample], change: Change) -> bool:
