@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 import chainrule
-from tests.mutants.backwards import ELEMENTWISE, LOSSES, SIZES, Backward
-from tests.mutants.layers import LINEAR, NETWORKS, NORMS, PLACES, WINDOWS
+from tests.mutants.backwards import ELEMENTWISE, SIZES, Backward
+from tests.mutants.habits import HABITS
+from tests.mutants.layers import LINEAR, NORMS
+from tests.mutants.losses import LOSSES
+from tests.mutants.places import NETWORKS, PLACES, WINDOWS
 
-BACKWARDS = (*ELEMENTWISE, *LOSSES, *LINEAR, *NORMS, *PLACES, *WINDOWS, *NETWORKS)
+BACKWARDS = (*ELEMENTWISE, *LOSSES, *LINEAR, *NORMS, *PLACES, *WINDOWS, *NETWORKS, *HABITS)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
@@ -36,7 +39,9 @@ class Trial:
     def name(self) -> str:
         """Unique and readable."""
         text = "right" if self.wrong is None else "{!r} for {!r}".format(*reversed(self.backward.wrong[self.wrong][:2]))
-        return f"{self.backward.name}: {text}, {('small', 'large')[self.size]}, {str(self.dtype).removeprefix('torch.')}"
+        return (
+            f"{self.backward.name}: {text}, {('small', 'large')[self.size]}, {str(self.dtype).removeprefix('torch.')}"
+        )
 
     def function(self) -> type[Function]:
         """The `autograd.Function`, compiled with a source that can be read."""
@@ -46,21 +51,24 @@ class Trial:
             assert body.count(old) == 1, f"{each.name}: {old!r} stands {body.count(old)} times in its backward"
             body = body.replace(old, new)
         given = ", ".join(part.split("=")[0] for part in each.inputs.split())
+        given_back = ", gc" if "gc" in each.backward else ""
         source = (
             f"import torch\nimport torch.nn.functional as F\nclass Mutant(torch.autograd.Function):\n"
             f"    @staticmethod\n    def forward(ctx, {given}):\n{indent(each.forward, ' ' * 8)}\n"
-            f"    @staticmethod\n    def backward(ctx, g{', gc' if 'gc' in each.backward else ''}):\n{indent(body, ' ' * 8)}\n"
+            f"    @staticmethod\n    def backward(ctx, g{given_back}):\n{indent(body, ' ' * 8)}\n"
         )
         file = f"{zlib.crc32(source.encode()):08x}/{each.name.replace(' ', '_')}.py"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         namespace: dict[str, Any] = {"__name__": "mutant"}
-        exec(compile(source, file, "exec"), namespace)  # noqa: S102
+        exec(compile(source, file, "exec"), namespace)
         return namespace["Mutant"]
 
     def inputs(self) -> list[Any]:
         """The same numbers each time; those with gradients want them."""
         generator = torch.Generator().manual_seed(zlib.crc32(self.backward.name.encode()))
-        return [_input(part.split("=")[1], SIZES[self.size], self.dtype, generator) for part in self.backward.inputs.split()]
+        return [
+            _input(part.split("=")[1], SIZES[self.size], self.dtype, generator) for part in self.backward.inputs.split()
+        ]
 
 
 def _input(text: str, sizes: dict[str, int], dtype: torch.dtype, generator: torch.Generator) -> Any:

@@ -18,7 +18,7 @@ from chainrule.capture.source import Site, is_library
 from chainrule.graph.graph import Place
 from chainrule.graph.trees import map_leaves, tensors_in
 
-_WRITING = frozenset("setitem iadd isub imul itruediv ifloordiv ipow iand ior ixor".split())
+_WRITING = frozenset(["setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor"])
 
 Work = Callable[[list[Any], dict[str, Any]], Any]
 """What a step does with its arguments and keywords."""

@@ -137,7 +137,8 @@ class FunctionTrace:
                 self._run(lambda: _plain_forward(self.function, arguments), arguments)
         except Exception:
             return []
-        return tape.calls
+        calls: list[Called] = tape.calls
+        return calls
 
     # -- what differences measure --------------------------------------------------------------------------------------
 

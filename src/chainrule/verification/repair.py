@@ -21,10 +21,12 @@ from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.differences import ArgumentCheck
-from chainrule.verification.repair_edits import Edit, Step, edits, sizes
+from chainrule.verification.repair_edits import edits
+from chainrule.verification.repair_numbers import sizes
 from chainrule.verification.repair_reach import name_of, reaches
 from chainrule.verification.repair_regions import region
 from chainrule.verification.repair_samples import CLOSE, Finding, Mistake, Reach, Sample, agree
+from chainrule.verification.repair_steps import Edit, Step
 from chainrule.verification.repair_whole import changed, missing_product, padded, scaled, summed, swapped
 
 MOST_EDITS = 6000  # of single steps, of small tensors; fewer of large ones
@@ -136,7 +138,7 @@ class _Search:
         special = list(_tried(self._special(position, label, name)))
         if special:
             return special
-        others = {
+        others: dict[str, Sequence[Tensor]] = {
             edge.argument or "": [point.got[other] for point in self.points]
             for other, edge in self.points[0].edges.items()
             if other != position
@@ -153,15 +155,17 @@ class _Search:
         samples = self.samples[position]
         if agree(samples, lambda sample: sample.wrong):
             problem = f"run again, right after its forward, backward gives {name} that agrees"
-            yield Finding("overwritten", 0, problem, "in this step something that it reads, its output or a tensor kept "
-                          "on ctx, was written to in between")  # fmt: skip
+            fix = "in this step something that it reads, its output or a tensor kept on ctx, was written to in between"
+            yield Finding("overwritten", 0, problem, fix)
         flat = samples[:2]  # a point nearby may lie at a jump
         if all(not bool(sample.right.abs().gt(sample.error).any()) for sample in flat):
             straight = any(
                 all(slot < len(p.upstream) and _equal(p.upstream[slot], p.got[position]) for p in self.points[:2])
                 for slot in range(len(self.points[0].upstream))
             )
-            what = "the upstream gradient as it is (a straight-through estimator)" if straight else "a gradient of its own"
+            what = (
+                "the upstream gradient as it is (a straight-through estimator)" if straight else "a gradient of its own"
+            )
             problem = f"the forward does not change with `{label}` around here, so its derivative is 0, while backward "
             yield Finding("flat forward", 0, problem + f"gives {what}", "right if that is meant, and no derivative")
 
@@ -233,7 +237,10 @@ class _Search:
         for at, (point, reach) in enumerate(zip(self.points, self.reach, strict=True)):
             try:
                 back = self._run(edit, point, reach)
-                if any(isinstance(old, Tensor) and old.shape != new.shape for old, new in zip(point.back, back, strict=True)):
+                if any(
+                    isinstance(old, Tensor) and old.shape != new.shape
+                    for old, new in zip(point.back, back, strict=True)
+                ):
                     return []
                 positions = [each for each in positions if self.samples[each][at].agrees(point.returned(back, each))]
                 if not positions or not self._spared(point, back):

@@ -1,4 +1,4 @@
-"""Changes of one tensor that undo a usual mistake: a factor or a term put in, an axis exchanged, a shift, a function."""
+"""Changes of one tensor that undo a usual mistake: a factor or a term put in, axes exchanged, a shift, a function."""
 
 from __future__ import annotations
 
@@ -29,9 +29,27 @@ class TensorChange:
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     name: getattr(torch, name)
-    for name in "exp log sqrt rsqrt square reciprocal sin cos tan tanh sigmoid relu abs sign erf cosh sinh".split()
+    for name in [
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "reciprocal",
+        "sin",
+        "cos",
+        "tan",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "abs",
+        "sign",
+        "erf",
+        "cosh",
+        "sinh",
+    ]
 }
-_INSERTED = "exp log sqrt square reciprocal sigmoid tanh abs sign tril triu".split()
+_INSERTED = ["exp", "log", "sqrt", "square", "reciprocal", "sigmoid", "tanh", "abs", "sign", "tril", "triu"]
 
 
 def changes(points: Sequence[Reach], tensor: Tensor, name: str, before: int) -> Iterator[TensorChange]:
@@ -86,23 +104,22 @@ def _read_transposed(tensor: Tensor, a: int, b: int) -> Tensor:
     return tensor.reshape(shape).transpose(a, b)
 
 
-def _with_tensor(
-    points: Sequence[Reach], tensor: Tensor, name: str, key: str, named: Named
-) -> Iterator[TensorChange]:
+def _with_tensor(points: Sequence[Reach], tensor: Tensor, name: str, key: str, named: Named) -> Iterator[TensorChange]:
     """Another tensor put in as a factor or a term, or instead of this one."""
     other, text, cost = named.tensor, named.text, named.cost
     if text == name:
         return
     fitted = fitted_shape(other.shape, tensor.shape)
     if fitted is None and other.dim() == 2 and other.t().shape == tensor.shape and other.is_floating_point():
-        turn: Turn = lambda point, _: point.named[key].tensor.t().clone()  # which a later step may write to  # noqa: E731
         yield TensorChange(2.6 + cost, "wrong operand", f"{name} stands where {text} transposed should",
-                           f"with {text} transposed", turn)  # fmt: skip
+                           f"with {text} transposed",
+                           lambda point, t: point.named[key].tensor.t().clone())  # fmt: skip
     if fitted is None:
         wider = fitted_shape(tensor.shape, other.shape)
         if wider is not None and other.is_floating_point():
             yield TensorChange(2.2 + cost, "missing factor", f"{text} is missing as a factor",
-                               f"with {name} multiplied by it", lambda point, t: t * point.named[key].tensor)  # fmt: skip
+                               f"with {name} multiplied by it",
+                               lambda point, t: t * point.named[key].tensor)  # fmt: skip
         return
 
     def take(point: Reach) -> Tensor:
@@ -118,7 +135,8 @@ def _with_tensor(
                        lambda point, t: t + take(point))  # fmt: skip
     yield TensorChange(term, "missing term", f"{text} is missing as a term", f"with it subtracted from {name}",
                        lambda point, t: t - take(point))  # fmt: skip
-    yield TensorChange(2.45 + cost, "missing factor", f"the division by {text} is missing", f"with {name} divided by it",
+    problem = f"the division by {text} is missing"
+    yield TensorChange(2.45 + cost, "missing factor", problem, f"with {name} divided by it",
                        lambda point, t: t / take(point))  # fmt: skip
     if other.shape == tensor.shape:
         yield from _projections(tensor, name, key, text, cost)
@@ -145,7 +163,9 @@ def _projections(tensor: Tensor, name: str, key: str, text: str, cost: float) ->
 def fitted_shape(shape: torch.Size, into: torch.Size) -> tuple[int, ...] | None:
     """The shape in which a tensor broadcasts into another one: as it is, or with axes of one element at its end."""
     for each in (tuple(shape), tuple(shape) + (1,) * (len(into) - len(shape))):
-        if len(each) <= len(into) and all(one in (1, other) for one, other in zip(each[::-1], into[::-1], strict=False)):
+        if len(each) <= len(into) and all(
+            one in (1, other) for one, other in zip(each[::-1], into[::-1], strict=False)
+        ):
             return each
     return None
 
@@ -175,7 +195,9 @@ def _functions(tensor: Tensor, name: str) -> Iterator[TensorChange]:
         yield TensorChange(2.15, "missing function", problem, "with it", _plain(getattr(torch, function)))
     yield TensorChange(2.4, "missing term", f"{name} should be 1 minus {name}", "with that", _plain(lambda t: 1 - t))
     yield TensorChange(2.4, "missing term", f"1 is missing beside {name}", "with 1 added", _plain(lambda t: 1 + t))
-    yield TensorChange(2.4, "extra term", f"1 is added to {name} and should not be", "without it", _plain(lambda t: t - 1))
+    yield TensorChange(
+        2.4, "extra term", f"1 is added to {name} and should not be", "without it", _plain(lambda t: t - 1)
+    )
 
 
 def _sums(tensor: Tensor, name: str) -> Iterator[TensorChange]:

@@ -58,7 +58,7 @@ def _named(point: FunctionTrace) -> Iterator[tuple[str, Named]]:
     for item, (call, by, slope) in enumerate(_slopes(point)):
         expression = call.place.expression if call.place is not None else ""
         text = f"the derivative of `{expression or call.name}`"
-        yield f"slope {item}", Named(f"{text} by `{by}`" if by else text, slope, _FORWARD + (0.1 if by else 0))
+        yield f"slope {item}", Named(f"{text} by `{by}`" if by else text, slope, _FORWARD + (0.3 if by else 0))
     for place, call in enumerate(point.steps.calls):
         for item, (text, tensor) in enumerate(_results(call)):
             yield f"backward {place} {item}", Named(text, tensor, _BACKWARD, place)

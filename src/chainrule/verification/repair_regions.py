@@ -93,7 +93,7 @@ def _kinds(samples: Sequence[Sample]) -> Iterator[Kind]:
     shape = samples[0].wrong.shape
     yield from _of_places(samples, shape)
     for key, named in samples[0].reach.named.items():
-        if "upstream" in named.text or named.made >= 0:
+        if "upstream" in named.text or named.made >= 0 or key.startswith("slope"):
             continue
         tensors = [sample.reach.named[key].tensor for sample in samples]
         fitted = fitted_shape(tensors[0].shape, shape)
@@ -141,7 +141,9 @@ def _of_indices(text: str, tensors: list[Tensor], shape: torch.Size, cost: float
     rows = shape[0]
     if any(not tensor.numel() or int(tensor.min()) < 0 or int(tensor.max()) >= rows for tensor in tensors):
         return
-    counts = [torch.bincount(tensor, minlength=rows).reshape(-1, *(1,) * (len(shape) - 1)).expand(shape) for tensor in tensors]
+    counts = [
+        torch.bincount(tensor, minlength=rows).reshape(-1, *(1,) * (len(shape) - 1)).expand(shape) for tensor in tensors
+    ]
     yield cost, f"in the rows that {text} names more than once", "elsewhere", [count > 1 for count in counts]
     yield cost, f"in the rows that {text} names", "elsewhere", [count > 0 for count in counts]
     yield cost, f"in the rows that {text} does not name", "elsewhere", [count == 0 for count in counts]

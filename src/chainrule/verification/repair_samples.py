@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from chainrule.execution.experiment import real
@@ -176,7 +175,11 @@ def derived(reach: Reach) -> Iterator[tuple[str, float, Callable[[Reach], float]
         bare = name.strip("`")
         for text, make in _DERIVED.items():
             if value > 0 or "sqrt" not in text:
-                yield f"`{text.format(bare)}`", make(value), lambda reach, name=name, make=make: make(reach.numbers[name])  # type: ignore[misc]
+                yield f"`{text.format(bare)}`", make(value), partial(_made, make, name)
+
+
+def _made(make: Callable[[float], float], name: str, reach: Reach) -> float:
+    return make(reach.numbers[name])
 
 
 _DERIVED: dict[str, Callable[[float], float]] = {

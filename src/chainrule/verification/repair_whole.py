@@ -78,7 +78,9 @@ def summed(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
                 if agree(samples, mended):
                     over = f"axis {axes[0]}" if count == 1 else f"axes {', '.join(map(str, axes))}"
                     problem = f"a sum is missing in {name}"
-                    yield Finding("reduction", 2.0 + named.cost / 2, problem, f"{named.text}, summed over {over}, agrees")
+                    yield Finding(
+                        "reduction", 2.0 + named.cost / 2, problem, f"{named.text}, summed over {over}, agrees"
+                    )
 
 
 def padded(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
@@ -89,9 +91,7 @@ def padded(samples: Sequence[Sample], name: str) -> Iterator[Finding]:
     for axis, by in ((axis, by) for axis, size in enumerate(shape) if size > 2 for by in (1, -1)):
         inner = (slice(None),) * axis + (slice(1, None) if by > 0 else slice(None, -1),)
 
-        def patched(
-            sample: Sample, axis: int = axis, by: int = by, inner: tuple[slice, ...] = inner
-        ) -> Tensor:
+        def patched(sample: Sample, axis: int = axis, by: int = by, inner: tuple[slice, ...] = inner) -> Tensor:
             whole = sample.right.reshape(shape).clone()
             whole[inner] = sample.wrong.roll(by, axis)[inner]
             return whole
@@ -162,7 +162,9 @@ def _terms(reach: Reach, wrong: Tensor) -> Iterator[Term]:
     """Products of the upstream gradient with up to two tensors, summed over axes or not; products of matrices."""
     shape = wrong.shape
     real_numbers = {
-        key: named for key, named in reach.named.items() if named.tensor.is_floating_point() or named.tensor.is_complex()
+        key: named
+        for key, named in reach.named.items()
+        if named.tensor.is_floating_point() or named.tensor.is_complex()
     }
     upstream = [(key, named) for key, named in real_numbers.items() if "upstream" in named.text][:2]
     chosen = sorted(real_numbers.items(), key=lambda each: each[1].cost)
@@ -248,7 +250,9 @@ def _product(keys: tuple[str, ...], shape: torch.Size) -> Callable[[Reach], Tens
     return make
 
 
-def _summed(inner: tuple[str, ...], outer: tuple[str, ...], axis: int | None, shape: torch.Size) -> Callable[[Reach], Tensor]:
+def _summed(
+    inner: tuple[str, ...], outer: tuple[str, ...], axis: int | None, shape: torch.Size
+) -> Callable[[Reach], Tensor]:
     def make(reach: Reach) -> Tensor:
         whole = _multiplied(reach, inner)
         total = whole.sum() if axis is None else whole.sum(axis, keepdim=True)
