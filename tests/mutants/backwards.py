@@ -143,7 +143,7 @@ ELEMENTWISE = (
         "ctx.save_for_backward(x)\nctx.slope = slope\nreturn torch.where(x > 0, x, slope * x)",
         "x, = ctx.saved_tensors\ndx = g.clone()\ndx[x < 0] *= ctx.slope\nreturn dx, None",
         (
-            ("dx[x < 0] *= ctx.slope", "dx[x < 0] = 0", rf"{REGION}.*`x`.*negative|{REGION}.*`x` < 0"),
+            ("dx[x < 0] *= ctx.slope", "dx[x < 0] = 0", rf"({REGION}|{TERM}).*wrong where `x` is negative"),
             ("dx[x < 0] *= ctx.slope", "dx[x < 0] = ctx.slope", rf"({UPSTREAM}|{REGION}.*upstream)"),
             ("dx[x < 0]", "dx[x > 0]", r"(operator|region): "),
         ),

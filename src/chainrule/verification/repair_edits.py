@@ -127,7 +127,8 @@ def _by_turns(reach: Sequence[Reach], call: Called, place: int, turns: int, name
             in_place = call.name in ("iadd", "isub", "add_", "sub_") and len(call.arguments) == 2
             if call.writes and not in_place:
                 continue
-            problem, fix = f"{named.text} is missing as a factor", "with its element of each turn of the loop"
+            problem = f"{named.text} is missing" + ("" if "upstream" in named.text else " as a factor")
+            fix = "with its element of each turn of the loop"
             works: dict[int, Step] = {place: operand if in_place else result}
             yield Edit(2.1 + named.cost, "missing factor", problem, fix, place, works)
 

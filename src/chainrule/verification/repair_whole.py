@@ -167,7 +167,10 @@ def _terms(reach: Reach, wrong: Tensor) -> Iterator[Term]:
         if named.tensor.is_floating_point() or named.tensor.is_complex()
     }
     upstream = [(key, named) for key, named in real_numbers.items() if "upstream" in named.text][:2]
-    chosen = sorted(real_numbers.items(), key=lambda each: each[1].cost)
+    # That the gradient is the derivative of the whole times the upstream gradient says nothing.
+    chosen = sorted(
+        (each for each in real_numbers.items() if "` by `" not in each[1].text), key=lambda each: each[1].cost
+    )
     factors = [(key, named) for key, named in chosen if "upstream" not in named.text][:MOST_FACTORS]
     for key, named in chosen:
         yield Term(_over(named.text, (key,), reach, shape), named.cost / 2, _product((key,), shape))
