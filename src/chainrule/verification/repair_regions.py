@@ -14,6 +14,7 @@ from chainrule.verification.repair_changes import fitted_shape
 from chainrule.verification.repair_samples import CLOSE, Finding, Sample
 from chainrule.verification.repair_whole import changed, scaled
 
+PLAIN = 1.7  # the cost of the first or last row: whatever else repairs it, the place is what matters
 MOST_PAIRS = 24  # kinds of elements that are tried two by two
 
 
@@ -38,7 +39,8 @@ def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
     if found:
         cost, where = min(found)
         dearest, there = _there(samples, wrong, sizes)
-        yield Finding("region", max(cost + 0.1, dearest), f"{name} is wrong {where}", there)
+        cost = cost if cost <= PLAIN else max(cost + 0.1, dearest)
+        yield Finding("region", cost, f"{name} is wrong {where}", there)
 
 
 def _counted(off: Tensor) -> str:
@@ -161,8 +163,8 @@ def _of_places(samples: Sequence[Sample], shape: torch.Size) -> Iterator[Kind]:
             continue
         at = torch.arange(size, device=samples[0].wrong.device).reshape(-1, *(1,) * (len(shape) - axis - 1))
         word = _WORDS[axis] if len(shape) == 2 else "element" if len(shape) == 1 else f"slice along axis {axis}"
-        yield 2.3, f"in the last {word}", "elsewhere", everywhere(at == size - 1)
-        yield 2.3, f"in the first {word}", "elsewhere", everywhere(at == 0)
+        yield PLAIN, f"in the last {word}", "elsewhere", everywhere(at == size - 1)
+        yield PLAIN, f"in the first {word}", "elsewhere", everywhere(at == 0)
         if size > 2:
             yield 2.4, f"in all but the first {word}", "there", everywhere(at > 0)
             yield 2.4, f"in all but the last {word}", "there", everywhere(at < size - 1)

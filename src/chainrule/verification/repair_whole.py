@@ -248,7 +248,14 @@ def _multiplied(reach: Reach, keys: tuple[str, ...]) -> Tensor:
 
 def _product(keys: tuple[str, ...], shape: torch.Size) -> Callable[[Reach], Tensor]:
     def make(reach: Reach) -> Tensor:
-        return _shaped(_multiplied(reach, keys), shape)
+        tensors = [reach.named[key].tensor for key in keys]
+        fitted = [fitted_shape(each.shape, shape) for each in tensors]
+        if None in fitted:
+            return _shaped(_multiplied(reach, keys), shape)
+        whole = torch.ones((), dtype=tensors[0].dtype, device=tensors[0].device)
+        for each, to in zip(tensors, fitted, strict=True):
+            whole = whole * each.reshape(to or ())
+        return _shaped(whole, shape)
 
     return make
 
