@@ -30,6 +30,7 @@ from chainrule.verification.repair_steps import Edit, Step
 from chainrule.verification.repair_whole import changed, missing_product, padded, scaled, summed, swapped
 
 MOST_EDITS = 6000  # of single steps, of small tensors; fewer of large ones
+MOST_STEPS = 80_000  # that run again in all
 WINDOW = 0.35  # the cost by which a later finding may be dearer than the best, to be looked at still
 LONGEST = 72  # characters of a line that is shown whole
 CERTAIN = 1.95  # the cost up to which a finding is given without another one
@@ -199,8 +200,10 @@ class _Search:
         firsts = {place for place in places if self._siblings[place][0] == place}
         repeated = {place: len(self._siblings[place]) for place in firsts if len(self._siblings[place]) > 1}
         candidates = sorted(edits(points, self.reach, firsts, repeated), key=lambda edit: edit.cost)
-        weight = 1 + len(calls) * max(got.numel() for got in points[0].got.values()) / 20_000
-        for edit in candidates[: int(MOST_EDITS / weight)]:
+        again = len(calls) if points[0].steps.writes else len(calls) / 2  # steps that run again
+        weight = 1 + max(got.numel() for got in points[0].got.values()) / 20_000
+        most = int(min(MOST_EDITS, MOST_STEPS / again) / weight)
+        for edit in candidates[:most]:
             if edit.cost - SHARED * (len(best) > 1) > max(best.values()) + WINDOW:
                 return
             positions = self._repaired(edit)

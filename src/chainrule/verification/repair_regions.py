@@ -14,6 +14,7 @@ from chainrule.verification.repair_changes import fitted_shape
 from chainrule.verification.repair_samples import CLOSE, Finding, Sample
 from chainrule.verification.repair_whole import changed, scaled
 
+OF_NUMBERS = 2.45  # the least cost of a condition on numbers
 PLAIN = 1.7  # the cost of the first or last row: whatever else repairs it, the place is what matters
 MOST_PAIRS = 24  # kinds of elements that are tried two by two
 
@@ -37,7 +38,7 @@ def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
         if all(_is(off, mark, sample) for off, mark, sample in zip(wrong, marks, samples, strict=True)):
             found.append((cost + 0.4, f"{one} and {two}, at {_counted(wrong[0])}, and right elsewhere"))
     if found:
-        cost, where = min(found)
+        cost, where = min([each for each in found if each[0] >= OF_NUMBERS] or found)  # no place by chance
         dearest, there = _there(samples, wrong, sizes)
         cost = cost if cost <= PLAIN else max(cost + 0.1, dearest)
         yield Finding("region", cost, f"{name} is wrong {where}", there)
@@ -99,7 +100,7 @@ def _kinds(samples: Sequence[Sample]) -> Iterator[Kind]:
             continue
         tensors = [sample.reach.named[key].tensor for sample in samples]
         fitted = fitted_shape(tensors[0].shape, shape)
-        cost = 2.45 + named.cost / 2
+        cost = OF_NUMBERS + named.cost / 2
         if fitted is not None and tensors[0].dim():
             spread = [tensor.reshape(fitted).expand(shape) for tensor in tensors]
             yield from _of_numbers(samples, named.text, spread, cost)
