@@ -62,16 +62,28 @@ def test_the_gradient_read_in_the_wrong_order():
 
 def test_what_is_not_recognised_is_said_and_not_guessed():
     found = mistakes(
-        lambda x, y: x.sin() * y, lambda g, x, y: (g * torch.erf(x) * y.exp() + x**3, g * x.sin()), (3, 4), (3, 4)
+        lambda x, y: torch.linalg.matrix_exp(x) + y,
+        lambda g, x, y: (g * torch.erf(x) * y.exp() + x**3, g),
+        (3, 3),
+        (3, 3),
     )
     assert found["x"] == ("not recognised", "what is wrong with the gradient of `x` was not recognised")
+
+
+def test_what_the_gradient_should_be_is_said_where_no_single_mistake_explains_it():
+    found = mistakes(
+        lambda x, y: x.sin() * y, lambda g, x, y: (g * torch.erf(x) * y.exp() + x**3, g * x.sin()), (3, 4), (3, 4)
+    )
+    kind, text = found["x"]
+    assert kind == "wrong expression"
+    assert "`y` times the derivative of `x.sin()` times the upstream gradient" in text
 
 
 def test_the_document_says_it():
     wrong = function(torch.mul, lambda g, x, y: (1.01 * g * y, g * x))
     told = chainrule.verify(wrong, torch.randn(3, 4), torch.randn(3, 4)).document()
     words = str(told.sections[-1].blocks)
-    assert "1.01 times what it should be" in words
+    assert "the factor 1.01 is too many" in words
     assert "test_repair.py:" in words
 
 
@@ -84,13 +96,15 @@ def test_a_number_in_one_step():
     ((kind, text),) = mistakes(
         lambda x, y: x * y + x.sin(), lambda g, x, y: (g * y + 2 * (g * x.cos()), g * x), (4,), (4,)
     ).values()
-    assert kind == "factor"
-    assert text == "in the gradient of `x` the number 2 of its `mul` is wrong: with 1 it agrees"
+    assert kind in ("wrong number", "extra factor")
+    assert "2" in text
+    assert "`2 * (g * x.cos())`" in text
 
 
 def test_a_number_where_an_input_belongs():
     found = mistakes(torch.mul, lambda g, x, y: (g * 2, g * x), (4,), (4,))
-    assert found["x"][1] == "in the gradient of `x` the number 2 of its `mul` is wrong: with `y` it agrees"
+    assert found["x"][0] == "wrong operand"
+    assert found["x"][1].startswith("the number 2 should be `y` in ")
 
 
 class Power(Function):
@@ -127,7 +141,7 @@ def test_a_missing_conjugate():
         (Square.apply(z) * torch.randn(3, dtype=torch.complex128)).real.sum().backward()
     ((repair,),) = [row.repairs for row in recording.verify().failures]
     assert repair.kind == "conjugate"
-    assert "(`z`) is not conjugated" in repair.text
+    assert "`z` is not conjugated" in repair.text
 
 
 def test_a_forward_without_a_derivative_is_named():
@@ -190,7 +204,7 @@ def test_a_function_that_writes_to_its_input_is_one_operation_and_its_mistake_is
     assert recording["after"].data.tolist() == [3, 6]
     rows = recording.verify().rows
     assert [row.verdict for row in rows] == ["agrees", "agrees", "disagrees", "agrees", "agrees"]
-    assert "multiplied by 1.5 it agrees" in rows[2].repairs[0].text
+    assert "the number 2 should be 3 in `return 2 * g` (test_repair.py:" in rows[2].repairs[0].text
 
 
 def test_the_steps_of_a_backward_go_by_the_names_that_they_have_in_it():
@@ -199,7 +213,7 @@ def test_the_steps_of_a_backward_go_by_the_names_that_they_have_in_it():
 
     found = mistakes(torch.matmul, lambda g, x, w: (g @ w, x.T @ g), (3, 3), (3, 3))
     assert "`get`" not in found["x"][1]
-    assert "`matmul`" in found["x"][1]
+    assert found["x"][1].startswith("`y` should be transposed in `g @ w` (test_repair.py:")
     assert chainrule.verify(function(torch.matmul, backward), torch.randn(3, 3), torch.randn(3, 3)).passed
 
 
@@ -230,7 +244,7 @@ def test_a_backward_that_makes_tensors_of_its_own_is_tried_in_float64_too():
 
 def test_a_step_that_takes_a_tensor_of_the_backward_s_own_is_run_again():
     found = mistakes(torch.matmul, lambda g, x, y: (g @ torch.eye(2) @ y.t().flip(0), x.t() @ g), (4, 3), (3, 2))
-    assert found["x"][0] == "shifted"  # what flips two rows shifts them by one
+    assert found["x"][1].startswith("the `flip` is too many in `y.t().flip(0)`")
 
 
 @pytest.mark.parametrize("normalise", [torch.softmax, torch.log_softmax])
@@ -286,3 +300,72 @@ def test_a_write_is_named_where_the_recording_shows_it(write, kind, said):
         (out * torch.tensor([1.0, 3.0])).sum().backward()
     (repair,) = [repair for row in recording.verify().failures for repair in row.repairs]
     assert (repair.kind, said in repair.text) == (kind, True)
+
+
+def test_where_a_gradient_is_wrong_and_what_it_should_be_there():
+    def backward(g, x, y):
+        dx = g * y
+        dx[-1] = 0
+        return dx, torch.where(x < 0, x, g * x)
+
+    found = mistakes(torch.mul, backward, (4, 5), (4, 5))
+    assert found["x"][1].startswith("the gradient of `x` is wrong in the last row, at all 5 elements")
+    assert "the upstream gradient is missing" in found["y"][1]
+    assert "the gradient of `y` is wrong where `x` is negative" in found["y"][1]
+
+
+class Normalised(Function):
+    """Adds eps outside of the root."""
+
+    @staticmethod
+    def forward(ctx, x, eps):
+        ctx.save_for_backward(x)
+        ctx.eps = eps
+        return (x * x + eps).sqrt()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        root = (x * x).sqrt() + ctx.eps
+        return g * x / root, None
+
+
+def test_eps_outside_of_the_root_and_its_line():
+    ((kind, text),) = told(Normalised, torch.randn(3, 4), 0.1)
+    assert kind == "epsilon"
+    assert text.startswith(
+        "0.1 is added outside of `sqrt`, and not inside in `root = (x * x).sqrt() + ctx.eps` (test_repair.py:"
+    )
+
+
+class Saved(Function):
+    """Saves its input, and reads it as its output."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        return g * y
+
+
+def test_what_two_repairs_explain_is_said_of_both():
+    ((_, text),) = told(Saved, torch.randn(3, 4))
+    assert text.startswith("either `x` stands where the output should")
+    assert "; or `exp` of `x` is missing" in text
+
+
+def test_the_turns_of_a_loop_change_together():
+    def backward(g, x, y):
+        dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+        for row in range(len(x)):
+            dx[row] = g[row] * y
+            dy += x[row]
+        return dx, dy
+
+    found = mistakes(lambda x, y: (x * y).sum(1), backward, (4, 3), (3,))
+    assert set(found) == {"y"}
+    assert found["y"][1].startswith("the upstream gradient is missing in `dy += x[row]`")

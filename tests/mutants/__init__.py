@@ -20,13 +20,13 @@ MOVED = 1e-3  # how much a wrong gradient must differ from the right one, relati
 
 NAMED = {
     "sign": {"sign"},
-    "factor 1.01": {"factor"},
+    "factor 1.01": {"factor", "extra factor", "wrong number"},
     "transposed": {"transpose"},
     "dropped term": {"missing term"},
     "dropped reduction": {"reduction"},
     "mean for sum": {"1/N"},
     "off-by-one index": {"shifted"},
-    "stale operand": {"wrong operand"},
+    "stale operand": {"wrong operand", "wrong expression"},
 }
 """What each kind of mutation must be called."""
 

@@ -2,10 +2,13 @@ import pytest
 import torch
 
 from tests.mutants import NAMED, Operation, mutants, right, step, tried
+from tests.mutants.bed import BACKWARDS, Trial, judge, trials
 from tests.mutants.operations import OPERATIONS
 
 EVERY = list(mutants())
-QUICK = EVERY[::40]
+QUICK = EVERY[::80]
+WRITTEN = list(trials(wrong=True))
+SAMPLE = [trial for trial in WRITTEN if trial.dtype is torch.float32][5::60]
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +43,33 @@ def test_every_mutant_is_flagged_and_most_are_named_rightly():
     assert not [outcome.mutant.name for outcome in outcomes if not outcome.flagged or outcome.elsewhere]
     named = sum(outcome.named for outcome in outcomes)
     assert named >= 0.95 * len(outcomes)
+
+
+def test_the_written_ones_are_of_many_operations():
+    assert sum(len(backward.wrong) for backward in BACKWARDS) >= 150
+    assert len({backward.name for backward in BACKWARDS}) == len(BACKWARDS) >= 50
+
+
+@pytest.mark.parametrize("trial", SAMPLE, ids=lambda each: each.name)
+def test_a_written_mutant_is_flagged_and_named(trial: Trial):
+    judged = judge(trial)
+    assert judged.flagged
+    assert not judged.elsewhere
+    assert judged.named, judged.repairs
+
+
+@pytest.mark.slow
+def test_the_written_mutants_are_flagged_and_most_are_named_and_few_falsely():
+    judged = [judge(trial) for trial in WRITTEN]
+    missed = [each.trial for each in judged if not each.flagged]
+    assert not [trial.name for trial in missed if trial.dtype is not torch.bfloat16]
+    assert len(missed) <= 0.01 * len(judged)  # a small term is lost in the rounding of bfloat16
+    assert not [each.trial.name for each in judged if each.elsewhere]
+    assert sum(each.named for each in judged) >= 0.95 * len(judged)
+    assert sum(each.falsely for each in judged) <= 0.02 * len(judged)
+
+
+@pytest.mark.slow
+def test_the_right_twins_raise_no_alarm():
+    judged = [judge(trial) for trial in trials(wrong=False)]
+    assert not [each.trial.name for each in judged if each.flagged or each.elsewhere]

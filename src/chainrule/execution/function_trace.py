@@ -8,7 +8,8 @@ tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,58 +19,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.naming import function_name
+from chainrule.capture.source import Site
+from chainrule.execution.call_tape import Called, CallTape, Replay
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, pick, put, real
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in
 
 DIRECTIONS = 6  # random directions along which a large gradient is measured
+SAMPLED = 96  # elements that are measured of a large one where nothing else tells the right gradient
 CLOSE = 1e-7  # the rounding allowed to a repaired gradient
 LARGEST = 1 << 20  # elements, of a gradient to be repaired
-
-Edit = Callable[[int, list[Any]], list[Any]]
-"""Changes the operands of one step: (step, its flat operands) -> flat operands."""
-
-
-@dataclass(frozen=True)
-class Called:
-    """One call of torch inside a backward."""
-
-    function: Any
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    out: Any
-
-    @property
-    def name(self) -> str:
-        """`mul` for `Tensor.mul`, `torch.mul` and `*` alike, from whichever side."""
-        name = function_name(self.function)
-        return name.strip("_").removeprefix("r") if name.startswith("__") else name
-
-    def run(self, arguments: Iterable[Any], keywords: dict[str, Any]) -> Any:
-        """Call it once more, with these arguments."""
-        return _widened(self.function(*arguments, **keywords))
-
-
-def _widened(out: Any) -> Any:
-    """A result in float64, as everything else: a backward may make its own tensors, as `torch.zeros(shape)` does."""
-    if not isinstance(out, Tensor) or not (out.is_floating_point() or out.is_complex()):
-        return out
-    return out.to(torch.promote_types(out.dtype, torch.float64))
-
-
-class _Tape(TorchFunctionMode):
-    """Records the outermost calls of torch, with results in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Called] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = _widened(function(*args, **(kwargs or {})))
-        if any(True for _ in tensors_in(out)) or getattr(function, "__name__", "") == "__setitem__":
-            self.calls.append(Called(function, tuple(args), dict(kwargs or {}), out))
-        return out
 
 
 class _Context:
@@ -78,9 +38,19 @@ class _Context:
     def __init__(self, node: Any) -> None:
         self._node = node
         self.saved_tensors = node.saved_tensors
+        self.own: dict[str, Any] = dict(vars(node))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
+
+
+@dataclass(frozen=True)
+class Right:
+    """The right gradient of one argument: at which elements it is known (None: all), and how far it may be off."""
+
+    at: Tensor
+    elements: Tensor | None
+    error: Tensor
 
 
 class FunctionTrace:
@@ -108,14 +78,18 @@ class FunctionTrace:
             for place, out in enumerate(self.outs)
         ]
         self.inputs = {name: value for name, value in moved.items() if isinstance(value, Tensor)}
-        arrived, own = [g.clone() for g in self.upstream], (self.context.saved_tensors, self.upstream, self.outs)
-        with torch.no_grad(), _Tape() as tape:
-            back = self._run(lambda: self.function.backward(self.context, *self.upstream), own)
+        read = [*self.context.saved_tensors, *self.upstream, *self.outs, *self.context.own.values()]
+        self.read = [each for each in read if isinstance(each, Tensor)]
+        sources = [(each, each.detach().clone()) for each in self.read]
+        self.before = {id(each): pristine for each, pristine in sources}
+        with torch.no_grad(), CallTape() as tape:
+            back = self._run(lambda: self.function.backward(self.context, *self.upstream), read)
         self.back = back if isinstance(back, tuple) else (back,)
-        self.calls = tape.calls
-        self.got = {position: self._returned(self.back, position).clone() for position in self.edges}
-        for g, before in zip(self.upstream, arrived, strict=True):  # which a backward may write to
-            g.copy_(before)
+        self.steps = Replay(tape.calls, sources, self.back)
+        self.variables = {id(each): tape.variables[id(each)] for each in self.read if id(each) in tape.variables}
+        self.got = {position: self.returned(self.back, position).clone() for position in self.edges}
+        for g in self.upstream:  # which a backward may write to
+            g.copy_(self.before[id(g)])
 
     def _run(self, work: Callable[[], Any], own: Any = ()) -> Any:
         return self.experiment.guarded(work, own)
@@ -123,7 +97,7 @@ class FunctionTrace:
     def _wanted(self) -> set[str]:
         return {edge.argument or "" for edge in self.edges.values()}
 
-    def _returned(self, back: tuple[Any, ...], position: int) -> Tensor:
+    def returned(self, back: tuple[Any, ...], position: int) -> Tensor:
         """What backward returned for an edge, in the shape of its argument, as the engine would have it."""
         name = self.edges[position].argument or ""
         gradient: Tensor = back[list(self.experiment.wide).index(name)]
@@ -132,15 +106,41 @@ class FunctionTrace:
 
     @cached_property
     def sources(self) -> dict[str, Tensor]:
-        """Everything that a backward may read, by name; a tensor with two names has the first."""
-        named = {f"`{name}`": value for name, value in self.inputs.items()}
-        named |= {"the output" if len(self.outs) == 1 else f"output {i}": out for i, out in enumerate(self.outs)}
-        named |= {f"saved tensor {i}": each for i, each in enumerate(self.context.saved_tensors) if each is not None}
-        named |= {
-            "the upstream gradient" if len(self.outs) == 1 else f"upstream gradient {i}": g
-            for i, g in enumerate(self.upstream)
-        }
-        return named
+        """Everything that a backward may read, by name."""
+        single = len(self.outs) == 1
+        read = {f"`{name}`": value for name, value in self.inputs.items()}
+        read |= {"the output" if single else f"output {i}": out for i, out in enumerate(self.outs)}
+        read |= {f"the upstream gradient{'' if single else f' of output {i}'}": g for i, g in enumerate(self.upstream)}
+        read |= {f"`ctx.{name}`": each for name, each in self.context.own.items() if isinstance(each, Tensor)}
+        for i, each in enumerate(self.context.saved_tensors):
+            name = f"`{self.variables[id(each)]}`" if id(each) in self.variables else ""
+            if each is not None:
+                read[name if name and name not in read else f"saved tensor {i}"] = each
+        return {name: self.before.get(id(each), each) for name, each in read.items()}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The plain numbers that the forward was given or left on ctx, and those written in it, by name."""
+        given = {f"`{name}`": each for name, each in self.experiment.wide.items()}
+        given |= {f"`ctx.{name}`": each for name, each in self.context.own.items()}
+        found = {name: float(each) for name, each in given.items() if _is_number(each)}
+        for call in self.forward:
+            for each in call.arguments:
+                if _is_fraction(each) and each not in found.values():
+                    found[f"{each:.6g}"] = float(each)
+        return found
+
+    @cached_property
+    def forward(self) -> list[Called]:
+        """The steps of the forward; none where it cannot run without its ctx."""
+        arguments = [_writable(each) for each in self.experiment.wide.values()]
+        try:
+            with torch.no_grad(), CallTape() as tape:
+                self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        except Exception:
+            return []
+        calls: list[Called] = tape.calls
+        return calls
 
     # -- what differences measure --------------------------------------------------------------------------------------
 
@@ -180,47 +180,42 @@ class FunctionTrace:
             return False
         return compare(self.seen(position, gradient), target, terms, eps=CLOSE, slack=error).agrees
 
-    # -- its steps again, with one changed -----------------------------------------------------------------------------
+    @cached_property
+    def right(self) -> dict[int, Right]:
+        """The right gradients: those that autograd gives of the forward, where differences agree, or differences."""
+        return {position: self._right(position) for position in self.edges}
 
-    def replay(
-        self,
-        position: int,
-        edit: Edit | None = None,
-        skip: tuple[int, int] | None = None,
-        instead: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """The gradient of an edge with its backward's steps run again.
+    def _right(self, position: int) -> Right:
+        lines, slope, terms, error = self._measured[position]
+        whole = self.whole.get(position)
+        if whole is not None and whole.isfinite().all():
+            if self.agrees(position, whole):
+                return Right(real(whole), None, torch.zeros((), dtype=torch.float64))
+            if lines is None:  # but for kinks, where differences take another slope than PyTorch
+                same = (real(whole) - slope).abs() <= CLOSE * terms + error
+                if int(same.sum()) * 2 > same.numel():
+                    return Right(real(whole)[same], same.nonzero()[:, 0], error[same])
+        if lines is None:
+            return Right(slope, None, error)
+        probe = Probe(self.experiment, self.edges[position])
+        chosen = torch.linspace(0, probe.x.numel() - 1, SAMPLED, dtype=torch.float64).long().unique()
+        found = probe.elements(chosen.tolist())
+        return Right(found.slope, chosen, found.error)
 
-        `edit` changes the operands of steps. `skip` is a step and which of its operands replaces its result. `instead`
-        is a tensor that the backward reads or computes, and what replaces it in every step.
-        """
-        new: dict[int, Tensor] = {}
-        if instead is not None:
-            new[id(instead[0])] = instead[1]
-
-        def renewed(item: Any) -> Any:
-            return new.get(id(item), item) if isinstance(item, Tensor) else item
-
-        with torch.no_grad():
-            for place, call in enumerate(self.calls):
-                arguments = [map_leaves(renewed, each) for each in call.arguments]
-                if edit is not None:
-                    arguments = edit(place, arguments)
-                if skip is not None and place == skip[0]:
-                    out = arguments[skip[1]]
-                else:
-                    out = call.run(arguments, map_leaves(renewed, call.keywords))
-                for old, fresh in zip(tensors_in(call.out), tensors_in(out), strict=True):
-                    new[id(old)] = instead[1] if instead is not None and old is instead[0] else fresh
-        return self._returned(map_leaves(renewed, self.back), position)
+    @cached_property
+    def whole(self) -> dict[int, Tensor | None]:
+        """The gradients that autograd gives of the forward's own steps."""
+        try:
+            return self.without_use(None)
+        except Exception:  # a forward that autograd cannot differentiate
+            return {}
 
     @cached_property
     def repeats(self) -> bool:
-        """Whether running the steps again gives the same: nothing is written in place, or done outside torch."""
-        if any(call.name.endswith("_") or call.name in ("setitem", "iadd", "imul", "isub") for call in self.calls):
-            return False
+        """Whether running the steps again gives the same: nothing is done outside torch."""
         try:
-            return all(compare(self.replay(position), got, eps=CLOSE).agrees for position, got in self.got.items())
+            back = self.steps.run({}, everything=True)
+            return all(compare(self.returned(back, place), got, eps=CLOSE).agrees for place, got in self.got.items())
         except Exception:  # whatever the user's code does
             return False
 
@@ -251,6 +246,60 @@ class FunctionTrace:
         self.uses = cutter.uses
         return leaves, out
 
+    @cached_property
+    def _graph(self) -> tuple[dict[str, Tensor], list[Called], list[Tensor]]:
+        """The forward with autograd on: the arguments that want gradients, the steps, the outputs."""
+        leaves = {name: self.inputs[name].detach().clone().requires_grad_() for name in self._wanted()}
+        with torch.enable_grad():
+            held = {name: _writable(each) for name, each in leaves.items()}
+        with torch.enable_grad(), CallTape() as tape:
+            arguments = [held.get(name, each) for name, each in self.experiment.wide.items()]
+            out = self._run(lambda: _plain_forward(self.function, arguments), arguments)
+        if any(each.writes for each in tape.calls):
+            return {}, [], []
+        steps = [each for each in tape.calls if isinstance(each.out, Tensor) and each.out.requires_grad]
+        return leaves, steps, list(tensors_in(out))
+
+    @cached_property
+    def adjoints(self) -> list[tuple[Called, Tensor]]:
+        """The steps of the forward with the gradients of their results, which autograd gives."""
+        _, steps, given = self._graph
+        outs = [(o, g) for o, g in zip(given, self.upstream, strict=False) if o.requires_grad]
+        if not outs:
+            return []
+        ones, seeds = [o for o, _ in outs], [g for _, g in outs]
+        wanted = [each.out for each in steps]
+        found = torch.autograd.grad(ones, wanted, seeds, allow_unused=True, retain_graph=True)
+        return [(step, grad) for step, grad in zip(steps, found, strict=True) if grad is not None]
+
+    @cached_property
+    def slopes(self) -> list[tuple[Called, str, Tensor]]:
+        """The derivatives of steps of the forward that are elementwise: of its operand ("") or of an argument."""
+        found = []
+        leaves, steps, _ = self._graph
+        for step in steps[:40]:
+            operands = [each for each in step.arguments if isinstance(each, Tensor) and each.requires_grad]
+            of = [("", operands[0])] if len(operands) == 1 else []
+            for name, x in [*of, *leaves.items()]:
+                slope = self._slope(step.out, x) if x.shape == step.out.shape and x.numel() > 1 else None
+                if slope is not None:
+                    found.append((step, name, slope))
+        return found
+
+    def _slope(self, out: Tensor, x: Tensor) -> Tensor | None:
+        """The derivative of each element by that at its place; None where others move it, and where it is constant."""
+        if out.is_complex() or x.is_complex() or out is x:
+            return None
+        seed = torch.linspace(0.5, 1.7, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape)
+        with torch.enable_grad():
+            one, other = (
+                torch.autograd.grad(out, x, each, retain_graph=True, allow_unused=True)[0]
+                for each in (torch.ones_like(seed), seed)
+            )
+        if one is None or other is None or not compare(seed * one, other, eps=CLOSE).agrees:
+            return None
+        return None if bool((one == one.reshape(-1)[0]).all()) else one
+
     def along_the_diagonal(self, position: int) -> Tensor | None:
         """The gradient if each element of the output changed with the same element of the argument alone.
 
@@ -263,6 +312,14 @@ class FunctionTrace:
         with torch.enable_grad():
             rows = [torch.autograd.grad(each, leaf, retain_graph=True)[0].reshape(-1) for each in out.reshape(-1)]
         return torch.stack(rows).diagonal().reshape(leaf.shape) * self.upstream[0]
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) not in (0, 1)
+
+
+def _is_fraction(given: Any) -> bool:
+    return isinstance(given, float) and not given.is_integer()
 
 
 def _writable(argument: Any) -> Any:
@@ -281,7 +338,9 @@ class _Cut(TorchFunctionMode):
         def taken(item: Any) -> Any:
             if not (isinstance(item, Tensor) and item.requires_grad):
                 return item
-            self.uses.append(function_name(function).strip("_"))
+            site = Site.of(sys._getframe(1))
+            expression = site.place().expression if site is not None else ""
+            self.uses.append(expression or function_name(function).strip("_"))
             return item.detach() if len(self.uses) - 1 == self.cut else item
 
         return function(*map_leaves(taken, args), **map_leaves(taken, kwargs or {}))
@@ -336,9 +395,10 @@ def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]
     yield FunctionTrace(experiment, edges, experiment.wide, upstream)
     another = {place: noise(g) for place, g in upstream.items()}
     yield FunctionTrace(experiment, edges, experiment.wide, another)
+    wanted = {edge.argument for edge in edges}  # what has no gradient stays: a mask is nothing but 0 and 1
     moved = {
         name: value * (1 + 0.1 * noise(value).clamp(-3, 3))
-        if isinstance(value, Tensor) and value.is_floating_point()
+        if name in wanted and isinstance(value, Tensor) and value.is_floating_point()
         else value
         for name, value in experiment.wide.items()
     }
