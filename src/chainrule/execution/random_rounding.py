@@ -1,8 +1,8 @@
 """Random rounding: how far the rounding of a number type moves a result, measured and not derived.
 
-The operation runs in float64, and whatever each of its steps gives is rounded to the recorded type, up or down at
-random; a number that the type holds stays as it is. The inputs move by a last place. As kernels hide their own steps,
-the operation also runs in the recorded type on moved inputs. How far the result moves over a few such runs estimates
+The operation runs in float64. Whatever each of its steps gives is moved by up to a last place of the recorded type at
+random and rounded to it, since kernels are accurate to about that. The inputs move by a last place. As kernels hide their
+steps, the operation also runs in the recorded type on moved inputs. How far the result moves over a few runs estimates
 its rounding (J. Vignes, A stochastic arithmetic for reliable scientific computation, Math. Comput. Simul. 35, 1993).
 No run depends on the result that is judged, so a wrong one earns no tolerance.
 """
@@ -51,8 +51,8 @@ class RandomRounding(TorchDispatchMode):
         place = torch.ldexp(torch.full_like(plain, torch.finfo(self._dtype).eps), torch.frexp(plain)[1] - 1)
         noise = torch.rand(plain.shape, dtype=plain.dtype, device=plain.device, generator=self._generator(plain.device))
         if self._dtype == torch.float64:  # nothing is between its numbers: those beside it are taken
-            noise = 2 * noise.round() - 0.5
-        plain.copy_(torch.where(plain == 0, 0.0, plain + place * (noise - 0.5)).to(self._dtype))
+            noise = noise.round()
+        plain.copy_(torch.where(plain == 0, 0.0, plain + place * (2 * noise - 1)).to(self._dtype))
 
     def moved(self, tree: Any) -> Any:
         """The same tree with each number moved by a last place (of the coarser type, if it is float64), or not."""
