@@ -30,7 +30,46 @@ NO_OPERATION = {
     "distributed.py": {"gather"},  # a public function of ours
     "graph/storage.py": {"slice"},  # Python's
     "reference.py": {"linear", "t"},  # a topic of rules, and a symbol
-    "verification/repair_attempts.py": {"transpose"},  # a mistake
+    # Functions that a user's backward calls, and mistakes in it:
+    "verification/repair_changes.py": {
+        "abs",
+        "cos",
+        "cosh",
+        "exp",
+        "log",
+        "reciprocal",
+        "relu",
+        "rsqrt",
+        "sigmoid",
+        "sin",
+        "sinh",
+        "sqrt",
+        "square",
+        "tanh",
+        "transpose",
+    },
+    "verification/repair_edits.py": {
+        "add",
+        "cat",
+        "clone",
+        "contiguous",
+        "cumsum",
+        "detach",
+        "div",
+        "index_copy_",
+        "mm",
+        "mul",
+        "multiply",
+        "scatter_",
+        "sub",
+        "subtract",
+        "t",
+        "transpose",
+    },
+    "verification/repair_numbers.py": {"cumsum", "log_softmax", "prod", "select", "softmax", "var"},
+    "verification/repair_pairs.py": {"add", "mul", "sub"},
+    "verification/repair_samples.py": {"sqrt", "transpose"},
+    "verification/repair_steps.py": {"add", "mul", "sub"},
     "views/formula.py": {"prod", "sqrt"},  # LaTeX
 }
 """Words that are also the name of an operation, by the file in which they are not."""

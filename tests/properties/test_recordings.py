@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -29,7 +30,9 @@ def without_verdicts(document):
         (section.title, [block for block in section.blocks if not isinstance(block, Verdict)])
         for _, section in document.walk()
     ]
-    return document.title, document.summary, document.rows, document.sums, blocks
+    summary = [block for block in document.summary if not isinstance(block, Verdict)]
+    rows = [replace(row, verdict=None) for row in document.rows]
+    return document.title, summary, rows, document.sums, blocks
 
 
 @few

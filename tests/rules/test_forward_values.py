@@ -32,6 +32,9 @@ WITHOUT = {
     *("lstm_layer", "recurrent_layers", "thnn_fused_gru_cell", "thnn_fused_lstm_cell"),
     *("bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "poisson", "random", "uniform"),
     *("sparse_coo_tensor", "sparse_sampled_addmm", "to_sparse"),
+    *("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask_tensor_qparams"),
+    *("fake_quantize_per_channel_affine_cachemask", "fake_quantize_learnable_per_tensor_affine"),
+    *("fake_quantize_learnable_per_channel_affine", "fused_moving_avg_obs_fq_helper"),
 }
 PARTLY = {"scatter_reduce", "index_reduce", "segment_reduce", "nll_loss_reduced"}  # products; a mean of nothing
 NAMED = {"L", "S", "N", "μ", "v", "M", "r", "n"}  # what a calculation works out beside it, or what was drawn

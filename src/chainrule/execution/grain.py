@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chainrule.capture.modes import is_higher_order, run_inside
 from chainrule.graph.comparison import rounding
 from chainrule.graph.trees import tensors_in
 
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 class _Coarsest(TorchDispatchMode):
     """The largest rounding of any tensor that an operation reads or makes."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -25,7 +28,8 @@ class _Coarsest(TorchDispatchMode):
         self.eps = max([self.eps, *(rounding(each.dtype) for each in tensors_in(list(trees)))])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        higher = is_higher_order[type(func)]
+        out = run_inside(func, args, kwargs or {}, self) if higher else func(*args, **(kwargs or {}))
         self.saw(*args, out)
         return out
 
