@@ -120,10 +120,23 @@ class Observer(Protocol):
         """Run `backward` or `grad`."""
 
 
-class DispatchMode(TorchDispatchMode):
-    """Sees each ATen operation, below autograd."""
+class OwnMode(TorchDispatchMode):
+    """A dispatch mode of ours."""
 
     supports_higher_order_operators = True  # or `torch.cond` and its like would raise under this mode
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the base class imports PyTorch's compiler, which takes more than a second. It only keeps the
+        # compiler from tracing into `__torch_dispatch__`, and compiled code runs eagerly while we record.
+        return False
+
+
+class DispatchMode(OwnMode):
+    """Sees each ATen operation, below autograd."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -133,14 +146,8 @@ class DispatchMode(TorchDispatchMode):
         """
         return compiles_for_itself()
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Otherwise the base class imports PyTorch's compiler, which takes more than a second. It only keeps the
-        # compiler from tracing into `__torch_dispatch__`, and compiled code runs eagerly while we record.
-        return False
-
     def __init__(self, observer: Observer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.observer: Observer | None = observer  # None: nobody looks, and everything passes
         self.inference = torch.is_inference_mode_enabled()  # where its recording began
 

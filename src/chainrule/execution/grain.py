@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from chainrule.capture.modes import is_higher_order, run_inside
+from chainrule.capture.modes import OwnMode, is_higher_order, run_inside
 from chainrule.graph.comparison import rounding
 from chainrule.graph.trees import tensors_in
 
 T = TypeVar("T")
 
 
-class _Coarsest(TorchDispatchMode):
+class _Coarsest(OwnMode):
     """The largest rounding of any tensor that an operation reads or makes."""
 
-    supports_higher_order_operators = True
-
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.eps = 0.0
 
     def saw(self, *trees: Any) -> None:

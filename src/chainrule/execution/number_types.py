@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from chainrule.capture.modes import OwnMode
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import map_leaves, tensors_in
 
@@ -22,14 +22,14 @@ def as_recorded(tree: Any, recorded: Any) -> Any:
     return recorded if isinstance(recorded, torch.dtype) else map_leaves(narrow, tree)
 
 
-class DrawsAsRecorded(TorchDispatchMode):
+class DrawsAsRecorded(OwnMode):
     """Draws random numbers in the number types in which they were drawn: a generator gives others in float64.
 
     `dtypes` are those of the draws in their order. An empty list is filled: then the recorded arguments are run.
     """
 
     def __init__(self, dtypes: list[torch.dtype]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._dtypes, self._left = dtypes, iter(list(dtypes)) if dtypes else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

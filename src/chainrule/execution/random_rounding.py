@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from chainrule.capture.modes import is_higher_order, run_inside
+from chainrule.capture.modes import OwnMode, is_higher_order, run_inside
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import map_leaves, tensors_in
 
@@ -27,13 +26,11 @@ Run = Callable[["RandomRounding | None", bool], Tensor | None]
 """Runs something with a rounding (None: as it is), in float64 or in the recorded type: its result, flat in float64."""
 
 
-class RandomRounding(TorchDispatchMode):
+class RandomRounding(OwnMode):
     """Rounds the float64 results of all operations to a coarser type at random."""
 
-    supports_higher_order_operators = True
-
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._dtype, self._seed = dtype, seed
         self._generators: dict[torch.device, torch.Generator] = {}
 

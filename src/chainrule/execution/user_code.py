@@ -26,10 +26,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.modes import is_higher_order, run_inside
+from chainrule.capture.modes import OwnMode, is_higher_order, run_inside
 from chainrule.capture.source import is_library
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import tensors_in
@@ -267,13 +266,11 @@ def _is_library(module: ModuleType | None) -> bool:
     return "site-packages" in file or is_library(compile("", file, "exec"))
 
 
-class _NoWrites(TorchDispatchMode):
+class _NoWrites(OwnMode):
     """Refuses writes to tensors that were not made while it is on, and whatever speaks to other ranks."""
 
-    supports_higher_order_operators = True
-
     def __init__(self, own: Any, names: dict[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._own = {storage_of(each): each for each in tensors_in(own)}
         self._names = names
         self.refused = ""

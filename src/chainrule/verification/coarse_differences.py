@@ -23,7 +23,7 @@ from chainrule.verification.differences import ArgumentCheck
 STEPS = [4.0**-k for k in range(-4, 8)]  # relative to the size of the argument
 PRECISION = 2e-4  # relative to the terms
 USEFUL = 0.02  # rounding relative to the terms, or to those of a typical element, above which an estimate is none
-ALL, SOME, DIRECTIONS = 512, 48, 3  # elements up to which each is measured; or else how many, and along which lines
+ALL, SOME, DIRECTIONS = 64, 6, 3  # elements up to which each is measured; or else how many, and along which lines
 
 DIRECTIONS_ALONE = "the differences along random directions disagree, but those at single elements do not"
 

@@ -152,7 +152,7 @@ def _owned(graph: Graph, row: Row) -> Row:
 
 def _own(graph: Graph, node: Node) -> str:
     """What of the user's own a node runs; "" for an operation of PyTorch's, and where no gradient flowed."""
-    if not node.executions:
+    if not node.executions or (node.before and node.function_class is None):
         return ""
     made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
     if made_by is not None and not module.startswith("torch."):
