@@ -13,7 +13,7 @@ from chainrule.graph.graph import Graph, Node
 from chainrule.graph.names import element
 from chainrule.numbers import number
 from chainrule.report.context import spans
-from chainrule.verification.rows import GradientCheck, Row
+from chainrule.verification.rows import FORWARD, GradientCheck, Row
 
 NAMED = 3  # nodes that are named one by one
 NUMBERS = 4  # elements of a wrong gradient that are listed
@@ -36,10 +36,13 @@ def _parts(check: GradientCheck) -> Iterator[Text]:
         yield ("✗ ", _name(check, row), ": ", *_sides(row))
     if (more := len(check.failures) - NAMED) > 0:
         yield (f"✗ {more} more",)
-    for row in check.unchecked[:NAMED]:
+    own = [row for row in check.unchecked if row.own != FORWARD]
+    for row in own[:NAMED]:
         yield ("not checked: your own ", _name(check, row), ": ", *spans(row.reason))
-    if (more := len(check.unchecked) - NAMED) > 0:
+    if (more := len(own) - NAMED) > 0:
         yield (f"{more} more of your own not checked",)
+    if unseen := [row for row in check.unchecked if row.own == FORWARD]:
+        yield (f"{len(unseen)} not checked: ", *_listed(check, unseen))
     others = [row for row in rows if row.verdict == "not checked" and not row.own]
     if others:
         yield (f"{len(others)} of PyTorch's own not checked: ", *_listed(check, others))

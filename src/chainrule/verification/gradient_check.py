@@ -43,6 +43,7 @@ from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rounding import check_in_float64, settle
 from chainrule.verification.rows import (
+    FORWARD,
     NO_GRADIENT,
     NOT_ACCUMULATED,
     NOT_ASKED,
@@ -151,9 +152,14 @@ def _owned(graph: Graph, row: Row) -> Row:
 
 
 def _own(graph: Graph, node: Node) -> str:
-    """What of the user's own a node runs; "" for an operation of PyTorch's, and where no gradient flowed."""
-    if not node.executions or (node.before and node.function_class is None):
+    """What of the user's own a node runs; "" for an operation of PyTorch's, and where no gradient flowed.
+
+    A forward pass that was not recorded counts: who recorded a step wanted it checked.
+    """
+    if not node.executions:
         return ""
+    if node.before and node.function_class is None:
+        return FORWARD
     made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
     if made_by is not None and not module.startswith("torch."):
         return FUNCTION

@@ -29,6 +29,7 @@ from chainrule.verification.repair import Repair
 from chainrule.verification.update_check import compare_update
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
+FORWARD = "forward pass"
 RULE_ALONE = "our rule and autograd agree"
 NO_GRADIENT = "no gradient flowed through it"
 NOT_ASKED = "no gradient was asked of it for any of its inputs"
@@ -67,7 +68,8 @@ class Differences:
 class Row:
     """The check of one node. `tolerance` is the one at its largest difference.
 
-    `own` says what of the user's own is checked here: `autograd.Function`, `custom operator`, `hook`; "" for PyTorch's.
+    `own` says what of the user's own is checked here: `autograd.Function`, `custom operator`, `hook`, `forward pass`
+    where that was not recorded; "" for PyTorch's.
     """
 
     node: Node
@@ -135,7 +137,7 @@ class GradientCheck:
 
     @property
     def unchecked(self) -> tuple[Row, ...]:
-        """The rows of the user's own code that could not be checked: a Function, a custom operator, a hook."""
+        """The rows of the user's own that could not be checked: a Function, an operator, a hook, an unseen forward."""
         return tuple(row for row in self.rows if row.own and row.verdict == "not checked")
 
     def __repr__(self) -> str:
