@@ -46,7 +46,9 @@ class RandomRounding(OwnMode):
 
     def _round_(self, tensor: Tensor) -> None:
         plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        place = torch.ldexp(torch.full_like(plain, torch.finfo(self._dtype).eps), torch.frexp(plain)[1] - 1)
+        known = torch.finfo(self._dtype)
+        place = torch.ldexp(torch.full_like(plain, known.eps), torch.frexp(plain)[1] - 1)
+        place = place.clamp(min=known.smallest_normal * known.eps)  # below, numbers lie no closer
         noise = torch.rand(plain.shape, dtype=plain.dtype, device=plain.device, generator=self._generator(plain.device))
         if self._dtype == torch.float64:  # nothing is between its numbers: those beside it are taken
             noise = noise.round()

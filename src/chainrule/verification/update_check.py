@@ -19,12 +19,15 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comp
     """What the terms of an update give, with the parameter after the step, each element by itself.
 
     Rounding allows two last places of the parameter and MARGIN of the step. Where that is not enough, since the terms
-    of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it.
+    of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it. A
+    step of 1e-24 and less is not resolved in float32: the order in which its factors are multiplied decides which
+    products are subnormal.
     """
-    before, after = update.before, update.after
-    before, after = dense(before), dense(after)
+    before, after = dense(update.before), dense(update.after)
     eps = rounding(after.dtype)
+    own = (new.to(before.dtype) - before).abs()
     of_step = eps * (after - before).abs()
+    of_step = of_step + torch.where(own < torch.finfo(after.dtype).smallest_normal / eps**2, own, 0.0)
 
     def compared(of_terms: Tensor | float) -> Comparison:
         return compare(new, after, before.abs(), eps=2 * eps / MARGIN, slack=MARGIN * (of_step + of_terms))
