@@ -24,8 +24,10 @@ def region(samples: Sequence[Sample], name: str, sizes: Sequence[tuple[int, str]
     if any(sample.elements is not None or sample.wrong.is_complex() for sample in samples):
         return
     wrong = [_wrong(sample) for sample in samples]
-    if any(bool(off.all()) or not bool(off.any()) for off in wrong):
-        return
+    if any(
+        bool((off | _silent(sample)).all()) or not bool(off.any()) for off, sample in zip(wrong, samples, strict=True)
+    ):
+        return  # wrong wherever it can be wrong
     found, partly = list[tuple[float, str]](), list[tuple[float, str, list[Tensor]]]()
     for cost, inside, outside, marks in _kinds(samples):
         if any(bool((off & ~mark).any()) for off, mark in zip(wrong, marks, strict=True)):
@@ -56,13 +58,17 @@ def _wrong(sample: Sample) -> Tensor:
 
 
 def _is(off: Tensor, mark: Tensor, sample: Sample) -> bool:
-    """Whether it is wrong just there. Where both gradients are 0, nothing can be wrong."""
+    """Whether it is wrong just there, or where both gradients are 0."""
     if torch.equal(off, mark):
         return True
     if bool((off & ~mark).any()):
         return False
-    silent = (sample.right.reshape(off.shape) == 0) & (sample.wrong == 0)
-    return bool((off | silent | ~mark).all())
+    return bool((off | _silent(sample) | ~mark).all())
+
+
+def _silent(sample: Sample) -> Tensor:
+    """Where both gradients are 0."""
+    return (sample.right.reshape(sample.wrong.shape) == 0) & (sample.wrong == 0)
 
 
 def _there(samples: Sequence[Sample], wrong: Sequence[Tensor], sizes: Sequence[tuple[int, str]]) -> tuple[float, str]:
