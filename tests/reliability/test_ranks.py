@@ -86,7 +86,7 @@ def check_together(ranks, folder, cases, everys):
     """All cases after one start."""
     arguments = [f"{case}:{every}" for case in cases for every in (0, *everys)]
     found, codes, _, errors = run(ranks, folder, arguments, limit=400)
-    # Now and then (2 of about 70 times) a rank aborts when its process ends, all of its work done. Where is not known.
+    # Seldom (2 of about 175 starts) a rank aborts when its process ends, all of its work done. Where is not known.
     aborted = [error for code, error in zip(codes, errors, strict=True) if code == -6 and AT_END in error]
     assert codes.count(0) + len(aborted) == ranks, errors
     for case in cases:
