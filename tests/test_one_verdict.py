@@ -189,7 +189,7 @@ SMALL = ("vae", "resnet")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+    "name", [name if name in SMALL else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.sweep]) for name in ZOO]
 )
 def test_every_view_of_a_model_gives_the_same_verdicts(name, tmp_path):
     model, loss = ZOO[name]()

@@ -38,6 +38,7 @@ def test_a_mutant_is_flagged_at_its_node_and_nowhere_else(mutant):
     assert not outcome.elsewhere
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_every_mutant_is_flagged_and_most_are_named_rightly():
     outcomes = [tried(mutant) for mutant in EVERY]
@@ -59,6 +60,7 @@ def test_a_written_mutant_is_flagged_and_named(trial: Trial):
     assert judged.named, judged.repairs
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_the_written_mutants_are_flagged_and_most_are_named_and_few_falsely():
     judged = [judge(trial) for trial in PART]

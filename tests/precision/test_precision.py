@@ -45,6 +45,7 @@ def test_a_sum_over_many_uses_rounds_more(dtype, uses):
     assert recording.verify(only="AccumulateGrad").passed
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_operation_and_thirty_networks(dtype):

@@ -36,6 +36,7 @@ def test_a_mistake_is_found_in_each_way(way: str) -> None:
     assert {row.node.name for row in verification.failures if row.node.function_class is not None}
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_right_backwards_raise_no_alarm(way: str) -> None:
@@ -44,6 +45,7 @@ def test_right_backwards_raise_no_alarm(way: str) -> None:
     assert not outcome.alarms
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [name for name in WAYS if name not in UNCHECKED])
 def test_every_mistake_is_found(way: str) -> None:
