@@ -168,7 +168,7 @@ LOSSES = (
     Backward(
         "label smoothing",
         "z=n,c t=n:<c smooth=0.3",
-        "y = z.log_softmax(1)\nhot = F.one_hot(t, z.shape[1])\nq = (1 - smooth) * hot + smooth / z.shape[1]\n"
+        "y = z.log_softmax(1)\nhot = F.one_hot(t, z.shape[1]).to(z)\nq = (1 - smooth) * hot + smooth / z.shape[1]\n"
         "ctx.save_for_backward(y, q)\nreturn -(q * y).sum(1)",
         "y, q = ctx.saved_tensors\nreturn g[:, None] * (y.exp() - q), None, None",
         (
