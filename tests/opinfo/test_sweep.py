@@ -10,22 +10,21 @@ import torch
 from tests.opinfo.sweep import Report, database, sweep
 
 
-def swept(samples: int) -> Report:
+def swept(samples: int, every: int = 1) -> Report:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what OpInfo's samples provoke is not ours to mend
-            return sweep(samples)
+            return sweep(samples, infos=database()[::every])
     finally:
         torch.set_num_threads(threads)
 
 
-def test_one_sample_of_every_operation() -> None:
-    report = swept(samples=1)
+def test_one_sample_of_every_third_operation() -> None:
+    report = swept(samples=1, every=3)
     assert not report.failures, str(report)
     assert not report.untied, str(report)
-    assert len(report.operations) == len({info.formatted_name for info in database()})
 
 
 @pytest.mark.slow
@@ -33,3 +32,4 @@ def test_all_samples_of_every_operation() -> None:
     report = swept(samples=0)
     assert not report.failures, str(report)
     assert not report.untied, str(report)
+    assert len(report.operations) == len({info.formatted_name for info in database()})
