@@ -120,7 +120,7 @@ def product_rule(node: str, function: Callable[..., Tensor], subscripts: str, op
         equation = in_matrices(result, (left, mine), (right, others))
     batch = r" \quad \text{(in each batch)}" if "b" in result else ""
 
-    def told(op: Any) -> str:
+    def statement(op: Any) -> str:
         beta = op.arguments.get("beta", 0)
         added = "" if beta == 0 else f"{prefix(beta)}$self + "
         return f"$out = {added}{prefix(_alpha(op))}{equation}{batch}".replace("+ -", "- ")
@@ -129,7 +129,7 @@ def product_rule(node: str, function: Callable[..., Tensor], subscripts: str, op
     wrt = {"self": ADDED, **wrt} if added else wrt
     return rule(
         node,
-        equation=told,
+        equation=statement,
         wrt=wrt,
         samples=lambda: _product_samples(function, subscripts, added),
         linear=("self", left) if added else (left,),
@@ -157,7 +157,7 @@ def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: st
         mine, others, result = letters(op)
         return WeightedSum(result, mine, prefix(_alpha(op)) + at(other, others)).local(by=name)
 
-    def told(op: Any) -> str:
+    def statement(op: Any) -> str:
         mine, others, result = letters(op)
         conjugated = other if getattr(op, other).is_complex() else ""
         if len(set(result) & set(others) - set("b")) > 1:  # no product of matrices sums over two axes
@@ -180,7 +180,7 @@ def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: st
                 f"output element ({', '.join(result)}) is made of the elements ({', '.join(mine)}) with "
                 f"the same {' and '.join(shared)}; its derivative by all others is zero"
             )
-    return Wrt(back, local, told, zeros, factor, pattern)
+    return Wrt(back, local, statement, zeros, factor, pattern)
 
 
 def _block(name: str, letters: str, rows: str, columns: str) -> str:

@@ -223,7 +223,7 @@ class _Norm:
         sizes = self.view(op, op.input).shape
         return {axis % len(sizes) for axis in self.dims(op)}
 
-    def told(self, name: str, op: Any) -> str:
+    def latex(self, name: str, op: Any) -> str:
         """One of the formulas, for a call."""
         given, is_fixed = self.given(op), not _training(op) and name in ("by input", "to input")
         return lettered(lettered(FORMULAS[f"{name}, running" if is_fixed else name], given), given)
@@ -282,7 +282,7 @@ class _Norm:
     def wrts(self) -> dict[str, Wrt]:
         """The derivatives by the input, the gain and the shift."""
         return {
-            name: Wrt(vjp, partial(self.told, f"by {name}"), partial(self.told, f"to {name}"), zeros, None, pattern)
+            name: Wrt(vjp, partial(self.latex, f"by {name}"), partial(self.latex, f"to {name}"), zeros, None, pattern)
             for name, vjp, zeros, pattern in (
                 ("input", self.input, self.zeros, self.pattern),
                 ("weight", self.weight, f"each {self.unit} has its own gain", partial(self.unit_pattern, "weight")),
@@ -293,8 +293,8 @@ class _Norm:
     def rule(self, *nodes: str, without: str = "", **more: Any) -> Rule:
         """Register the operation; `without` names what it has not."""
         wrt = {name: each for name, each in self.wrts().items() if name != without}
-        told = {name: partial(self.told, name) for name in ("equation", "where")}
-        return rule(*nodes, **{**told, "wrt": wrt, "element": self.element, **more})
+        latex = {name: partial(self.latex, name) for name in ("equation", "where")}
+        return rule(*nodes, **{**latex, "wrt": wrt, "element": self.element, **more})
 
 
 def _training(op: Any) -> bool:
@@ -470,13 +470,13 @@ def _group_local(op: Any) -> str:
         derivative("{$out1}_{@q}", "{$input}_{@o}", r"\frac{1}{@count}"),
         derivative("{$out2}_{@q}", "{$input}_{@o}", r"-\frac{1}{@count} \, \frac{\hat{x}_{@o}}{(\sigma_{@q})^2}"),
     )
-    return r", \quad ".join([GROUP.told("by input", op), *(lettered(each, given) for each in statistics)])
+    return r", \quad ".join([GROUP.latex("by input", op), *(lettered(each, given) for each in statistics)])
 
 
 native_group_norm = GROUP.rule(
     "NativeGroupNormBackward0",
     equation=lambda op: (
-        GROUP.told("equation", op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
+        GROUP.latex("equation", op) + r", \quad {$out1}_{n,a} = \mu_{n,a}, \quad {$out2}_{n,a} = \frac{1}{\sigma_{n,a}}"
     ),
     wrt={
         "input": replace(GROUP.wrts()["input"], vjp=_group_norm, local=_group_local),
@@ -520,7 +520,7 @@ def _renamed(op: Any) -> Applied:
 
 
 def _length_formula(name: str, op: Any) -> str:
-    return LENGTH.told(name, _renamed(op)).replace("{$input}", "{$v}").replace("{$weight}", "{$g_}")
+    return LENGTH.latex(name, _renamed(op)).replace("{$input}", "{$v}").replace("{$weight}", "{$g_}")
 
 
 def _by_length(name: str, vjp: Callable[[Any, Tensor], Tensor]) -> Wrt:
