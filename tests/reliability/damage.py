@@ -100,7 +100,10 @@ class Recordings:
 
     def read(self):
         chainrule.load(self.path).save(self.again)
-        return self.again.read_bytes()
+        saved = self.again.read_bytes()
+        body = 8 + int.from_bytes(saved[:8], "little")
+        header = json.loads(saved[8:body])  # safetensors writes its entries in any order
+        return json.dumps(header, sort_keys=True), saved[body:]
 
 
 class Runs:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,7 +69,8 @@ class BorrowedTensors:
     def __init__(self) -> None:
         self._borrowed: list[BorrowedTensor] = []
         self._known: set[int] = set()
-        self._remove: Callable[[], Any] | None = None
+        self._at_step = object()  # the key of a hook on optimizers
+        self._at_end: weakref.finalize[[object], Borrower] | None = None  # takes it off
 
     def take(self, tensor: Tensor) -> bool:
         """Borrow a tensor; False for one that should be copied."""
@@ -101,14 +102,14 @@ class BorrowedTensors:
                 with guard, unobserved():
                     living.secure()
 
-        key = object()
-        self._remove = weakref.finalize(borrower, global_hooks.before_step.remove, key)
-        global_hooks.before_step.add(key, before_step)
+        self._at_end = weakref.finalize(borrower, global_hooks.before_step.remove, self._at_step)
+        global_hooks.before_step.add(self._at_step, before_step)
 
     def release(self) -> None:
         """Remove the hook, if there is one."""
-        if self._remove is not None:
-            self._remove()
+        if self._at_end is not None:
+            global_hooks.before_step.remove(self._at_step)
+            self._at_end.detach()  # last: if an interrupt comes before, it still takes the hook off
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -37,8 +37,10 @@ class HookPlace:
 
     def remove(self, key: Any) -> None:
         """Take it off, if it is on."""
-        self.ours.pop(key, None)
-        self._settle()
+        try:
+            self.ours.pop(key, None)
+        finally:
+            self._settle()
 
     def _settle(self) -> None:
         try:
