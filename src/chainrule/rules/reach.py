@@ -94,15 +94,16 @@ def _join(shape: tuple[int, ...], several: list[Tensor]) -> Tensor:
 
 def _constants(op: Applied, labels: Labels, name: str, wanted: Callable[[Tensor], Tensor]) -> Tensor | None:
     """Where an argument is a constant that nothing reaches, of the wanted kind; None where it nowhere is."""
-    given = op.arguments.get(name)
+    given, label = op.arguments.get(name), labels.get(name)
+    if label is not None and (not label.numel() or bool(label.amin() > 0)):
+        return None
     if isinstance(given, (int, float)):
         given = torch.tensor(given)
     if not isinstance(given, Tensor) or not has_numbers(given) or given.layout != torch.strided:
         return None
-    found, label = wanted(given), labels.get(name)
+    found = wanted(given).cpu()
     if label is not None:
-        found = found.cpu() & (label == 0)
-    found = found.cpu()
+        found = found & (label == 0)
     return found if bool(found.any()) else None
 
 
@@ -126,7 +127,7 @@ def _without(found: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> 
 
 _ELEMENTWISE = frozenset(
     "clone _to_copy detach alias lift lift_fresh contiguous bernoulli native_dropout dropout _prelu_kernel "
-    "log_sigmoid_forward rrelu_with_noise masked_fill fill copy mul add sub div".split()
+    "log_sigmoid_forward masked_fill fill copy mul add sub div".split()
 )
 _UNREDUCED = frozenset(
     "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits "
@@ -513,6 +514,7 @@ _special: dict[str, Callable[[Applied, Labels, Any], Reached | None]] = {
     "embedding": _looked_up, "index_add": _added_by_index, "index_copy": _added_by_index, "index_put": _put,
     "_index_put_impl": _put, "normal": _drawn, "mm": _product("self", "mat2"), "bmm": _product("self", "mat2"),
     "addmm": _product("mat1", "mat2", "self"), "baddbmm": _product("batch1", "batch2", "self"),
+    "rrelu_with_noise": lambda op, labels, overload: everywhere(op, labels),  # its draws depend on the signs
     "mkldnn_rnn_layer": _recurrent, "_thnn_fused_lstm_cell": _cell, "_thnn_fused_gru_cell": _cell,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scattered),
     **dict.fromkeys(
