@@ -6,10 +6,22 @@ finding is one block in its topic file (`Check`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import data, dependence, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
+from chainrule.diagnostics import (
+    data,
+    dependence,
+    depth,
+    gradients,
+    loss_curve,
+    losses,
+    nonfinite,
+    optimizer,
+    ranks,
+    units,
+)
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -34,7 +46,8 @@ LAYERS = [units.BATCH_NORM_OF_ONE]
 BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
-    "Data": _checks_of(data), "What depends on what": _checks_of(dependence), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
+    "Data": _checks_of(data), "What depends on what": _checks_of(dependence), "Gradients": _checks_of(gradients),
+    "Gradients through depth": _checks_of(depth),
     "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
 }  # fmt: skip
 """The checks by topic, in the order in which they run and are documented."""
@@ -48,16 +61,20 @@ def findings(
     silence: Collection[str] = (),
     cache: StatisticsCache | None = None,
     unfinished: bool = False,
+    kept: dict[Hashable, Any] | None = None,
 ) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.
 
     `cache` holds statistics of its tensors that others have measured or will ask for. Without a derivation, or if a
     value's numbers were not stored, the checks that need them are left out. An `unfinished` step, which never reached
-    its update, only gets the checks that apply to it. Raises SilenceError for an id in `silence` that no check has.
+    its update, only gets the checks that apply to it. `kept` holds what is known of the steps before (see
+    `StepContext`). Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     limits = check_thresholds(thresholds)
-    context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
+    context = StepContext(
+        graph, derivation, notation, limits, cache or StatisticsCache(), unfinished, {} if kept is None else kept
+    )
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
     return in_order(finding for finding in found if finding.id not in silent)
