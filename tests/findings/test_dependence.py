@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,9 +16,8 @@ N, T, C, V = 4, 7, 8, 11
 
 
 @pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
+def seed() -> None:
     torch.manual_seed(0)
-    yield
 
 
 def found(loss: Callable[[], Tensor]) -> dict[str, chainrule.diagnostics.Finding]:

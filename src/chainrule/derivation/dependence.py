@@ -28,12 +28,12 @@ SHOWN = 12
 Run = Callable[[Tensor], Tensor]
 
 _words = {
-    "none": "nothing depends on it",
-    "own": "each position depends on its own alone",
-    "one": "each element depends on one position alone",
-    "earlier": "each position depends on its own and earlier ones alone",
-    "later": "each position depends on its own and later ones alone",
-    "any": "a position may depend on any other",
+    "none": "no position",
+    "own": "its own position alone",
+    "one": "one position alone",
+    "earlier": "its own and earlier positions alone",
+    "later": "its own and later positions alone",
+    "any": "any position",
 }
 
 
@@ -88,7 +88,7 @@ class Dependence:
         else:
             yield f"{self.of} depends on {self.on}."
         for each in self.axes:
-            yield f"  axis {each.axis} of {self.on} ({each.size} positions): {each.words}"
+            yield f"  axis {each.axis} of {self.on}, {each.size} positions: on {each.words}"
         if self.path:
             yield f"  path: {written(self.path)}"
         if self.mixes:
@@ -136,21 +136,21 @@ def _axis(walk: Reaches, until: int, of: str) -> AxisDependence:
     axis, size = walk.axis or 0, walk.size
     bound, aligned = walk.relation(until)
     if bound != "any":
-        words = f"{said(bound, aligned, of)}. Shown by structure, for all finite numbers."
+        words = f"{said(bound, aligned, of)}. Structure, for all finite numbers."
         return AxisDependence(axis, size, bound, _axis_of(aligned), "structure", words)
     try:
         if walk.returned():
             raise CannotRunError("it goes through a backward pass of the step, whose gradients come back as data")
         part = Perturbation(walk.graph, walk.source, until, walk.lineage)
     except CannotRunError as error:
-        words = f"{said(bound, None, of)}, by structure; not measured: {error}."
+        words = f"{said(bound, None, of)}. Structure; not measured: {error}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=str(error))
     data, base = walk.graph.values[walk.source].data, walk.graph.values[until].data
     assert data is not None
     assert base is not None
     seen = measured(data, axis, lambda given: part.run(given).get(until, base))
     if seen.count == 0:
-        words = f"{said(bound, None, of)}, by structure; not measured: {seen.unknown}."
+        words = f"{said(bound, None, of)}. Structure; not measured: {seen.unknown}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=seen.unknown)
     found, aligned = relation(seen.bounds, tuple(base.shape), size)
     share = "each position was moved" if seen.count == size else f"{seen.count} positions were moved"
@@ -168,7 +168,7 @@ def _axis_of(aligned: Alignment | None) -> int | None:
 
 def said(found: Relation, aligned: Alignment | None, of: str) -> str:
     """A relation in words."""
-    return _words[found] + (f", along axis {aligned.axis} of {of}{aligned.note}" if aligned is not None else "")
+    return _words[found] + (f", axis {aligned.axis} of {of}{aligned.note}" if aligned is not None else "")
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ FUTURE = Check(
     why="The network copies the answer: the loss falls to nearly 0, and when it generates there is nothing to copy.",
     advice="Give the attention a causal mask, pad a convolution on the left alone, and let no layer mix or reverse "
     "positions. chainrule.assert_causal(model, tokens) tests it.",
-    source="Vaswani et al., Attention is all you need, 2017, 3.2.3: the decoder must not look to the right")  # fmt: skip
+    source="Vaswani et al., Attention is all you need, 2017, 3.2.3: masks against looking ahead")  # fmt: skip
 
 
 @FUTURE.in_step
