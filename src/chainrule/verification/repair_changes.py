@@ -133,6 +133,9 @@ def _with_tensor(points: Sequence[Reach], tensor: Tensor, name: str, key: str, n
                            lambda point, t: t * ~take(point))  # fmt: skip
     if not other.is_floating_point() and not other.is_complex():
         return
+    if other.is_floating_point() and bool(((other > 0) & (other < 1)).all()):
+        whole = f"1 minus {text} is missing as a factor"
+        yield TensorChange(2.1 + cost, "missing factor", whole, fix, lambda point, t: t * (1 - take(point)))
     term = 2.3 + max(cost, 0.0)
     yield TensorChange(term, "missing term", f"{text} is missing as a term", f"with it added to {name}",
                        lambda point, t: t + take(point))  # fmt: skip
