@@ -11,9 +11,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from chainrule.derivation.no_gradient import no_gradient
+from chainrule.derivation.no_gradient import is_used, no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
+from chainrule.diagnostics.optimizer import holds_another_model
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, sent_by
 from chainrule.document import Code
@@ -29,7 +30,8 @@ NO_GRADIENT = Check(
     "no-gradient", "A parameter got no gradient", "warning",
     what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The finding says why: "
     "it was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
-    why="It does not learn. This is a note if it is frozen, or if no optimizer that stepped holds it.",
+    why="It does not learn. This is a note if it is frozen, if no optimizer that stepped holds it, or if the step used "
+    "nothing that the optimizer holds (see `not-in-optimizer`).",
     advice="If it should learn, use it in the computation of the loss, without detach(), item() or no_grad().",
     source="PyTorch's documentation: Autograd mechanics", lasts=5,  # an expert of a mixture may be unused in some
 )  # fmt: skip
@@ -51,16 +53,22 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
     elif missing and graph.error:
         yield _cut_short(context, missing)
     else:
+        stranger = holds_another_model(context)
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
             # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
-            severity: Severity = "note" if frozen or not context.may_learn(parameter) else "warning"
+            learns = context.may_learn(parameter) and not (stranger and parameter.value is None)
+            severity: Severity = "note" if frozen or not learns else "warning"
             yield NO_GRADIENT.found(
                 parameter.name, no_gradient(graph, parameter.value, parameter.name),
                 f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",
                 place=context.place_of(parameter), severity=severity,
-                advice=FROZEN if frozen else NOT_USED if parameter.value is None else "",
+                advice=FROZEN if frozen else "" if _is_used(context, parameter) else NOT_USED,
             )  # fmt: skip
+
+
+def _is_used(context: StepContext, parameter: Parameter) -> bool:
+    return parameter.value is not None and is_used(context.graph, parameter.value)
 
 
 def _cut_short(context: StepContext, missing: list[Parameter]) -> Finding:
@@ -101,7 +109,7 @@ def _moved(parameter: Parameter) -> str:
 
 ACCUMULATED = Check(
     "accumulated-gradient", "A gradient was there before the backward pass", "warning",
-    what="After backward, `.grad` contains more than the backward passes of this step sent.",
+    what="After backward, `.grad` of a parameter that may learn contains more than the step's backward passes sent.",
     why="The gradients of earlier steps are added to those of this one, like an unintended momentum of 1.",
     advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
     source="PyTorch's documentation of zero_grad", thresholds=("accumulated",))  # fmt: skip
@@ -115,13 +123,14 @@ def _accumulated(context: StepContext) -> Iterator[Finding]:
     for parameter in context.graph.parameters.values():
         if parameter.value is None or not context.graph.backwards or parameter.value in context.graph.hooked:
             continue
+        if not context.may_learn(parameter):
+            continue  # nothing uses it now, and its own optimizer may clear it: the other half of a GAN
         evidence = _more_than(context, parameter, sent.get(parameter.value, [])) or _larger(context, parameter)
         if evidence:
             yield ACCUMULATED.found(
                 parameter.name,
                 f"{parameter.name} already had a gradient when backward began, and the new one was added to it.",
                 evidence, place=context.graph.accumulating[0].place,
-                severity="warning" if context.may_learn(parameter) else "note",  # nothing uses it now
             )  # fmt: skip
 
 

@@ -14,19 +14,24 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
 from chainrule.diagnostics.step_context import StepContext, type_name
-from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.snapshot import Parameter, ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Check(
     "not-in-optimizer", "A parameter has a gradient, and no optimizer holds it", "warning",
     what="A parameter got a gradient, and no optimizer that stepped holds it. In one step this is a note, as another "
-    "optimizer may step later (a GAN has two); over a run no optimizer ever moved it.",
+    "optimizer may step later (a GAN has two), unless the optimizer holds only parameters that the step did not use; "
+    "over a run no optimizer ever moved it.",
     why="It does not learn, and its gradient grows for ever if only the optimizer clears gradients.",
     advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced. If the parameter "
     "should not learn, requires_grad_(False) also saves its gradient.",
-    source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed",
+    source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed; of "
+    "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip
+ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
+PLAIN = "A plain list or dict hides what it holds from model.parameters(): use nn.ModuleList, ModuleDict, ParameterList."
+MADE = "Make the layer once, in `__init__`, so that the optimizer can hold it: one made in forward() is new in each step."
 
 
 @NOT_IN_OPTIMIZER.in_step
@@ -40,15 +45,32 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         known = name in own or name.partition("@")[0] in own
         if known and name not in context.held and parameter.has_gradient and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    stranger = holds_another_model(context)
     for owner, names in left_out.items():
-        gradients = [context.gradient(context.graph.parameters[name]) for name in names]
+        parameters = [context.graph.parameters[name] for name in names]
+        gradients = [context.gradient(parameter) for parameter in parameters]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
         has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
             owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
-            f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
-            severity="note",
+            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
+             "This step used none of those: the optimizer was made for another model." if stranger else ""),
+            severity="warning" if stranger else "note",
+            advice="" if stranger else MADE if _made(context, parameters) else PLAIN if "[" in owner else ANOTHER,
         )  # fmt: skip
+
+
+def holds_another_model(context: StepContext) -> bool:
+    """Whether the step used no parameter of the optimizers that stepped, and none of them has a gradient."""
+    known = [(member.gradient, context.parameter(member)) for member in context.members]
+    return bool(known) and all(grad is None and (each is None or each.value is None) for grad, each in known)
+
+
+def _made(context: StepContext, parameters: Iterable[Parameter]) -> bool:
+    """Whether the step made these parameters, and not those that the optimizer holds."""
+    held = [context.graph.parameters[name] for name in context.held]
+    new = [each.value is not None and context.values[each.value].operation is not None for each in parameters]
+    return all(new) and any(each.value is not None and context.values[each.value].operation is None for each in held)
 
 
 @NOT_IN_OPTIMIZER.over_time
@@ -57,7 +79,9 @@ def _never_in_optimizer(run: Run) -> Iterator[Finding]:
     moved = {series.name for series in run.history.of_kind("update")}
     moved |= {each.name for each in run.history.of_kind("parameter") if len({known.norm for _, known in each}) > 1}
     for found in NOT_IN_OPTIMIZER.lasting(run):
-        yield replace(found, severity="note") if any(_belongs(name, found.where) for name in moved) else found
+        moves = found.advice != MADE and any(_belongs(name, found.where) for name in moved)
+        advice = NOT_IN_OPTIMIZER.advice if found.advice == ANOTHER and not moves else found.advice
+        yield replace(found, severity="note" if moves else found.severity, advice=advice)
 
 
 def _belongs(name: str, owner: str) -> bool:

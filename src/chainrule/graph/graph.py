@@ -291,7 +291,7 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
 class Event:
     """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook.
 
-    `value` is what a hook changed the gradient of.
+    `value` is what a hook changed the gradient of; `operation` is the one that wrote to the gradient.
     """
 
     kind: str
@@ -299,6 +299,7 @@ class Event:
     position: int
     place: Place | None = None
     value: int | None = None
+    operation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -355,8 +355,11 @@ def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
     tape = passes.lowering.tape
     for position, gradient, function, site in tape.writes:
         if (parameter := tape.gradients.get(gradient)) is not None:
-            name = names.of_parameter(parameter, 0)
-            yield Event(function or "write", name, position, site.place() if site else None)
+            name = names.of_parameter(parameter)
+            yield Event(
+                function or "write", name, position, site.place() if site else None,
+                operation=passes.lowering.at.get(position),
+            )  # fmt: skip
     for change in passes.changes:
         if not change.writers:
             draft = passes.lowering.values[change.value]

@@ -47,7 +47,7 @@ def _updated(lowering: Lowering, raw: RawUpdate, names: Names, snapshots: Snapsh
         gradient = None if version is None else tape.data_of(version)
         yield ParameterUpdate(
             leaves.of(whole.get(id(parameter), parameter), before=raw.position),
-            names.of_parameter(parameter, place),
+            names.of_parameter(parameter),
             snapshots.of(before),
             snapshots.of_some(gradient),
             snapshots.of_after(tape.data_of(raw.after[place]) if raw.after else before),
@@ -67,7 +67,7 @@ def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) 
     whole = {id(part): leaf for leaf, part in lowering.tape.reducers.gathered.values()}
     for tensor in _trained(lowering, leaves.used):
         value = leaves.of(whole.get(id(tensor), tensor))
-        name = names.of_parameter(tensor, len(found))
+        name = names.of_parameter(tensor)
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
         spread = value is None or id(tensor) in whole  # no operation took it, or only what was gathered from its parts
@@ -121,8 +121,8 @@ def read_reductions(
 ) -> dict[str, Reduction]:
     """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
     tape, found = passes.lowering.tape, {}
-    for number, raw in enumerate(tape.arrivals):
-        name = names.of_parameter(raw.parameter, number)
+    for raw in tape.arrivals:
+        name = names.of_parameter(raw.parameter)
         backward = passes.by_task.get(raw.task)
         left = None if backward is None else passes.left(backward, raw.parameter)
         local = data_after(tape, raw.whole, -1)
