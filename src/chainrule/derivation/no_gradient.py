@@ -38,7 +38,7 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
 
 
 def is_used(graph: Graph, value: int) -> bool:
-    """Whether an operation read a value; one that only overwrites it, as the initialisation of a parameter, does not."""
+    """Whether an operation read a value. One that overwrites all of it, as an initialisation does, reads nothing."""
     return any(
         used == value and not (facts_of(operation.name).fills and argument == "self")
         for operation in graph.operations

@@ -14,12 +14,13 @@ from torch import Tensor
 from chainrule.derivation.no_gradient import is_used, no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
+from chainrule.diagnostics.loss_scale import unscaled_by
 from chainrule.diagnostics.optimizer import holds_another_model
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, sent_by
-from chainrule.document import Code
+from chainrule.document import Code, Span
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Place, Value
+from chainrule.graph.graph import UNSCALE, Place, Value
 from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
@@ -196,8 +197,9 @@ Change = tuple[str, Tensor, Tensor | None]
 
 @CHANGED.in_step
 def _changed(context: StepContext) -> Iterator[Finding]:
-    found: dict[str, tuple[Place | None, list[Change]]] = {}
+    found: dict[tuple[str, ...], tuple[Place | None, list[Change]]] = {}
     for update in context.graph.updates:
+        written = context.graph.written_before(update.position)
         for member in update.parameters:
             known, used = context.parameter(member), member.grad
             if known is None or not has_numbers(known.grad) or not (used is None or has_numbers(used)):
@@ -205,23 +207,35 @@ def _changed(context: StepContext) -> Iterator[Finding]:
             left, used = dense(known.grad), None if used is None else dense(used)
             if used is not None and context.cache.are_twins(left, used):
                 continue
-            before = (e for e in context.graph.events if e.text == member.name and e.position <= update.position)
-            event = next(before, None)
-            if event is None and len(context.graph.accumulating) > 1:
+            events = [event for event in written if event.text == member.name]
+            if not events and len(context.graph.accumulating) > 1:
                 continue  # a later backward pass may have written what `.grad` contains at the end
-            cause, place = ("your code", None) if event is None else (event.kind, event.place)
-            found.setdefault(cause, (place, []))[1].append((member.name, left, used))
-    for cause, (place, changes) in found.items():
+            unscaled = left * unscaled_by(context.graph, events)
+            scaler = [event for event in events if event.kind == UNSCALE]
+            causes = [event for event in events if event.kind != UNSCALE]
+            if scaler and (not causes or (used is not None and _same(context, used, unscaled))):
+                causes = scaler  # nothing else changed it
+            else:
+                left = unscaled
+            place = next((event.place for event in causes), None)
+            kinds = tuple(dict.fromkeys(event.kind for event in causes)) or ("your code",)
+            found.setdefault(kinds, (place, []))[1].append((member.name, left, used))
+    for kinds, (place, changes) in found.items():
         before_norm = norm_of(*(left for _, left, _ in changes))
         after_norm = norm_of(*(used for _, _, used in changes if used is not None))
         cleared = all(used is None or not used.any() for _, _, used in changes) and before_norm > 0
         verb, names = "cleared" if cleared else "changed", listed([name for name, _, _ in changes])
         yield CHANGED.found(
             changes[0][0] if len(changes) == 1 else f"{len(changes)} parameters",
-            ("Between backward and the optimizer's step, ", Code(cause), f" {verb} the gradient of {names}."),
+            ("Between backward and the optimizer's step, ", *_codes(kinds), f" {verb} the gradient of {names}."),
             (f"Their joint norm was {number(before_norm)}, and is {number(after_norm)}.", *_factor(context, changes)),
             place=place, severity="warning" if cleared else "note", advice=CLEARED if cleared else "",
         )  # fmt: skip
+
+
+def _codes(kinds: tuple[str, ...]) -> Iterator[Span]:
+    for place, kind in enumerate(kinds):
+        yield from (" and ", Code(kind)) if place else (Code(kind),)
 
 
 def _factor(context: StepContext, changes: list[Change]) -> tuple[str, ...]:

@@ -118,8 +118,8 @@ def _not_logarithms(facts: Facts) -> str:
 
 BROADCAST_IN_LOSS = Check(
     "broadcast-in-loss", "Predictions and targets are broadcast against each other", "warning",
-    what="A loss, a difference or a product broadcasts predictions of shape (N, 1) against targets of (N,), or the "
-    "other way round, or a loss broadcasts any other two shapes. Targets are data, or computed from it without gradient.",
+    what="A loss, a difference or a product broadcasts (N, 1) against (N,), or a loss broadcasts any other two shapes: "
+    "predictions, and targets that are data or were computed from it without a gradient.",
     why="Each prediction is compared with every target. Nothing fails; the network learns to predict the mean.",
     advice="Give both the same shape: squeeze(1) the predictions, or unsqueeze(1) the targets.",
     source="PyTorch's broadcasting semantics; the warning of mse_loss about a target size that is different",

@@ -30,8 +30,10 @@ NOT_IN_OPTIMIZER = Check(
     "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip
 ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
-PLAIN = "A plain list or dict hides what it holds from model.parameters(): use nn.ModuleList, ModuleDict, ParameterList."
-MADE = "Make the layer once, in `__init__`, so that the optimizer can hold it: one made in forward() is new in each step."
+PLAIN = "model.parameters() leaves out what a plain list or dict holds: use nn.ModuleList, ModuleDict or ParameterList."
+MADE = (
+    "Make the layer once, in `__init__`, so that an optimizer can hold it: one made in forward() is new in each step."
+)
 
 
 @NOT_IN_OPTIMIZER.in_step
