@@ -307,7 +307,7 @@ _add(
 )
 _add(
     "exp expm1 sinh cosh",
-    advice="Subtract the largest exponent first, as logsumexp, log_softmax and the losses on logits do.",
+    advice="Bound the exponent: clamp it, scale it down, or use a function that grows more slowly, such as softplus.",
 )
 _add(
     "div reciprocal",
