@@ -68,6 +68,14 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+@NO_GRADIENT.over_time
+def _without_gradient_for_long(run: Run) -> Iterator[Finding]:
+    """A parameter that had a gradient before may belong to a task that is rare."""
+    for stretch, found in NO_GRADIENT.carried(run):
+        rare = len(stretch.steps) < run.thresholds.window and run.had_gradient(found.where)
+        yield replace(found, severity="note") if rare else found
+
+
 def _is_used(context: StepContext, parameter: Parameter) -> bool:
     return parameter.value is not None and is_used(context.graph, parameter.value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -133,7 +134,8 @@ SOURCE = "Karpathy, CS231n, Neural networks part 3: the ratio of updates to weig
 TOO_LARGE = Check(
     "update-too-large", "Updates are too large for their weights", "warning",
     what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
-    "too large. In one step it is a note if the ratio is above ten times that threshold.",
+    "too large, and does not fall. In one step it is a note if the ratio is above ten times that threshold. An update "
+    "that is withdrawn does not count.",
     why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
     advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
     source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
@@ -155,6 +157,7 @@ def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+FALLS = 0.7  # times the ratios at the start
 PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
 
 
@@ -169,8 +172,8 @@ def _too_large(run: Run) -> Iterator[Finding]:
     for name, ratios in judged.items():
         if len(ratios) >= run.thresholds.enough:
             last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]])
-            peak = max(ratio for _, ratio in ratios) if run.began_at_its_size(name) else 0.0
-            if last > limit:
+            peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0
+            if last > limit and not _falls(ratios, window):
                 over.append((last, name, "in the median over the last watched steps"))
             elif peak > PEAK * limit:
                 over.append((peak, name, "at their largest, which replaced the weight"))
@@ -183,6 +186,21 @@ def _too_large(run: Run) -> Iterator[Finding]:
              run.learning_rate),
             since=next(step for step, ratio in judged[name] if ratio > limit),
         )  # fmt: skip
+
+
+def _falls(ratios: list[tuple[int, float]], window: int) -> bool:
+    """Whether the ratios of a short run fall: a weight that begins small soon grows."""
+    quarter = len(ratios) // 4
+    first, last = (median([ratio for _, ratio in part]) for part in (ratios[: quarter + 1], ratios[-quarter - 1 :]))
+    return len(ratios) < 2 * window and last < FALLS * first
+
+
+def _lasting_peak(run: Run, name: str) -> float:
+    """The largest ratio of an update that the weight shows at the next watched step; a search may withdraw one."""
+    norms = [(step, known.norm) for step, known in run.history.series["parameter", name]]
+    after = {step: later / norm for (step, norm), (_, later) in pairwise(norms) if norm}
+    kept = (ratio for step, ratio in run.ratios[name] if after.get(step, 0.0) > (ratio - 1) / 2)
+    return max(kept, default=0.0)
 
 
 def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, float]]:
