@@ -16,8 +16,8 @@ from chainrule.numbers import number
 RATE_TOO_HIGH = Check(
     "learning-rate-too-high", "The learning rate is too high", "warning",
     what="The loss ends above its start, is thrown far above it, or oscillates; and the updates are large. Losses are "
-    "not compared if steps grow, as the episodes of a policy do, or if tasks take turns; one that is below 0, too, is "
-    "compared with how far it was from 0 at the start.",
+    "not compared if they are around 0 at the start, if steps grow, as the episodes of a policy do, or if tasks take "
+    "turns.",
     why="Every step overshoots the minimum: the loss does not fall, or falls far more slowly than it could.",
     advice="Divide the rate by 3 or 10; warm it up over the first hundreds of steps; clip the gradient.",
     source="Goodfellow, Bengio and Courville, 2016, 8.3 and 11.4.1; LeCun et al., 1998: beyond twice the inverse of "
@@ -32,7 +32,10 @@ MIN_SWINGS = 16  # steps, so that noise does not look like an oscillation: 0.6 i
 
 @RATE_TOO_HIGH.over_time
 def _rate_too_high(run: Run) -> Iterator[Finding]:
-    if not run.enough or not run.losses or not run.first_loss > 0:
+    if not run.enough or not run.losses:
+        return
+    # The loss of a policy, or of a critic, is an estimate around 0: it has no start to rise from.
+    if not min(run.first_loss, *(loss for _, loss in run.losses[: int(run.thresholds.enough)])) > 0:
         return
     reason = _diverges(run) or _thrown(run) or _swings(run)
     if reason is not None:
@@ -47,7 +50,7 @@ Reason = tuple[int, str, tuple[str, ...]]
 def _diverges(run: Run) -> Reason | None:
     losses = run.losses
     half = losses[len(losses) // 2 :]
-    limit = run.thresholds.loss_rise * _size_at_start(run)
+    limit = run.thresholds.loss_rise * run.first_loss
     low, level = (sorted(loss for _, loss in half)[int(share * len(half))] for share in (0.25, 0.5))
     lively = max(run.lively, _largest_ratio(run, half[0][0]))
     if not low > limit or lively < run.thresholds.update_ratio_lively:
@@ -70,13 +73,6 @@ def _both_rise(run: Run, losses: list[tuple[int, float]]) -> bool:
     return all(median(each[len(each) // 2 :]) > min(each[:2]) for each in (numbers[::2], numbers[1::2]))
 
 
-def _size_at_start(run: Run) -> float:
-    """The loss at the start; how far it is from 0 then if it is negative at times, as that of a policy."""
-    if min(loss for _, loss in run.losses) >= 0:
-        return run.first_loss
-    return max(abs(loss) for _, loss in run.losses[: int(run.thresholds.enough)])
-
-
 def _large_updates(ratio: float) -> str:
     return f"Updates are up to {number(ratio)} times as large as the weights."
 
@@ -85,7 +81,7 @@ def _thrown(run: Run) -> Reason | None:
     """A large update threw the loss far up. Such a network may well be dead when the loss falls again."""
     step, peak = max(run.losses, key=lambda each: each[1])
     before = [s for s, _ in run.losses if s < step]
-    if not before or not peak > THROWN * _size_at_start(run):
+    if not before or not peak > THROWN * run.first_loss:
         return None
     ratio = _largest_ratio(run, step)
     if ratio < HEAVY * run.thresholds.update_ratio_lively or run.is_another_task(step, before) or run.grows:

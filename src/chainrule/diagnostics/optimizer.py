@@ -25,8 +25,8 @@ NOT_IN_OPTIMIZER = Check(
     "optimizer may step later (a GAN has two), unless the optimizer holds only parameters that the step did not use; "
     "over a run no optimizer ever moved it.",
     why="It does not learn, and its gradient grows for ever if only the optimizer clears gradients.",
-    advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced. If the parameter "
-    "should not learn, requires_grad_(False) also saves its gradient.",
+    advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced; a plain tensor is "
+    "not among them, an nn.Parameter is. If it should not learn, requires_grad_(False) also saves its gradient.",
     source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed; of "
     "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip

@@ -231,7 +231,10 @@ def _clipped(graph: Graph, context: WatchContext) -> tuple[float, float] | None:
     after = {each.index: factors[each.operation] for each in graph.values if each.operation in factors}
     again = before.keys() & after.keys()  # what one function clipped, and another clips again
     met, left = (_norm_of(graph, context, {v: each[v] for v in each if v not in again}) for each in (before, after))
-    return None if not clips or met is None or left is None else (met, left)
+    if left is None:  # unscaling wrote over it
+        names = {event.text for event in written if event.operation in clips}
+        left = _norm(context.statistics(each.gradient) for name, each in _last_updates(graph).items() if name in names)
+    return None if not clips or met is None else (met, left)
 
 
 def _without_scale(graph: Graph, clip: int, written: Sequence[Event], context: WatchContext) -> float:
