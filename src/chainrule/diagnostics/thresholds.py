@@ -59,7 +59,8 @@ class Thresholds:
     clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning, not a note",
         "the effective learning rate is smaller by this factor")
     # the loss
-    loss_rise: float = _limit(1.5, "loss / loss at the start", "a larger median of the last half diverges", "our runs")
+    loss_rise: float = _limit(1.5, "loss / loss at the start",
+        "if three quarters of the last half are larger, it diverges", "our runs")
     loss_swing: float = _limit(0.6, "negative autocorrelation of the loss at lag 1", "a loss above it oscillates",
         "0 for noise, 1 for a loss that alternates around a minimum")
     spike_factor: float = _limit(2.0, "loss / median of the window before", "a larger loss may be a spike", "our runs")
