@@ -86,7 +86,11 @@ class Facts:
     passes_gradient: bool = False  # a gradient that is not 0 reaches an operand as one that is not 0
     difference: bool = False  # of two operands
     adds_up: bool = False  # the elements of its operand
+    picks: bool = False  # elements of its operand by their indices
+    reads_number: bool = False  # its result is a number of Python's
+    logarithm: bool = False
     measures: bool = False  # it measures the size of a difference
+    size: str = ""  # what it takes of its operand, or of a difference: "square", "absolute" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
     slope: Slope | None = None
     sigmoid: bool = False
@@ -338,8 +342,11 @@ _add("pow", notation="pow({}, {})")
 
 _UNIT, _POSITIVE = (lambda arguments: (0.0, 1.0)), (lambda arguments: (0.0, math.inf))
 _add("sigmoid _softmax hardsigmoid", bounds=_UNIT)
-_add("relu softplus exp", bounds=_POSITIVE)
-_add("tanh", bounds=lambda arguments: (-1.0, 1.0))
+_add("relu softplus exp abs square", bounds=_POSITIVE)
+_add("_log_softmax log_sigmoid_forward", bounds=lambda arguments: (-math.inf, 0.0))
+_add("gelu silu hardswish", bounds=lambda arguments: (-0.5, math.inf))
+_add("elu", bounds=lambda arguments: (-arguments.get("alpha", 1) * arguments.get("scale", 1), math.inf))
+_add("tanh sin cos", bounds=lambda arguments: (-1.0, 1.0))
 _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
@@ -361,6 +368,12 @@ _add("nll_loss_forward nll_loss2d_forward", takes="log-probabilities", class_tar
 _add("sub", difference=True)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
+_add("mse_loss square", size="square")
+_add("l1_loss abs", size="absolute")
+_add("norm linalg_vector_norm", size="norm")
+_add("gather index", picks=True)
+_add("_local_scalar_dense", reads_number=True)
+_add("log", logarithm=True)
 
 # -- diagnostics: layers ----------------------------------------------------------------------------------------------
 

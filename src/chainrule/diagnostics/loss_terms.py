@@ -1,0 +1,369 @@
+"""Faults in how a loss is put together: its sign, its penalty, and summands without a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import accumulate
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import comparisons, share_of_chance, sign_of, size_taken
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.graph import Operation, Ref, references
+from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.statistics import Statistics
+from chainrule.numbers import number
+from chainrule.rules.facts import facts_of
+
+ASCENDS = Check(
+    "loss-ascends", "The loss has the wrong sign", "warning",
+    what="Every comparison of predictions with targets gets a negative gradient (or, with `maximize=True`, a positive "
+    "one), or the log-likelihood of the targets a positive one, equal for all samples.",
+    why="Each update makes the predictions worse: the loss falls without bound, and nothing is learnt.",
+    advice="Remove the minus sign before the loss, or put one before a likelihood or an accuracy; with maximize=True "
+    "give what is to grow. If the ascent is wanted (unlearning), silence this finding.",
+    source="PyTorch's documentation of torch.optim: step() descends, unless maximize=True")  # fmt: skip
+
+
+@ASCENDS.in_step
+def _ascends(context: StepContext) -> Iterator[Finding]:
+    learning = [each for each in context.graph.parameters.values() if each.gradient is not None]
+    if not all(context.may_learn(each) for each in learning):
+        return  # the other player's parameters: an adversary may well make their loss larger
+    upside_down = -1 if any(each.options.get("maximize") for each in context.members) else 1
+    signs = [(each, sign * upside_down) for each, sign in (*_of_comparisons(context), *_of_likelihoods(context))]
+    if not signs or any(sign >= 0 for _, sign in signs):
+        return
+    for value, _ in signs:
+        known = context.statistics(value, gradient=True)
+        assert known is not None
+        likely = "smaller" if known.low * upside_down > 0 else "larger"
+        yield ASCENDS.found(
+            context.name(value), f"Each update makes {context.name(value)} {likely}: the loss has the wrong sign.",
+            (f"The gradient of {context.name(value)} is {number(known.low)}"
+             f"{'' if known.low == known.high else f' to {number(known.high)}'}"
+             f"{', and the optimizer maximises' if upside_down < 0 else ''}.", context.between(value)),
+            place=context.values[value].place,
+        )  # fmt: skip
+
+
+Signs = Iterator[tuple[int, int]]
+"""(value, 1 where the update makes the predictions better, -1 worse, 0 both or unknown)."""
+LARGEST = 1.001  # a loss of classes with a larger weight may be a policy's, weighted by its return
+
+
+def _of_comparisons(context: StepContext) -> Signs:
+    for each in comparisons(context):
+        known = context.statistics(each.measured, gradient=True)
+        if known is None:
+            continue
+        sign = sign_of(known)
+        if sign < 0 and each.scale != "numbers":
+            sign = sign if _is_constant(known) and -known.low <= LARGEST * loss_scale(context) else 0
+        yield each.measured, sign if sign > 0 or _is_constant(known) else 0
+
+
+def _of_likelihoods(context: StepContext) -> Signs:
+    for operation in context.graph.operations:
+        value = _likelihood(context, operation)
+        known = context.statistics(value, gradient=True)
+        if value is None or known is None or known.elements < 2:
+            continue
+        rows = (context.values[value].shape or (1,))[0]
+        # The gradient of a sum or a mean; that of a policy is weighted by its returns.
+        plain = any(math.isclose(known.high * each, loss_scale(context), rel_tol=1e-3)
+                    for each in (1, rows, known.elements))  # fmt: skip
+        yield value, -1 if sign_of(known) > 0 and _is_constant(known) and plain else max(-sign_of(known), 0)
+
+
+def _is_constant(known: Statistics) -> bool:
+    return known.high - known.low <= 1e-5 * max(abs(known.high), abs(known.low))
+
+
+def _likelihood(context: StepContext, operation: Operation) -> int | None:
+    """The probabilities of the targets, or their logarithms, that an operation picks; None if it is another one."""
+    facts, given, out = facts_of(operation.name), argument(operation, "self"), operation.outputs[0]
+    if facts.picks and given is not None:
+        wanted = [value for name, _, value in references(operation.arguments) if name in ("index", "indices")]
+    elif facts.measures and given is not None and (other := argument(operation, "other")) is not None:
+        given, other = (given, other) if context.values[given].requires_grad else (other, given)
+        known = context.statistics(other)
+        wanted = [other] if known is not None and known.low >= 0 and known.high == 1 else []
+    else:
+        return None
+    if out is None or not any(each in context.data for each in wanted) or not _is_probability(context, given):
+        return None
+    logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
+    return logarithms[0].outputs[0] if logarithms else out
+
+
+def _is_probability(context: StepContext, value: int) -> bool:
+    """Whether a value is a softmax over classes, or its logarithm."""
+    maker = context.producer(context.source(value))
+    if maker is not None and facts_of(maker.name).logarithm and (given := argument(maker, "self")) is not None:
+        maker = context.producer(context.source(given))
+    return maker is not None and (facts_of(maker.name).softmax or facts_of(maker.name).takes == "scores")
+
+
+LEAST_SCALE = 16.0  # of a GradScaler; a smaller factor is the user's
+
+
+def loss_scale(context: StepContext) -> float:
+    """The factor that a GradScaler gave the loss: a number that is data, and by far the largest one."""
+    for maker in filter(None, map(context.producer, context.losses)):
+        factors = [argument(maker, name) for name in ("self", "other")] if facts_of(maker.name).measures else []
+        for known in (context.statistics(each) for each in factors if each in context.data):
+            if known is not None and known.elements == 1 and known.mean >= LEAST_SCALE:
+                return known.mean
+    return 1.0
+
+
+# -- summands ---------------------------------------------------------------------------------------------------------
+
+Summand = tuple[Operation, int | float]
+"""The operation that adds it, and the value, or the number of Python's."""
+
+
+def summands(context: StepContext, loss: int) -> Iterator[Summand]:
+    """What a loss of one number is the sum of, however it is scaled."""
+    waiting: list[tuple[Operation | None, int]] = [(None, loss)]
+    while waiting:
+        adder, value = waiting.pop()
+        maker = context.producer(context.source(value))
+        if maker is not None and _adds_numbers(context, maker):
+            for part in (maker.arguments.get("self"), maker.arguments.get("other")):
+                if isinstance(part, Ref):
+                    waiting.append((maker, part.value))
+                elif isinstance(part, (int, float)):
+                    yield maker, float(part)
+        elif maker is not None and (scaled := _scaled(context, maker)) is not None:
+            waiting.append((adder, scaled))
+        elif adder is not None:
+            yield adder, value
+
+
+def _adds_numbers(context: StepContext, operation: Operation) -> bool:
+    return facts_of(operation.name).sums_operands and all(_is_number(context, each) for each in operands(operation))
+
+
+def _is_number(context: StepContext, value: int) -> bool:
+    return math.prod(context.values[value].shape) == 1
+
+
+def _scaled(context: StepContext, operation: Operation) -> int | None:
+    """The only operand that learns, of an operation that multiplies or divides it by a number."""
+    given = operands(operation)
+    learning = [each for each in given if context.values[each].requires_grad]
+    linear = facts_of(operation.name).linear
+    if len(learning) != 1 or "other" not in operation.arguments or not {"self", "other"} & set(linear):
+        return None
+    return learning[0] if all(_is_number(context, each) for each in given) else None
+
+
+WITHOUT_GRADIENT = Check(
+    "loss-part-without-gradient", "A summand of the loss has no gradient", "warning",
+    what="A summand of the loss depends on parameters that learn, but was cut off from them: by detach(), by "
+    "no_grad(), or by item() or float(), which make a number of it.",
+    why="The summand changes the loss that is printed, and nothing that is learnt: that goal is not pursued.",
+    advice="Add the tensor itself, computed without detach(), item() or no_grad(). If it is only there to be printed, "
+    "keep it out of the loss.",
+    source="PyTorch's documentation: Autograd mechanics, and Tensor.item")  # fmt: skip
+
+
+@WITHOUT_GRADIENT.in_step
+def _without_gradient(context: StepContext) -> Iterator[Finding]:
+    for loss in context.losses:
+        parts = list(summands(context, loss))
+        values = {part for _, part in parts if isinstance(part, int)}
+        learning = {value for value in values if context.values[value].requires_grad}
+        used = context.graph.ancestors(learning) | learning
+        for adder, part in parts:
+            if isinstance(part, int):
+                cut, how = (part, "no gradient passes it") if _is_cut(context, part, used, learning) else (None, "")
+            else:
+                cut, how = _read(context, adder, part), "it is a number of Python's there"
+            known = context.statistics(cut)
+            if cut is not None and known is not None:
+                yield WITHOUT_GRADIENT.found(
+                    context.name(cut),
+                    f"{context.name(cut)} is a summand of the loss {context.name(loss)} without a gradient: {how}.",
+                    f"It is {number(known.mean)}, and depends on parameters that learn.", place=context.place(adder),
+                )  # fmt: skip
+
+
+def _is_cut(context: StepContext, value: int, used: set[int], learning: set[int]) -> bool:
+    """Whether a summand was cut off from what learns. What re-centres another summand, or replaces its number, is not.
+
+    `used` is everything that the summands that learn were computed from.
+    """
+    if value in learning or not _depends(context, value):
+        return False
+    whole = {value, _attached(context, value)}
+    return used.isdisjoint(whole) and learning.isdisjoint(context.graph.ancestors(whole) | whole)
+
+
+def _attached(context: StepContext, value: int) -> int:
+    """The value from which this one was detached."""
+    while (maker := context.producer(value)) is not None and (given := argument(maker, "self")) is not None:
+        facts = facts_of(maker.name)
+        if not (facts.detaches or facts.keeps_numbers):
+            break
+        value = given
+    return value
+
+
+def _depends(context: StepContext, value: int) -> bool:
+    """Whether a value depends on a parameter that learns."""
+    return any(context.values[each].requires_grad for each in (value, *context.graph.ancestors([value])))
+
+
+def _read(context: StepContext, adder: Operation, added: float) -> int | None:
+    """The value that a summand, a number of Python's, was read from by item() or float(); None if it was not."""
+    reads = []
+    for operation in context.operations_that(lambda facts: facts.reads_number):
+        given = argument(operation, "self")
+        known = context.statistics(given)
+        if operation.index < adder.index and given is not None and known is not None and _depends(context, given):
+            reads.append((given, known.mean))
+    for value, read in reads:
+        if read and added and _is_coefficient(added / read):
+            return value
+    totals = accumulate(read for _, read in reversed(reads))  # numbers of several layers, added up in Python
+    last = reads[-1][0] if len(reads) > 1 else None
+    return last if any(total and _is_coefficient(added / total) for total in totals) else None
+
+
+def _is_coefficient(factor: float) -> bool:
+    """Whether a factor has two decimals at most, as those that people write: 1, 0.5, 0.01."""
+    return math.isclose(factor, float(f"{factor:.1e}"), rel_tol=1e-9)
+
+
+PENALTY = Check(
+    "penalty-dominates", "The regularisation drowns the loss", "warning",
+    what="The gradient of the penalties on parameters, or of the weight decay that an optimizer adds, is several times "
+    "that of the rest of the loss, while the predictions are no better than a guess; or each step takes a hundredth "
+    "of the weights away.",
+    why="The weights are pulled to 0, whatever the data says.",
+    advice="Divide its coefficient by 10 or 100. Usual are 1e-4 to 1e-2 for weight decay (0.1 with AdamW), and the "
+    "penalty should begin well below the loss.",
+    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 7.1; Loshchilov and Hutter, 2019",
+    thresholds=("penalty",))  # fmt: skip
+UNLEARNT = 0.5  # times the loss of a guess
+PER_STEP = 0.01  # of a weight: it is halved in 69 steps
+
+
+@PENALTY.in_step
+def _penalty(context: StepContext) -> Iterator[Finding]:
+    yield from _of_loss(context)
+    yield from _of_decay(context)
+
+
+def _is_unlearnt(context: StepContext) -> bool:
+    return (share_of_chance(context) or 0.0) > UNLEARNT
+
+
+def _of_loss(context: StepContext) -> Iterator[Finding]:
+    """Summands that depend on nothing but parameters.
+
+    The gradient of the rest is orthogonal to theirs as long as nothing is learnt, so it is what is left of the squares.
+    """
+    for loss in context.losses:
+        parts = [part for _, part in summands(context, loss) if isinstance(part, int)]
+        penalties = [part for part in parts if _is_penalty(context, part)]
+        pulls = _pulls(context, penalties)
+        sent = [context.statistics(each, gradient=True) for each in pulls]
+        if not pulls or None in pulls.values() or None in sent or not _is_unlearnt(context):
+            continue
+        pull = math.hypot(*(each for each in pulls.values() if each is not None))
+        whole = math.hypot(*(each.norm for each in sent if each is not None))
+        rest = math.sqrt(max(whole**2 - pull**2, 0.0))
+        if pull > context.thresholds.penalty * rest and whole > pull / 2:
+            sizes = {part: _weighed(context, part) for part in parts}
+            name = context.name(max(penalties, key=lambda part: sizes[part]))
+            yield PENALTY.found(
+                name, f"The penalty {name} drowns the rest of the loss {context.name(loss)}.",
+                (f"The norm of its gradient is {number(pull)}, that of the rest about {number(rest)}.",
+                 f"{number(sum(sizes[part] for part in penalties))} of the loss is penalty, the rest is "
+                 f"{number(sum(size for part, size in sizes.items() if part not in penalties))}."),
+                place=context.values[loss].place,
+            )  # fmt: skip
+
+
+def _weighed(context: StepContext, part: int) -> float:
+    """What a summand adds to the loss."""
+    known, sent = context.statistics(part), context.statistics(part, gradient=True)
+    return known.mean * sent.mean / loss_scale(context) if known is not None and sent is not None else 0.0
+
+
+def _is_penalty(context: StepContext, value: int) -> bool:
+    """Whether a value depends on parameters alone."""
+    leaves = [each for each in context.graph.ancestors([value]) if context.values[each].operation is None]
+    kinds = [context.values[each].kind for each in leaves if not _is_number(context, each)]
+    return context.values[value].requires_grad and bool(kinds) and set(kinds) == {"parameter"}
+
+
+def _pulls(context: StepContext, penalties: list[int]) -> dict[int, float | None]:
+    """The norm of the penalties' gradient at each parameter; None where it is unknown."""
+    inside = context.graph.ancestors(penalties) | set(penalties)
+    found: dict[int, float | None] = {}
+    for operation in context.graph.operations:
+        given, out = argument(operation, "self"), operation.outputs[0] if operation.outputs else None
+        weight = None if given is None else context.source(given)
+        if out not in inside or weight is None or facts_of(operation.name).keeps_numbers:
+            continue
+        if context.values[weight].kind != "parameter" or not context.values[weight].requires_grad:
+            continue
+        before, sent = context.statistics(weight), context.statistics(out, gradient=True)
+        size, known = size_taken(operation), found.get(weight, 0.0)
+        if before is None or sent is None or known is None or not size:
+            found[weight] = None
+        else:
+            root = math.sqrt(sent.elements)
+            found[weight] = known + (2 * sent.norm / root * before.norm if size == "square" else sent.norm)
+    return found
+
+
+def _of_decay(context: StepContext) -> Iterator[Finding]:
+    """Weight decay: it is added to the gradient, or (AdamW) shrinks the weights by itself."""
+    decayed = [each for each in context.members if float(each.options.get("weight_decay") or 0.0) > 0]
+    if not decayed:
+        return
+    worst = max(decayed, key=_shrinks)
+    if _shrinks(worst) > PER_STEP:
+        yield PENALTY.found(
+            worst.name, f"The weight decay takes {number(100 * _shrinks(worst))} % of {worst.name} away at each step.",
+            _coefficients(worst),
+        )  # fmt: skip
+        return
+    pulls, grads = [], []
+    for member in decayed:
+        before, grad = context.cache.of(member.start), context.gradient(member)
+        if before is not None and grad is not None and not grad.not_finite and not _is_decoupled(member):
+            pulls.append(float(member.options["weight_decay"]) * before.norm)
+            grads.append(grad.norm)
+    pull, rest = math.hypot(*pulls), math.hypot(*grads)
+    if rest and pull > context.thresholds.penalty * rest and _is_unlearnt(context):
+        yield PENALTY.found(
+            "all weights", "The weight decay drowns the gradient of the loss.",
+            (f"It adds {number(pull)} to a gradient whose norm is {number(rest)}.", _coefficients(worst)),
+        )  # fmt: skip
+
+
+def _coefficients(member: ParameterUpdate) -> str:
+    return (
+        f"weight_decay is {number(member.options['weight_decay'])}, the learning rate {number(member.options['lr'])}."
+    )
+
+
+def _is_decoupled(member: ParameterUpdate) -> bool:
+    return bool(member.options.get("decoupled_weight_decay"))
+
+
+def _shrinks(member: ParameterUpdate) -> float:
+    """The share of a parameter that its weight decay takes away in a step; 0 where the optimizer rescales it."""
+    options = member.options
+    rescaled = "betas" in options or "alpha" in options or "lr_decay" in options
+    if "lr" not in options or (rescaled and not _is_decoupled(member)):
+        return 0.0
+    return float(options["lr"]) * float(options["weight_decay"]) / (1 - float(options.get("momentum") or 0.0))
