@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, counted
-from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_terms import loss_scale
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
@@ -89,10 +90,12 @@ def _zeros(context: StepContext) -> Iterator[Finding]:
 UNEQUAL = Check(
     "unequal-micro-batches", "Means of micro-batches of unequal counts", "warning",
     what="The backward passes of a step take means over unequal numbers of samples or tokens, and give the means equal "
-    "weights: a sample of one weighs 1.25 times as much as one of another. A note until it lasts for 3 examined steps.",
+    "weights: a sample of one weighs 1.25 times as much as one of another. A note if it is so at less than half of the "
+    "examined steps, or at fewer than 3: the last batch of an epoch is often smaller.",
     why="The gradient is not that of the big batch: samples of small micro-batches count more.",
     advice="Sum the losses (reduction='sum') of all micro-batches, and divide by the samples or tokens of all.",
-    source="Hugging Face, Fixing gradient accumulation, 2024", lasts=3)  # fmt: skip
+    source="Hugging Face, Fixing gradient accumulation, 2024")  # fmt: skip
+MIN_UNEQUAL, OFTEN = 3, 0.5  # examined steps, and their share
 UNEQUAL_WEIGHTS = 1.25  # largest / smallest weight of a sample
 
 
@@ -111,6 +114,17 @@ def _unequal(context: StepContext) -> Iterator[Finding]:
                 f"{listed([number(each) for each in counts])}.",
                 place=context.place(comparison.operation),
             )  # fmt: skip
+
+
+@UNEQUAL.over_time
+def _often_unequal(run: Run) -> Iterator[Finding]:
+    examined = run.in_steps(UNEQUAL.id)
+    shown = [(step, found) for step, found in examined if found is not None]
+    if shown:
+        often = len(shown) >= max(MIN_UNEQUAL, OFTEN * len(examined))
+        evidence = (*shown[-1][1].evidence, f"It holds at {len(shown)} of {len(examined)} examined steps.")
+        severity: Severity = "warning" if often else "note"
+        yield replace(shown[-1][1], since=shown[0][0], severity=severity, evidence=evidence)
 
 
 MICRO_SCALE = Check(
@@ -147,7 +161,10 @@ MicroBatch = tuple[Comparison, float, float]
 
 def _micro_batches(context: StepContext) -> Iterator[list[MicroBatch]]:
     """Comparisons by the same line in backward passes of their own, each with a batch of its own."""
-    several: dict[object, list[MicroBatch]] = defaultdict(list)
+    updates, ends = context.graph.updates, [context.producer(each) for each in context.losses]
+    if any(end is not None and update.position <= end.index for update in updates for end in ends):
+        return  # an update between the passes: they are those of several optimizers
+    several: dict[object, list[tuple[int, MicroBatch]]] = defaultdict(list)
     computed: list[set[int]] = []
     for loss in context.losses:
         inside = context.graph.ancestors([loss]) | {loss}
@@ -155,19 +172,32 @@ def _micro_batches(context: StepContext) -> Iterator[list[MicroBatch]]:
         for comparison in comparisons(context):
             weight, place = _weight(context, comparison), context.place(comparison.operation)
             if comparison.measured in inside and weight is not None and place is not None:
-                several[place.file, place.line, comparison.operation.name].append((comparison, *weight))
+                several[place.file, place.line, comparison.operation.name].append((loss, (comparison, *weight)))
     together = set().union(*computed)
     if sum(map(len, computed)) != len(together):
         return  # parts of one batch, or of one sequence: they have results in common
     for found in several.values():
-        if 1 < len(found) == len(context.losses):
-            yield found
+        targets = {context.source(comparison.target) for _, (comparison, *_) in found}
+        if 1 < len(found) == len(context.losses) == len({loss for loss, _ in found}) == len(targets):
+            yield [each for _, each in found]
+
+
+def _varies(context: StepContext, value: int) -> bool:
+    """Whether a target is more than one number everywhere, as those of a discriminator are."""
+    known = context.statistics(value)
+    return known is not None and (known.low < known.high or known.elements == 1)
 
 
 def _weight(context: StepContext, comparison: Comparison) -> tuple[float, float] | None:
     """(count, weight of the mean in the loss); None if they are unknown, or if the loss is a sum."""
     sent, count = context.statistics(comparison.measured, gradient=True), counted(context, comparison)
-    if sent is None or not count or comparison.reduction == "sum" or sent.low != sent.high:
+    if (
+        sent is None
+        or not count
+        or comparison.reduction == "sum"
+        or not _varies(context, comparison.target)
+        or sent.low != sent.high
+    ):
         return None
     weight = sent.mean / loss_scale(context)
     return count, weight if comparison.reduction else weight * sent.elements

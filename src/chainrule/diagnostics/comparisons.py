@@ -51,7 +51,7 @@ def _found(context: StepContext) -> list[Comparison]:
         prediction, target = first, second
         if by_hand and not context.values[prediction].requires_grad:  # in either order
             prediction, target = second, first
-        measured = by_hand or operation.outputs[0]
+        measured = by_hand or first_output(operation)
         if not context.values[prediction].requires_grad or target not in context.data or measured is None:
             continue
         scale: Scale = "classes" if facts.class_target else "probabilities" if _of_classes(facts.takes) else "numbers"
@@ -70,7 +70,12 @@ def _measures(context: StepContext, operation: Operation) -> int | None:
     uses = [use for out in operation.outputs if out is not None for use in context.uses.get(out, ())]
     if not uses or not all(facts_of(use.name).measures for use in uses):
         return None
-    return uses[0].outputs[0]
+    return first_output(uses[0])
+
+
+def first_output(operation: Operation) -> int | None:
+    """The first result of an operation, if that is a tensor."""
+    return operation.outputs[0] if operation.outputs else None
 
 
 def is_boolean(context: StepContext, value: int) -> bool:

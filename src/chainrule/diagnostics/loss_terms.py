@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import comparisons, share_of_chance, sign_of, size_taken
+from chainrule.diagnostics.comparisons import comparisons, first_output, share_of_chance, sign_of, size_taken
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation, Ref, references
@@ -83,7 +83,7 @@ def _is_constant(known: Statistics) -> bool:
 
 def _likelihood(context: StepContext, operation: Operation) -> int | None:
     """The probabilities of the targets, or their logarithms, that an operation picks; None if it is another one."""
-    facts, given, out = facts_of(operation.name), argument(operation, "self"), operation.outputs[0]
+    facts, given, out = facts_of(operation.name), argument(operation, "self"), first_output(operation)
     if facts.picks and given is not None:
         wanted = [value for name, _, value in references(operation.arguments) if name in ("index", "indices")]
     elif facts.measures and given is not None and (other := argument(operation, "other")) is not None:
@@ -95,7 +95,7 @@ def _likelihood(context: StepContext, operation: Operation) -> int | None:
     if out is None or not any(each in context.data for each in wanted) or not _is_probability(context, given):
         return None
     logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
-    return logarithms[0].outputs[0] if logarithms else out
+    return first_output(logarithms[0]) if logarithms else out
 
 
 def _is_probability(context: StepContext, value: int) -> bool:
@@ -308,7 +308,7 @@ def _pulls(context: StepContext, penalties: list[int]) -> dict[int, float | None
     inside = context.graph.ancestors(penalties) | set(penalties)
     found: dict[int, float | None] = {}
     for operation in context.graph.operations:
-        given, out = argument(operation, "self"), operation.outputs[0] if operation.outputs else None
+        given, out = argument(operation, "self"), first_output(operation)
         weight = None if given is None else context.source(given)
         if out not in inside or weight is None or facts_of(operation.name).keeps_numbers:
             continue

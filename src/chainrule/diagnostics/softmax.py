@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, comparisons
+from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
@@ -42,7 +42,7 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
 
 
 def _wrong_axis(context: StepContext, operation: Operation, given: int, axis: int, why: str) -> Finding:
-    name, shape = context.name(operation.outputs[0] or given), context.values[given].shape
+    name, shape = context.name(first_output(operation) or given), context.values[given].shape
     return OVER_BATCH.found(
         name, f"{name} is a softmax along axis {axis} of {shape}, which holds the samples: {why}."
         if axis == 0 else f"{name} is a softmax along axis {axis} of {shape}, which does not hold the classes: {why}.",
@@ -114,7 +114,7 @@ def _over_one(context: StepContext) -> Iterator[Finding]:
         if any(context.values[given].shape[axis] != 1 for _, given, axis in several):
             continue  # one place alone is where a growing sequence begins
         operation, given, axis = several[0]
-        name = context.name(operation.outputs[0] or given)
+        name = context.name(first_output(operation) or given)
         yield OVER_ONE.found(
             name, f"{name} is a softmax over one element: it is always 1, and passes no gradient.",
             f"{context.name(given)} has the shape {context.values[given].shape}; the softmax runs along axis {axis}.",

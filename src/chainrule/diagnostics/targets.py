@@ -12,6 +12,7 @@ from chainrule.diagnostics.comparisons import Comparison, chance, comparisons, i
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
+from chainrule.graph.graph import Operation
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
@@ -150,6 +151,7 @@ ONE_CLASS = Check(
     source="Bottou, Stochastic gradient descent tricks, 2012: shuffle the examples")  # fmt: skip
 FEWEST = 8  # samples, so that one class is no accident
 MOST_BATCHES, MIN_BATCHES, MIN_ALIKE = 0.7, 5, 10  # share and numbers of examined steps; a batch may span two classes
+LISTED = 20  # classes
 
 
 @ONE_CLASS.in_step
@@ -160,7 +162,7 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
     if first is None or any(each is None or each.low != first.low or each.high != first.low for each in known):
         return
     comparison, count = several[0], sum(each.elements for each in known if each is not None)
-    made = context.producer(context.source(comparison.target)) is not None
+    made = any(facts_of(each.name).makes_constant for each in _makers(context, comparison.target))
     if count < FEWEST or (comparison.scale == "probabilities" and (len(several) > 1 or made)):
         return  # a discriminator's targets are made as ones and zeros
     name = context.name(comparison.target)
@@ -171,24 +173,28 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def _makers(context: StepContext, value: int) -> Iterator[Operation]:
+    """The operations that a value was computed with."""
+    return filter(None, map(context.producer, (value, *context.graph.ancestors([value]))))
+
+
 @ONE_CLASS.over_time
 def _one_class_at_each(run: Run) -> Iterator[Finding]:
-    shown = [next((each for each in run.step_findings[step] if each.id == ONE_CLASS.id), None)
-             for step in sorted(run.step_findings)]  # fmt: skip
-    found = [each for each in shown if each is not None]
-    if len(found) < max(MIN_BATCHES, MOST_BATCHES * len(shown)):
+    examined = run.in_steps(ONE_CLASS.id)
+    shown = [(step, found) for step, found in examined if found is not None]
+    if len(shown) < max(MIN_BATCHES, MOST_BATCHES * len(examined)):
         return
-    classes = [each.rows[0] for each in found]
-    binary, changes = bool(found[0].size), sum(before != after for before, after in pairwise(classes))
+    (since, first), (_, last) = shown[0], shown[-1]
+    classes = [found.rows[0] for _, found in shown]
+    binary, changes = bool(first.size), sum(before != after for before, after in pairwise(classes))
     # Targets of 0 and 1 that take turns are those of an adversary.
-    sorted_ = changes > 0 and (not binary or changes <= len(classes) / 3)
-    alike = not changes and not binary and len(found) == len(shown) >= MIN_ALIKE
-    if sorted_ or alike:
-        steps = [step for step, each in zip(sorted(run.step_findings), shown, strict=True) if each is not None]
-        yield replace(
-            found[-1], severity="warning", since=steps[0], rows=(), size=0,
-            text=(f"{len(found)} of {len(shown)} examined batches have one class each"
-                  f"{', the same one' if alike else f', {len(set(classes))} different ones'}.",),
-            evidence=(f"The classes were, from step to step, {', '.join(map(str, classes[:20]))}"
-                      f"{', ...' if len(classes) > 20 else ''}.",),
+    is_sorted = changes > 0 and (not binary or changes <= len(classes) / 3)
+    alike = not changes and not binary and len(shown) == len(examined) >= MIN_ALIKE
+    if is_sorted or alike:
+        which = "the same one" if alike else f"{len(set(classes))} different ones"
+        more = ", ..." if len(classes) > LISTED else ""
+        yield ONE_CLASS.found(
+            last.where, f"{len(shown)} of {len(examined)} examined batches have one class each, {which}.",
+            f"The classes were, from step to step, {', '.join(map(str, classes[:LISTED]))}{more}.",
+            place=last.place, since=since,
         )  # fmt: skip

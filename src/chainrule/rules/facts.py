@@ -89,6 +89,7 @@ class Facts:
     picks: bool = False  # elements of its operand by their indices
     reads_number: bool = False  # its result is a number of Python's
     logarithm: bool = False
+    makes_constant: bool = False  # its result has one number everywhere
     measures: bool = False  # it measures the size of a difference
     size: str = ""  # what it takes of its operand, or of a difference: "square", "absolute" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
@@ -374,6 +375,7 @@ _add("norm linalg_vector_norm", size="norm")
 _add("gather index", picks=True)
 _add("_local_scalar_dense", reads_number=True)
 _add("log", logarithm=True)
+_add("zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full", makes_constant=True)
 
 # -- diagnostics: layers ----------------------------------------------------------------------------------------------
 
