@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, comparisons, counted
+from chainrule.diagnostics.comparisons import Comparison, comparisons, counted, looked_up
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_terms import loss_scale
 from chainrule.diagnostics.run_context import Run
@@ -69,8 +69,9 @@ ZEROS = Check(
 
 @ZEROS.in_step
 def _zeros(context: StepContext) -> Iterator[Finding]:
-    inputs = dict.fromkeys(given for given, _, _ in context.weighed if given in context.data)
-    known = {given: context.statistics(given) for given in inputs}
+    inputs = [given for given, _, _ in context.weighed if given in context.data]
+    inputs += [each for each in looked_up(context) if each in context.data and len(context.values[each].shape) > 1]
+    known = {given: context.statistics(given) for given in dict.fromkeys(inputs)}
     if not known or any(each is None or each.low != each.high or each.not_finite for each in known.values()):
         return
     given, first = next(iter(known.items()))
@@ -81,7 +82,7 @@ def _zeros(context: StepContext) -> Iterator[Finding]:
     what = "all zeros" if not first.low else f"{number(first.low)} everywhere"
     yield ZEROS.found(
         name, f"The input {name} is {what}.", f"All {first.elements} elements of {shape} are {number(first.low)}.",
-        place=context.values[given].place, severity="note" if first.low else "warning",
+        place=context.place(context.uses[given][0]), severity="note" if first.low else "warning",
     )  # fmt: skip
 
 

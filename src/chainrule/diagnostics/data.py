@@ -10,6 +10,7 @@ import torch
 
 from chainrule.diagnostics.batches import is_same
 from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import looked_up
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
@@ -117,10 +118,7 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
 def _inputs(context: StepContext, labels: Value) -> list[Value] | None:
     """The inputs of the network, one row per sample; None if unknown, as when the labels are among them."""
     found = {given for given, _, _ in context.weighed if given in context.data}
-    lookups = context.operations_that(lambda facts: facts.looks_up)
-    indices = (argument(each, facts_of(each.name).looks_up) for each in lookups)
-    sources = {context.source(each) for each in indices if each is not None}
-    found |= {each for each in sources if each in context.data}
+    found |= {each for each in looked_up(context) if each in context.data}
     values = [context.values[index] for index in sorted(found)]
     rows = all(v.data is not None and len(v.shape) > 1 and v.shape[0] == labels.shape[0] for v in values)
     return values if values and rows and labels.index not in found else None

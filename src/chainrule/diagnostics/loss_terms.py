@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import comparisons, first_output, share_of_chance, sign_of, size_taken
+from chainrule.diagnostics.comparisons import (
+    Comparison,
+    comparisons,
+    first_output,
+    share_of_chance,
+    sign_of,
+    size_taken,
+)
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
-from chainrule.graph.graph import Operation, Ref, references
+from chainrule.graph.graph import Operation, Ref
 from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -32,7 +39,7 @@ def _ascends(context: StepContext) -> Iterator[Finding]:
     if not all(context.may_learn(each) for each in learning):
         return  # the other player's parameters: an adversary may well make their loss larger
     upside_down = -1 if any(each.options.get("maximize") for each in context.members) else 1
-    signs = [(each, sign * upside_down) for each, sign in (*_of_comparisons(context), *_of_likelihoods(context))]
+    signs = [(each.measured, _sign(context, each) * upside_down) for each in comparisons(context)]
     if not signs or any(sign >= 0 for _, sign in signs):
         return
     for value, _ in signs:
@@ -48,62 +55,24 @@ def _ascends(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-Signs = Iterator[tuple[int, int]]
-"""(value, 1 where the update makes the predictions better, -1 worse, 0 both or unknown)."""
 LARGEST = 1.001  # a loss of classes with a larger weight may be a policy's, weighted by its return
 
 
-def _of_comparisons(context: StepContext) -> Signs:
-    for each in comparisons(context):
-        known = context.statistics(each.measured, gradient=True)
-        if known is None:
-            continue
-        sign = sign_of(known)
-        if sign < 0 and each.scale != "numbers":
-            sign = sign if _is_constant(known) and -known.low <= LARGEST * loss_scale(context) else 0
-        yield each.measured, sign if sign > 0 or _is_constant(known) else 0
-
-
-def _of_likelihoods(context: StepContext) -> Signs:
-    for operation in context.graph.operations:
-        value = _likelihood(context, operation)
-        known = context.statistics(value, gradient=True)
-        if value is None or known is None or known.elements < 2:
-            continue
-        rows = (context.values[value].shape or (1,))[0]
-        # The gradient of a sum or a mean; that of a policy is weighted by its returns.
-        plain = any(math.isclose(known.high * each, loss_scale(context), rel_tol=1e-3)
-                    for each in (1, rows, known.elements))  # fmt: skip
-        yield value, -1 if sign_of(known) > 0 and _is_constant(known) and plain else max(-sign_of(known), 0)
+def _sign(context: StepContext, comparison: Comparison) -> int:
+    """1 if an update makes the predictions better, -1 if it makes all of them worse; 0 if that is not known."""
+    known = context.statistics(comparison.measured, gradient=True)
+    sign = -sign_of(known) if comparison.likelihood else sign_of(known)
+    if known is None or sign > 0:
+        return sign
+    weight, rows = abs(known.low) / loss_scale(context), (context.values[comparison.measured].shape or (1,))[0]
+    # The gradient of a sum or a mean is the same for all samples; a policy's is weighted by its returns.
+    plain = any(math.isclose(weight * each, 1.0, rel_tol=1e-3) for each in (1, rows, known.elements))
+    usual = {"numbers": True, "classes": weight <= LARGEST, "probabilities": weight <= LARGEST}[comparison.scale]
+    return sign if _is_constant(known) and (plain and known.elements > 1 if comparison.likelihood else usual) else 0
 
 
 def _is_constant(known: Statistics) -> bool:
     return known.high - known.low <= 1e-5 * max(abs(known.high), abs(known.low))
-
-
-def _likelihood(context: StepContext, operation: Operation) -> int | None:
-    """The probabilities of the targets, or their logarithms, that an operation picks; None if it is another one."""
-    facts, given, out = facts_of(operation.name), argument(operation, "self"), first_output(operation)
-    if facts.picks and given is not None:
-        wanted = [value for name, _, value in references(operation.arguments) if name in ("index", "indices")]
-    elif facts.measures and given is not None and (other := argument(operation, "other")) is not None:
-        given, other = (given, other) if context.values[given].requires_grad else (other, given)
-        known = context.statistics(other)
-        wanted = [other] if known is not None and known.low >= 0 and known.high == 1 else []
-    else:
-        return None
-    if out is None or not any(each in context.data for each in wanted) or not _is_probability(context, given):
-        return None
-    logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
-    return first_output(logarithms[0]) if logarithms else out
-
-
-def _is_probability(context: StepContext, value: int) -> bool:
-    """Whether a value is a softmax over classes, or its logarithm."""
-    maker = context.producer(context.source(value))
-    if maker is not None and facts_of(maker.name).logarithm and (given := argument(maker, "self")) is not None:
-        maker = context.producer(context.source(given))
-    return maker is not None and (facts_of(maker.name).softmax or facts_of(maker.name).takes == "scores")
 
 
 LEAST_SCALE = 16.0  # of a GradScaler; a smaller factor is the user's
@@ -139,6 +108,8 @@ def summands(context: StepContext, loss: int) -> Iterator[Summand]:
                     yield maker, float(part)
         elif maker is not None and (scaled := _scaled(context, maker)) is not None:
             waiting.append((adder, scaled))
+        elif maker is not None and (stacked := _stacked(context, maker)):
+            waiting += [(maker, each) for each in stacked]
         elif adder is not None:
             yield adder, value
 
@@ -161,6 +132,14 @@ def _scaled(context: StepContext, operation: Operation) -> int | None:
     return learning[0] if all(_is_number(context, each) for each in given) else None
 
 
+def _stacked(context: StepContext, operation: Operation) -> list[int]:
+    """The numbers that were put into one tensor whose elements an operation adds up."""
+    given = argument(operation, "self")
+    maker = context.producer(given) if given is not None and facts_of(operation.name).adds_up else None
+    parts = operands(maker) if maker is not None and "tensors" in maker.arguments else []
+    return parts if all(_is_number(context, each) for each in parts) else []
+
+
 WITHOUT_GRADIENT = Check(
     "loss-part-without-gradient", "A summand of the loss has no gradient", "warning",
     what="A summand of the loss depends on parameters that learn, but was cut off from them: by detach(), by "
@@ -179,10 +158,13 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
         learning = {value for value in values if context.values[value].requires_grad}
         used = context.graph.ancestors(learning) | learning
         for adder, part in parts:
-            if isinstance(part, int):
-                cut, how = (part, "no gradient passes it") if _is_cut(context, part, used, learning) else (None, "")
-            else:
-                cut, how = _read(context, adder, part), "it is a number of Python's there"
+            cut, how = None, "it was made a number of Python's"
+            if isinstance(part, float):
+                cut = _read(context, adder, part, 1e-9)
+            elif _is_cut(context, part, used, learning):
+                cut, how = part, "no gradient passes it"
+            elif part in context.data and (added := context.statistics(part)) is not None:
+                cut = _read(context, adder, added.mean, 1e-6)
             known = context.statistics(cut)
             if cut is not None and known is not None:
                 yield WITHOUT_GRADIENT.found(
@@ -218,25 +200,31 @@ def _depends(context: StepContext, value: int) -> bool:
     return any(context.values[each].requires_grad for each in (value, *context.graph.ancestors([value])))
 
 
-def _read(context: StepContext, adder: Operation, added: float) -> int | None:
-    """The value that a summand, a number of Python's, was read from by item() or float(); None if it was not."""
+def _read(context: StepContext, adder: Operation, added: float, tolerance: float) -> int | None:
+    """The value that a summand, a number, was read from by item() or float(); None if it was not.
+
+    That number comes with a coefficient, or it is the sum of several that were read one after the other.
+    """
+    if not added or _is_coefficient(added, tolerance):
+        return None
     reads = []
     for operation in context.operations_that(lambda facts: facts.reads_number):
         given = argument(operation, "self")
         known = context.statistics(given)
         if operation.index < adder.index and given is not None and known is not None and _depends(context, given):
             reads.append((given, known.mean))
+    reads = [(given, read) for given, read in reads if read and not _is_coefficient(read, tolerance)]
     for value, read in reads:
-        if read and added and _is_coefficient(added / read):
+        if _is_coefficient(added / read, tolerance):
             return value
     totals = accumulate(read for _, read in reversed(reads))  # numbers of several layers, added up in Python
     last = reads[-1][0] if len(reads) > 1 else None
-    return last if any(total and _is_coefficient(added / total) for total in totals) else None
+    return last if any(total and _is_coefficient(added / total, tolerance) for total in totals) else None
 
 
-def _is_coefficient(factor: float) -> bool:
+def _is_coefficient(factor: float, tolerance: float) -> bool:
     """Whether a factor has two decimals at most, as those that people write: 1, 0.5, 0.01."""
-    return math.isclose(factor, float(f"{factor:.1e}"), rel_tol=1e-9)
+    return math.isclose(factor, float(f"{factor:.1e}"), rel_tol=tolerance)
 
 
 PENALTY = Check(
@@ -272,10 +260,11 @@ def _of_loss(context: StepContext) -> Iterator[Finding]:
         parts = [part for _, part in summands(context, loss) if isinstance(part, int)]
         penalties = [part for part in parts if _is_penalty(context, part)]
         pulls = _pulls(context, penalties)
-        sent = [context.statistics(each, gradient=True) for each in pulls]
-        if not pulls or None in pulls.values() or None in sent or not _is_unlearnt(context):
+        weights = set().union(*(each for each, _ in pulls))
+        sent = [context.statistics(each, gradient=True) for each in weights]
+        if not pulls or None in sent or not _is_unlearnt(context):
             continue
-        pull = math.hypot(*(each for each in pulls.values() if each is not None))
+        pull = math.hypot(*(each for _, each in pulls))
         whole = math.hypot(*(each.norm for each in sent if each is not None))
         rest = math.sqrt(max(whole**2 - pull**2, 0.0))
         if pull > context.thresholds.penalty * rest and whole > pull / 2:
@@ -303,25 +292,32 @@ def _is_penalty(context: StepContext, value: int) -> bool:
     return context.values[value].requires_grad and bool(kinds) and set(kinds) == {"parameter"}
 
 
-def _pulls(context: StepContext, penalties: list[int]) -> dict[int, float | None]:
-    """The norm of the penalties' gradient at each parameter; None where it is unknown."""
-    inside = context.graph.ancestors(penalties) | set(penalties)
-    found: dict[int, float | None] = {}
+def _pulls(context: StepContext, penalties: list[int]) -> list[tuple[set[int], float]]:
+    """(parameters, the norm of a penalty's gradient at them) wherever a size of parameters is taken."""
+    inside, found = context.graph.ancestors(penalties) | set(penalties), []
     for operation in context.graph.operations:
-        given, out = argument(operation, "self"), first_output(operation)
-        weight = None if given is None else context.source(given)
-        if out not in inside or weight is None or facts_of(operation.name).keeps_numbers:
+        given, out, size = argument(operation, "self"), first_output(operation), size_taken(operation)
+        weights = _weights(context, given) if given is not None and out in inside and size else set()
+        before, sent = context.statistics(given), context.statistics(out, gradient=True)
+        if not weights or before is None or sent is None:
             continue
-        if context.values[weight].kind != "parameter" or not context.values[weight].requires_grad:
-            continue
-        before, sent = context.statistics(weight), context.statistics(out, gradient=True)
-        size, known = size_taken(operation), found.get(weight, 0.0)
-        if before is None or sent is None or known is None or not size:
-            found[weight] = None
-        else:
-            root = math.sqrt(sent.elements)
-            found[weight] = known + (2 * sent.norm / root * before.norm if size == "square" else sent.norm)
+        pull = sent.norm
+        if size == "square":
+            pull = 2 * sent.norm / math.sqrt(sent.elements) * before.norm
+        elif size == "norm" and operation.arguments.get("ord", operation.arguments.get("p")) == 1:
+            pull = sent.norm * math.sqrt(before.elements)
+        found.append((weights, pull))
     return found
+
+
+def _weights(context: StepContext, value: int) -> set[int]:
+    """The parameters whose elements a value has, alone or joined; none if it has others."""
+    value = context.source(value)
+    maker = context.producer(value)
+    parts = [value] if maker is None else operands(maker) if "tensors" in maker.arguments else []
+    found = {context.source(each) for each in parts}
+    own = all(context.values[each].kind == "parameter" and context.values[each].requires_grad for each in found)
+    return found if own else set()
 
 
 def _of_decay(context: StepContext) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output
+from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output, looked_up
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
@@ -31,7 +31,7 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             if axis == _class_axis(context, comparison, given):
                 continue
             told.add(operation.index)
-            if axis == 0 or comparison.scale == "classes":
+            if axis == 0 or comparison.axis is not None:
                 yield _wrong_axis(context, operation, given, axis, "its result is compared with targets")
     for operation, given, axis in _softmaxes(context):
         shape, batch = context.values[given].shape, _batch(context)
@@ -74,8 +74,8 @@ def _before(context: StepContext, comparison: Comparison) -> Iterator[tuple[Oper
 def _class_axis(context: StepContext, comparison: Comparison, given: int) -> int:
     """The axis of the classes; of one number a sample there is none, and any axis is wrong."""
     axes = len(context.values[given].shape)
-    if comparison.scale == "classes":
-        return min(1, axes - 1)
+    if comparison.axis is not None:
+        return comparison.axis
     alone = axes == 1 and context.values[given].shape[0] != _batch(context)
     return 0 if alone else axes - 1 if axes > 1 else -1
 
@@ -85,9 +85,7 @@ def _batch(context: StepContext) -> int | None:
     targets = [context.values[context.source(each.target)].shape for each in comparisons(context)]
     counts = {shape[0] for shape in targets if shape}
     rows = {context.values[given].shape[0] for given, _, _ in context.weighed if given in context.data}
-    lookups = [argument(each, facts_of(each.name).looks_up) for each in context.operations_that(lambda f: f.looks_up)]
-    sources = [context.values[context.source(each)].shape for each in lookups if each is not None]
-    rows |= {shape[0] for shape in sources if shape}
+    rows |= {shape[0] for each in looked_up(context) if (shape := context.values[each].shape)}
     flat = all(len(shape) == 1 or (len(shape) == 2 and 1 in shape) for shape in targets)
     return next(iter(counts)) if flat and len(counts) == 1 and counts <= rows and counts != {1} else None
 
@@ -104,7 +102,8 @@ LASTING = 5  # examined steps
 
 
 @OVER_ONE.in_step
-def _over_one(context: StepContext) -> Iterator[Finding]:
+def over_one(context: StepContext) -> Iterator[Finding]:
+    """Softmaxes over one element."""
     sites: dict[object, list[tuple[Operation, int, int]]] = {}
     for found in _softmaxes(context):
         place = context.place(found[0])

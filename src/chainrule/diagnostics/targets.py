@@ -11,7 +11,8 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, chance, comparisons, is_boolean, mean_of
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext
+from chainrule.diagnostics.softmax import over_one
+from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.graph import Operation
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -58,12 +59,24 @@ def _range(context: StepContext, comparison: Comparison) -> tuple[float, float, 
     """The range of a prediction, and what has it."""
     if facts_of(comparison.operation.name).takes == "logits":
         return 0.0, 1.0, "a probability"
-    maker = context.producer(context.source(comparison.prediction))
-    bounds = facts_of(maker.name).bounds if maker is not None else None
-    if maker is None or bounds is None:
-        return -math.inf, math.inf, ""
-    name = f"{context.name(comparison.prediction)} ({base_name(maker.name).strip('_')})"
-    return (*bounds(maker.arguments), name)
+    maker, low, high = _bounded(context, comparison.prediction)
+    name = f" ({base_name(maker.name).strip('_')})" if maker is not None else ""
+    return low, high, f"{context.name(comparison.prediction)}{name}"
+
+
+def _bounded(context: StepContext, value: int) -> tuple[Operation | None, float, float]:
+    """The bounded function that made a value, and the value's range, perhaps scaled and shifted by numbers since."""
+    maker = context.producer(context.source(value))
+    if maker is None:
+        return None, -math.inf, math.inf
+    facts, given, factor = facts_of(maker.name), argument(maker, "self"), maker.arguments.get("other")
+    if facts.bounds is not None:
+        return maker, *facts.bounds(maker.arguments)
+    if facts.calculates is None or given is None or not isinstance(factor, (int, float)) or not factor:
+        return None, -math.inf, math.inf
+    inner, *ends = _bounded(context, given)
+    low, high = sorted(facts.calculates(each, factor) for each in ends)
+    return inner, low, high
 
 
 SCALE = Check(
@@ -122,8 +135,8 @@ def _initial(context: StepContext) -> Iterator[Finding]:
         limit = context.thresholds.excess
         if comparison.scale == "numbers" or not guess or mean is None or mean <= min(limit * guess, limit + guess):
             continue
-        if any(finding.severity == "warning" for finding in _out_of_range(context)):
-            continue
+        if any(each.severity == "warning" for check in (_out_of_range, over_one) for each in check(context)):
+            continue  # that is the cause
         classes = "2" if comparison.scale == "probabilities" else f"{math.exp(guess):.0f}"
         name = context.name(comparison.measured)
         yield INITIAL.found(
@@ -144,7 +157,7 @@ def _at_the_start(run: Run) -> Iterator[Finding]:
 ONE_CLASS = Check(
     "one-class", "Every batch has one class", "warning",
     what="All targets of a batch are one class: a note for a step. Over a run, at most batches, with another class at "
-    "others; or the same class at every batch of 10 examined steps or more.",
+    "others; or the same class at every batch of 10 examined steps or more (a note for binary targets).",
     why="Each batch teaches that there is one class, and the next one the contrary; what came first is forgotten.",
     advice="Shuffle the training data (DataLoader(shuffle=True)): it is sorted by class. If the class is always the "
     "same, look at how labels are read.",
@@ -189,12 +202,12 @@ def _one_class_at_each(run: Run) -> Iterator[Finding]:
     binary, changes = bool(first.size), sum(before != after for before, after in pairwise(classes))
     # Targets of 0 and 1 that take turns are those of an adversary.
     is_sorted = changes > 0 and (not binary or changes <= len(classes) / 3)
-    alike = not changes and not binary and len(shown) == len(examined) >= MIN_ALIKE
+    alike = not changes and len(shown) == len(examined) >= MIN_ALIKE
     if is_sorted or alike:
         which = "the same one" if alike else f"{len(set(classes))} different ones"
         more = ", ..." if len(classes) > LISTED else ""
         yield ONE_CLASS.found(
             last.where, f"{len(shown)} of {len(examined)} examined batches have one class each, {which}.",
             f"The classes were, from step to step, {', '.join(map(str, classes[:LISTED]))}{more}.",
-            place=last.place, since=since,
+            place=last.place, since=since, severity="note" if binary and alike else "warning",
         )  # fmt: skip
