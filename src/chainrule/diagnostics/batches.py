@@ -160,8 +160,12 @@ MicroBatch = tuple[Comparison, float, float]
 """(comparison, how many samples or tokens it has the mean of, the weight of that mean in the loss)"""
 
 
-def _micro_batches(context: StepContext) -> Iterator[list[MicroBatch]]:
+def _micro_batches(context: StepContext) -> list[list[MicroBatch]]:
     """Comparisons by the same line in backward passes of their own, each with a batch of its own."""
+    return context.once("micro-batches", lambda: list(_found(context)) if len(context.losses) > 1 else [])
+
+
+def _found(context: StepContext) -> Iterator[list[MicroBatch]]:
     updates, ends = context.graph.updates, [context.producer(each) for each in context.losses]
     if any(end is not None and update.position <= end.index for update in updates for end in ends):
         return  # an update between the passes: they are those of several optimizers

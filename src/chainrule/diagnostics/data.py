@@ -90,7 +90,7 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
             continue
         rows = torch.cat([dense(each.data).flatten(1).double() for each in inputs if each.data is not None], 1)
         _, sample, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-        if counts.numel() == count or not rows.any():  # see `zero-batch`
+        if counts.numel() == count or (rows.shape[1] > 1 and not rows.any()):  # see `zero-batch`
             continue
         pairs = torch.cat([sample.unsqueeze(1).double(), dense(labels.data).double().reshape(count, -1)], 1)
         _, kinds = pairs.unique(dim=0)[:, 0].unique(return_counts=True)

@@ -15,10 +15,11 @@ from chainrule.diagnostics.comparisons import (
     sign_of,
     size_taken,
 )
-from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation, Ref
-from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.snapshot import ParameterUpdate, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -26,7 +27,8 @@ from chainrule.rules.facts import facts_of
 ASCENDS = Check(
     "loss-ascends", "The loss has the wrong sign", "warning",
     what="Every comparison of predictions with targets gets a negative gradient (or, with `maximize=True`, a positive "
-    "one), or the log-likelihood of the targets a positive one, equal for all samples.",
+    "one), or the log-likelihood of the targets a positive one, equal for all samples. Or an update by hand "
+    "adds the gradients to the parameters.",
     why="Each update makes the predictions worse: the loss falls without bound, and nothing is learnt.",
     advice="Remove the minus sign before the loss, or put one before a likelihood or an accuracy; with maximize=True "
     "give what is to grow. If the ascent is wanted (unlearning), silence this finding.",
@@ -52,6 +54,28 @@ def _ascends(context: StepContext) -> Iterator[Finding]:
              f"{'' if known.low == known.high else f' to {number(known.high)}'}"
              f"{', and the optimizer maximises' if upside_down < 0 else ''}.", context.between(value)),
             place=context.values[value].place,
+        )  # fmt: skip
+
+
+ALONG = 0.99  # cosine between an update and the gradient
+
+
+@ASCENDS.in_step
+def _climbs(context: StepContext) -> Iterator[Finding]:
+    """Updates by hand along the gradient, where the numbers of both are known."""
+    moved = {}
+    for name, parameter in context.graph.parameters.items():
+        start, end, grad = parameter.start.data, data_of(parameter.end), parameter.grad
+        if name in context.held or start is None or end is None or not has_numbers(grad):
+            continue
+        move, along = (dense(end) - dense(start)).flatten().double(), dense(grad).flatten().double()
+        if size := float(move.norm() * along.norm()):
+            moved[name] = float(move @ along) / size
+    if moved and min(moved.values()) > ALONG:
+        yield ASCENDS.found(
+            listed(list(moved)), f"The update adds the gradient to {listed(list(moved))}: the loss is made larger.",
+            f"The cosine between update and gradient is {number(min(moved.values()))} or more.",
+            advice="Subtract the gradient, times the learning rate: p -= rate * p.grad.",
         )  # fmt: skip
 
 
@@ -322,7 +346,7 @@ def _weights(context: StepContext, value: int) -> set[int]:
 
 def _of_decay(context: StepContext) -> Iterator[Finding]:
     """Weight decay: it is added to the gradient, or (AdamW) shrinks the weights by itself."""
-    decayed = [each for each in context.members if float(each.options.get("weight_decay") or 0.0) > 0]
+    decayed = [each for each in context.members if each.options.get("weight_decay")]
     if not decayed:
         return
     worst = max(decayed, key=_shrinks)
@@ -333,9 +357,9 @@ def _of_decay(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
         return
     pulls, grads = [], []
-    for member in decayed:
+    for member in (each for each in decayed if not _is_decoupled(each)):
         before, grad = context.cache.of(member.start), context.gradient(member)
-        if before is not None and grad is not None and not grad.not_finite and not _is_decoupled(member):
+        if before is not None and grad is not None and not grad.not_finite:
             pulls.append(float(member.options["weight_decay"]) * before.norm)
             grads.append(grad.norm)
     pull, rest = math.hypot(*pulls), math.hypot(*grads)

@@ -33,8 +33,9 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             told.add(operation.index)
             if axis == 0 or comparison.axis is not None:
                 yield _wrong_axis(context, operation, given, axis, "its result is compared with targets")
+    batch = _batch(context)
     for operation, given, axis in _softmaxes(context):
-        shape, batch = context.values[given].shape, _batch(context)
+        shape = context.values[given].shape
         if operation.index in told or axis != 0 or batch is None or shape.count(batch) != 1 or shape[0] != batch:
             continue
         if len(shape) > 1 and not context.data.isdisjoint(context.graph.ancestors([given])):
