@@ -10,15 +10,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
+    batches,
     data,
     depth,
     gradients,
     loss_curve,
     loss_scale,
+    loss_terms,
     losses,
     nonfinite,
     optimizer,
     ranks,
+    softmax,
+    targets,
     units,
 )
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
@@ -37,18 +41,24 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _checks_of(module: object) -> list[Check]:
-    return [each for each in vars(module).values() if isinstance(each, Check)]
+def _checks_of(*modules: object) -> list[Check]:
+    return [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
 
 
 LAYERS = [units.BATCH_NORM_OF_ONE]
 BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
-    "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
-    "Data": _checks_of(data), "Gradients": [*_checks_of(gradients), *_checks_of(loss_scale)],
-    "Gradients through depth": _checks_of(depth), "The optimizer": _checks_of(optimizer),
-    "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
-}  # fmt: skip
+    "Units": [each for each in _checks_of(units) if each not in LAYERS],
+    "Losses": _checks_of(losses, loss_terms, softmax),
+    "Layers": LAYERS,
+    "Targets": _checks_of(targets),
+    "Data": _checks_of(data, batches),
+    "Gradients": _checks_of(gradients, loss_scale),
+    "Gradients through depth": _checks_of(depth),
+    "The optimizer": _checks_of(optimizer),
+    "The loss over a run": _checks_of(loss_curve),
+    "Ranks": _checks_of(ranks),
+}
 """The checks by topic, in the order in which they run and are documented."""
 
 

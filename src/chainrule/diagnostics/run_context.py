@@ -88,6 +88,13 @@ class Run:
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
 
+    def in_steps(self, id: str) -> list[tuple[int, Finding | None]]:
+        """Every examined step, with the first finding of a check in it."""
+        return [
+            (step, next((each for each in self.step_findings[step] if each.id == id), None))
+            for step in sorted(self.step_findings)
+        ]
+
     @cached_property
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every step with a finite loss."""

@@ -68,7 +68,16 @@ class Thresholds:
         "estimated from the median difference between steps, so a trend does not count")
     spike_height: float = _limit(0.5, "share of the loss at the start", "a spike also lies this far above the median",
         "our runs: hard samples late in training are no spikes")
+    penalty: float = _limit(4.0, "norm of the penalty's gradient / of the rest", "a larger one drowns the loss",
+        "our runs: usual coefficients give less than 0.1 as long as nothing is learnt")
+    excess: float = _limit(3.0, "loss - loss of a guess (or as a multiple of it)",
+        "a larger initial loss is reported",
+        "Karpathy, A recipe for training neural networks, 2019: verify loss @ init")
     # the data
+    target_size: float = _limit(100.0, "root mean square", "larger targets may be too large for the outputs",
+        "LeCun et al., Efficient backprop, 1998, 4.5; our runs")
+    target_ratio: float = _limit(30.0, "root mean square of the targets / of the outputs", "a larger one is too large",
+        "our runs: outputs and targets of the same scale need no factor to be learnt")
     input_size: float = _limit(10.0, "absolute mean, or standard deviation", "a larger one is not normalised",
         "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1")
     input_spread: float = _limit(1e3, "largest / smallest deviation of a feature", "more is not normalised", "the same")
