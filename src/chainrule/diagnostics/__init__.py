@@ -9,7 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import data, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
+from chainrule.diagnostics import (
+    attention,
+    data,
+    depth,
+    gradients,
+    linear_chains,
+    loss_curve,
+    losses,
+    modes,
+    nonfinite,
+    optimizer,
+    padding,
+    ranks,
+    schedules,
+    units,
+)
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -30,13 +45,23 @@ def _checks_of(module: object) -> list[Check]:
     return [each for each in vars(module).values() if isinstance(each, Check)]
 
 
-LAYERS = [units.BATCH_NORM_OF_ONE]
+LAYERS = [units.BATCH_NORM_OF_ONE, *_checks_of(linear_chains)]
 BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
-    "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
-    "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
-    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
-}  # fmt: skip
+    "Units": [each for each in _checks_of(units) if each not in LAYERS],
+    "Losses": _checks_of(losses),
+    "Layers": LAYERS,
+    "Attention": _checks_of(attention),
+    "Padding": _checks_of(padding),
+    "Modes and frozen parts": _checks_of(modes),
+    "Data": _checks_of(data),
+    "Gradients": _checks_of(gradients),
+    "Gradients through depth": _checks_of(depth),
+    "The optimizer": _checks_of(optimizer),
+    "Schedules": _checks_of(schedules),
+    "The loss over a run": _checks_of(loss_curve),
+    "Ranks": _checks_of(ranks),
+}
 """The checks by topic, in the order in which they run and are documented."""
 
 
