@@ -14,7 +14,7 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Operation
+from chainrule.graph.graph import Operation, Ref
 from chainrule.graph.trees import reach
 from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
@@ -45,6 +45,14 @@ def _attentions(context: StepContext) -> Iterator[Attention]:
         shape = context.values[out].shape
         if len(shape) > 1 and operation.arguments.get("dim") in (-1, len(shape) - 1) and _weighs_values(context, out):
             yield Attention(operation, scores, out)
+
+
+def called(context: StepContext, operation: Operation) -> str:
+    """The module of PyTorch's own attention; for one that is written out, the name of its result."""
+    call = context.graph.calls[operation.call] if operation.call is not None else None
+    if call is not None and call.module and "attention" in call.name:
+        return call.module
+    return context.name(next(each for each in operation.outputs if each is not None))
 
 
 def _weighs_values(context: StepContext, weights: int) -> bool:
@@ -107,8 +115,8 @@ def _uniform(context: StepContext) -> Iterator[Finding]:
             continue
         if spread < context.thresholds.uniform:
             yield UNIFORM.found(
-                context.name(each.weights),
-                f"The attention {context.name(each.weights)} gives each of {tokens} tokens the same weight"
+                called(context, each.operation),
+                f"The attention {called(context, each.operation)} gives each of {tokens} tokens the same weight"
                 f"{' that is not masked' if known.zeros else ''}.",
                 (f"The weights differ from their mean by {100 * spread:.2g} %.", context.between(each.scores)),
                 place=context.place(each.operation), severity="note",
@@ -154,8 +162,8 @@ def _one_token(context: StepContext) -> Iterator[Finding]:
         share, token = most[several.any(1)].max(1)
         if float(share.mean()) > context.thresholds.one_token:
             yield ONE_TOKEN.found(
-                context.name(each.weights),
-                f"Every query of {context.name(each.weights)} attends to one token: it gets "
+                called(context, each.operation),
+                f"Every query of {called(context, each.operation)} attends to one token: it gets "
                 f"{100 * float(share.mean()):.4g} % of the weight.",
                 (f"In the first sample it is token {int(token[0])} of {weights.shape[-1]}.",
                  context.between(each.scores)),
@@ -201,7 +209,7 @@ def _found(context: StepContext, operation: Operation, words: str) -> Finding:
     out = next(each for each in operation.outputs if each is not None)
     given = argument(operation, "self")
     return NO_MASK.found(
-        context.name(out), f"A mask of the attention has no effect: {words}.",
+        called(context, operation), f"A mask of the attention has no effect: {words}.",
         ("" if given is None else context.between(given), f"It is of shape {context.values[out].shape}."),
         place=context.place(operation),
     )  # fmt: skip
@@ -241,6 +249,24 @@ def _towards(context: StepContext, scores: int) -> Iterator[Operation]:
         if masks and other is not None and context.values[other].requires_grad:
             return
         scores = given
+
+
+def hidden_places(context: StepContext, scores: int) -> Tensor | None:
+    """Where masks hide a place of scores; None if the numbers of one of them are not known."""
+    shape = context.values[scores].shape
+    hidden = torch.zeros(shape, dtype=torch.bool)
+    for made in _towards(context, scores):
+        name, given = base_name(made.name).rstrip("_"), argument(made, "self")
+        if given is None or context.values[given].shape != shape:
+            return None
+        mask = argument(made, "mask" if name == "masked_fill" else "other")
+        data = None if mask is None else context.values[mask].data
+        fill = made.arguments.get("value")
+        if data is None or name not in ("masked_fill", "add") or isinstance(fill, Ref):
+            return None
+        hides = dense(data) < -HIDDEN if name == "add" else dense(data) & (fill is not None and fill < -HIDDEN)
+        hidden = hidden | hides.to(hidden.device)
+    return hidden
 
 
 def _keeps_order(context: StepContext, operation: Operation) -> bool:

@@ -30,7 +30,7 @@ def _no_activation(context: StepContext) -> Iterator[Finding]:
         if first is None or not context.values[weight].requires_grad or _special(context, first):
             continue
         followers = chains.followers(out)
-        if not followers or any(_special(context, each) or chains.is_factor(each) for each in followers):
+        if not followers or any(_special(context, each) or chains.is_factor(each, out) for each in followers):
             continue
         given, second = _width(context, first, given=True), sum(_width(context, each) for each in followers)
         inner = max(_width(context, each, given=True) for each in followers)
@@ -72,9 +72,12 @@ class _Chains:
         weights = (_weight(self._context, each) for each in found)
         return found if all(each is not None and self._context.values[each].requires_grad for each in weights) else []
 
-    def is_factor(self, layer: Operation) -> bool:
-        """Whether its result is multiplied by another value (attention, gates), or added to another layer's."""
-        seen: set[int] = set()
+    def is_factor(self, layer: Operation, first: int) -> bool:
+        """Whether its result is multiplied by another value (attention, gates), or added to another layer's.
+
+        What `first`, the result of the layer before, was computed from is a residual stream.
+        """
+        seen, stream = set[int](), self._context.graph.ancestors([first])
         ahead = self._learning(layer)
         while ahead:
             each = ahead.pop()
@@ -82,7 +85,7 @@ class _Chains:
             for use in self._context.uses.get(each, []):
                 others = [other for other in operands(use) if other != each and self._of_activations(other)]
                 added = base_name(use.name).startswith("add")
-                if others and (not added or any(self._back(other) in self._made for other in others)):
+                if others and (not added or any(self._back(other) in self._made - stream for other in others)):
                     return True
                 if _is_linear(self._context, use) or _splits(use):
                     ahead += [out for out in self._learning(use) if out not in seen]
@@ -153,9 +156,7 @@ def _width(context: StepContext, operation: Operation, given: bool = False) -> i
 def _layer(context: StepContext, operation: Operation) -> str:
     """The path of the layer's module, or the name of its weight."""
     weight = _weight(context, operation)
-    name = "" if weight is None else context.name(weight)
-    module = context.graph.calls[operation.call].module if operation.call is not None else ""
-    return module if module and name.startswith(module) else name.removesuffix(".weight")
+    return "" if weight is None else context.values[weight].name.removesuffix(".weight")
 
 
 def _count(context: StepContext, layers: list[Operation]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chainrule.diagnostics.attention import attentions
+from chainrule.diagnostics.attention import HIDDEN, attentions, called, hidden_places
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument
@@ -18,17 +18,18 @@ from chainrule.rules.facts import base_name, facts_of
 
 SHORT, VOCABULARY = 2, 10  # a run of padding at least, and tokens of a vocabulary
 UNREDUCED = 0
+NEVER = 1e-12  # a weight that is masked is below it
 
 ATTENDED = Check(
     "padding-attended", "Padding gets attention", "warning",
     what="A part of the attention of real tokens goes to tokens of padding: those of padding\\_idx, or the one token "
     "that ends rows of the batch, in runs of different lengths, and stands nowhere else. Without the numbers of the "
-    "weights it is found if none of them is 0.",
+    "weights the masks decide.",
     why="What a sentence means then depends on the length of the longest one in its batch.",
     advice="Pass a mask of the padding: key_padding_mask=ids == pad (True hides) to nn.MultiheadAttention, attn_mask "
     "(True takes part) to scaled_dot_product_attention, attention_mask to models of Transformers.",
     source="PyTorch's documentation of nn.MultiheadAttention; Transformers' documentation of padding",
-    thresholds=("to_padding",), lasts=2)  # fmt: skip
+    thresholds=("to_padding",))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def _paddings(context: StepContext) -> Iterator[Padding]:
         index = operation.arguments.get("padding_idx", -1)
         if isinstance(index, int) and index >= 0:
             where = dense(data) == index
+            where[:, 0] &= not bool(where[:, 0].all())  # decoders may begin with it
             if where.any() and not where.all(1).any():
                 yield Padding(index, where, ids)
         elif (found := _inferred(dense(data))) is not None:
@@ -71,12 +73,12 @@ def _inferred(ids: Tensor) -> int | None:
         return None
     same = ids == ids[:, -1:]
     runs = same.flip(1).long().cumprod(1).sum(1)
-    padded = runs >= SHORT
-    tokens = ids[padded, -1].unique()
-    if int(padded.sum()) < SHORT or len(tokens) != 1 or len(runs.unique()) < SHORT or bool((runs == length).any()):
+    if not (runs >= SHORT).any():
         return None
-    total = int(runs[ids[:, -1] == tokens[0]].sum())
-    return int(tokens[0]) if int((ids == tokens[0]).sum()) == total else None
+    token = ids[runs >= SHORT, -1].mode().values
+    ends = runs[ids[:, -1] == token]
+    padded = int((ends >= SHORT).sum()) >= SHORT and len(runs.unique()) >= SHORT and int(ends.max()) < length
+    return int(token) if padded and int((ids == token).sum()) == int(ends.sum()) else None
 
 
 @ATTENDED.in_step
@@ -88,16 +90,20 @@ def _attended(context: StepContext) -> Iterator[Finding]:
         fitting = [padding for padding in paddings(context) if _fits(padding, weights.shape)]
         if not fitting or known is None:
             continue
+        places = "of the places where real tokens would attend to padding are not masked"
         if weights.data is not None:
-            shares = [(_share(dense(weights.data), padding), padding) for padding in fitting]
-            share, padding = min(shares, key=lambda pair: pair[0])
-            told = f"{100 * share:.3g} % of the attention of real tokens goes to padding."
-            attended = share > context.thresholds.to_padding
+            seen, places = dense(weights.data).detach().double(), "of the attention of real tokens goes to padding"
+        elif (hidden := hidden_places(context, each.scores)) is not None:
+            seen = (~hidden).double()
+        elif not known.zeros and known.low > NEVER:
+            seen = torch.ones(weights.shape, dtype=torch.double)
         else:
-            padding, told = fitting[0], f"No weight is 0: the smallest of {known.elements} is {known.low:.3g}."
-            attended = not known.zeros and known.low > 1e-5
-        if attended:
-            yield _found(context, each.operation, padding, context.name(each.weights), told)
+            continue
+        shares = [(_share(seen, padding, of_places=weights.data is None), padding) for padding in fitting]
+        share, padding = min(shares, key=lambda pair: pair[0])
+        if share > context.thresholds.to_padding:
+            told = f"{100 * share:.3g} % {places}."
+            yield _found(context, each.operation, padding, told)
     yield from _fused(context)
 
 
@@ -105,21 +111,27 @@ def _fused(context: StepContext) -> Iterator[Finding]:
     """Kernels without weights: what they get no mask for, they attend to."""
     for operation in context.graph.operations:
         key = argument(operation, "key") if "scaled_dot_product" in operation.name else None
-        if key is None or operation.arguments.get("is_causal") or _masks(operation):
+        query = argument(operation, "query")
+        if key is None or query is None or operation.arguments.get("is_causal"):
             continue
-        shape = context.values[key].shape
-        fitting = [each for each in paddings(context) if _fits(each, (*shape[:-2], shape[-2], shape[-2]))]
-        if fitting:
-            out = next(value for value in operation.outputs if value is not None)
-            told = "The attention has neither a mask nor is_causal=True."
-            yield _found(context, operation, fitting[0], context.name(out), told)
+        shape = (*context.values[query].shape[:-1], context.values[key].shape[-2])
+        fitting = [each for each in paddings(context) if _fits(each, shape)]
+        masks = [each for name in ("attn_mask", "attn_bias") if (each := argument(operation, name)) is not None]
+        hidden = torch.zeros(shape, dtype=torch.bool)
+        if not fitting or any((data := context.values[each].data) is None for each in masks):
+            continue
+        for each in masks:
+            data = dense(context.values[each].snapshot.tensor)
+            hidden = hidden | (~data if data.dtype == torch.bool else data < -HIDDEN).to(hidden.device)
+        share, padding = min(((_share((~hidden).double(), each, True), each) for each in fitting), key=lambda p: p[0])
+        if share > context.thresholds.to_padding:
+            masked = "has no mask" if not masks else f"has the mask {context.name(masks[0])}"
+            told = f"It {masked}: {100 * share:.3g} % of the places where real tokens attend to padding are open."
+            yield _found(context, operation, padding, told)
 
 
-def _masks(operation: Operation) -> bool:
-    return any(operation.arguments.get(name) is not None for name in ("attn_mask", "attn_bias"))
-
-
-def _found(context: StepContext, operation: Operation, padding: Padding, name: str, told: str) -> Finding:
+def _found(context: StepContext, operation: Operation, padding: Padding, told: str) -> Finding:
+    name = called(context, operation)
     count, total = int(padding.where.sum()), padding.where.numel()
     return ATTENDED.found(
         name, f"The attention {name} does not hide the padding of {context.name(padding.ids)}, token {padding.token}.",
@@ -135,12 +147,14 @@ def _fits(padding: Padding, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _share(weights: Tensor, padding: Padding) -> float:
-    """The share of the weights of real queries that falls on padding."""
+def _share(weights: Tensor, padding: Padding, of_places: bool = False) -> float:
+    """The share of the weights of real queries that falls on padding, or of such places that are open."""
     samples, length = padding.where.shape
-    whole = weights.detach().double().reshape(samples, -1, *weights.shape[-2:])
+    whole = weights.reshape(samples, -1, *weights.shape[-2:])
     where = padding.where.to(whole.device)
     of_query = (whole * where[:, None, None, :]).sum(-1)
+    if of_places:
+        of_query = of_query / where.sum(1).clamp(min=1)[:, None, None]
     real = (~where if whole.shape[-2] == length else torch.ones_like(of_query[:, 0], dtype=torch.bool))[:, None]
     some = where.any(1)[:, None, None]
     chosen = (real & some).expand_as(of_query)
@@ -153,7 +167,7 @@ IN_LOSS = Check(
     "ignore\\_index is another token, with a loss that is a mean or a sum.",
     why="The network is mostly taught to predict padding, and its loss looks better than it is.",
     advice="Pass ignore_index=pad to the loss, or set the targets of padding to -100.",
-    source="PyTorch's documentation of CrossEntropyLoss: ignore_index", lasts=2)  # fmt: skip
+    source="PyTorch's documentation of CrossEntropyLoss: ignore_index")  # fmt: skip
 
 
 @IN_LOSS.in_step
