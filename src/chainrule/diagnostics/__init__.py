@@ -10,17 +10,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
+    attention,
     batches,
     data,
     depth,
     gradients,
+    linear_chains,
     loss_curve,
     loss_scale,
     loss_terms,
     losses,
+    modes,
     nonfinite,
     optimizer,
+    padding,
     ranks,
+    schedules,
     softmax,
     targets,
     units,
@@ -45,17 +50,21 @@ def _checks_of(*modules: object) -> list[Check]:
     return [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
 
 
-LAYERS = [units.BATCH_NORM_OF_ONE]
+LAYERS = [units.BATCH_NORM_OF_ONE, *_checks_of(linear_chains)]
 BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS],
     "Losses": _checks_of(losses, loss_terms, softmax),
     "Layers": LAYERS,
+    "Attention": _checks_of(attention),
+    "Padding": _checks_of(padding),
+    "Modes and frozen parts": _checks_of(modes),
     "Targets": _checks_of(targets),
     "Data": _checks_of(data, batches),
     "Gradients": _checks_of(gradients, loss_scale),
     "Gradients through depth": _checks_of(depth),
     "The optimizer": _checks_of(optimizer),
+    "Schedules": _checks_of(schedules),
     "The loss over a run": _checks_of(loss_curve),
     "Ranks": _checks_of(ranks),
 }

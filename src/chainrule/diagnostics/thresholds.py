@@ -58,6 +58,15 @@ class Thresholds:
     clipped_share: float = _limit(0.95, "share of the steps", "a larger share counts as always", "Pascanu et al., 2013")
     clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning, not a note",
         "the effective learning rate is smaller by this factor")
+    collapsed: float = _limit(0.01, "learning rate / its largest", "a smaller one has collapsed",
+        "PyTorch's tutorials: epochs end it, of hundreds of steps each")
+    collapse_steps: float = _limit(500, "steps", "a rate that collapses within them does so at each batch", "the same")
+    # attention
+    uniform: float = _limit(2e-3, "deviation of the weights / their mean", "less is uniform attention",
+        "our runs: small initial weights give 0.01 or more")
+    one_token: float = _limit(0.98, "mean weight of a head's first token", "more is attention to one token alone",
+        "Xiao et al., Efficient streaming language models with attention sinks, 2024: sinks leave some to the others")
+    to_padding: float = _limit(0.01, "share of the attention", "more on padding is reported", "our runs: 0 with a mask")
     # the loss
     loss_rise: float = _limit(1.5, "loss / loss at the start",
         "if three quarters of the last half are larger, it diverges", "our runs")

@@ -309,12 +309,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module that ran: its path, class name, and the call site that began it."""
+    """A module that ran: its path and class name, whether it ever ran in train mode, and its own parameters.
+
+    `drops` is the probability with which it drops an element in train mode.
+    """
 
     path: str
     class_name: str
     training: bool
     parameters: tuple[str, ...]
+    drops: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,7 @@ class watch:  # noqa: N801 (read as a verb)
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
+            evaluated=self._boundaries.evaluations.passes,
             alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):

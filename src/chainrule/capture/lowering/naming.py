@@ -89,12 +89,14 @@ class Paths:
     def modules(self) -> Iterator[Module]:
         """Every module that ran, once."""
         seen: set[int] = set()
+        training = {id(run.module) for run in self._tape.modules if run.training}
         for run in self._tape.modules:
-            if id(run.module) not in seen:
-                seen.add(id(run.module))
-                own = tuple(self.of_tensor.get(id(p), "") for p in run.module.parameters(recurse=False))
-                held = *own, *self._loose.get(id(run.module), ())
-                yield Module(self.of(run.module), type(run.module).__name__, run.training, held)
+            module = run.module
+            if id(module) not in seen:
+                seen.add(id(module))
+                own = tuple(self.of_tensor.get(id(p), "") for p in module.parameters(recurse=False))
+                held = *own, *self._loose.get(id(module), ())
+                yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
 
     def notes_of_compiled(self) -> tuple[str, ...]:
         """Notes on modules under `torch.compile`."""
@@ -116,6 +118,18 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}[{key!r}]", each) for key, each in members)
         else:
             yield name, item
+
+
+def drops(module: torch.nn.Module) -> float:
+    """The probability with which a module drops an element in train mode: of a dropout, an LSTM, an attention."""
+    known = (vars(module).get(name) for name in ("p", "dropout", "drop_prob") if _is_layer(module))
+    return next((float(each) for each in known if isinstance(each, float) and 0 < each <= 1), 0.0)
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    """Whether `p` or `dropout` of it is a probability for sure."""
+    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.RNNBase, torch.nn.MultiheadAttention)
+    return isinstance(module, kinds) or "drop" in type(module).__name__.lower()
 
 
 class Names:
