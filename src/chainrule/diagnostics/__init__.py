@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import data, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
+from chainrule.diagnostics import (
+    data,
+    depth,
+    exceptions,
+    gradients,
+    loss_curve,
+    losses,
+    nonfinite,
+    optimizer,
+    ranks,
+    units,
+)
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -32,6 +43,7 @@ def _checks_of(module: object) -> list[Check]:
 
 LAYERS = [units.BATCH_NORM_OF_ONE]
 BY_TOPIC = {
+    "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
     "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
@@ -53,10 +65,12 @@ def findings(
 
     `cache` holds statistics of its tensors that others have measured or will ask for. Without a derivation, or if a
     value's numbers were not stored, the checks that need them are left out. An `unfinished` step, which never reached
-    its update, only gets the checks that apply to it. Raises SilenceError for an id in `silence` that no check has.
+    its update, only gets the checks that apply to it, and so does one that an exception of PyTorch's ended. Raises
+    SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     limits = check_thresholds(thresholds)
+    unfinished = unfinished or any(each.ended for each in graph.failures)
     context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))

@@ -9,6 +9,7 @@ was read. Each file imports only from those before it:
     naming           paths and names; what the user wrote
     backward_passes  nodes in forward order, passes, the gradients that they make, and events
     parameters       before and after the step, and combined over ranks
+    failures         exceptions, with what they are about
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from chainrule.capture.lowering.backward_passes import (
     read_events,
     read_nodes,
 )
+from chainrule.capture.lowering.failures import read_failures
 from chainrule.capture.lowering.naming import Names, Paths, read_call
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
@@ -83,6 +85,7 @@ def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
         ),
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
+        failures=tuple(read_failures(lowering, paths)),
     )
 
 
