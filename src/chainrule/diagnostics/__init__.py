@@ -14,6 +14,7 @@ from chainrule.diagnostics import (
     batches,
     data,
     depth,
+    exceptions,
     gradients,
     linear_chains,
     loss_curve,
@@ -52,6 +53,7 @@ def _checks_of(*modules: object) -> list[Check]:
 
 LAYERS = [units.BATCH_NORM_OF_ONE, *_checks_of(linear_chains)]
 BY_TOPIC = {
+    "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS],
     "Losses": _checks_of(losses, loss_terms, softmax),
@@ -84,10 +86,12 @@ def findings(
 
     `cache` holds statistics of its tensors that others have measured or will ask for. Without a derivation, or if a
     value's numbers were not stored, the checks that need them are left out. An `unfinished` step, which never reached
-    its update, only gets the checks that apply to it. Raises SilenceError for an id in `silence` that no check has.
+    its update, only gets the checks that apply to it, and so does one that an exception of PyTorch's ended. Raises
+    SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     limits = check_thresholds(thresholds)
+    unfinished = unfinished or any(each.ended for each in graph.failures)
     context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))

@@ -6,7 +6,6 @@ the module that made it, and the call that it came from.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.source import Site, is_library
+from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.capture.tape import RawCall, RawModule, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -322,15 +321,6 @@ def variables_around(frame: FrameType | None) -> dict[str, Any]:
     if frame is None:
         return {}
     return {**frame.f_globals, **locals_of(frame)}
-
-
-def locals_of(frame: FrameType) -> dict[str, Any]:
-    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
-    shown = frame.f_locals
-    found = dict(shown)
-    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
-        shown.clear()
-    return found
 
 
 def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
