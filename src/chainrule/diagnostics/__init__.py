@@ -6,10 +6,22 @@ finding is one block in its topic file (`Check`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import data, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
+from chainrule.diagnostics import (
+    data,
+    depth,
+    gradients,
+    learning_rate,
+    loss_curve,
+    losses,
+    nonfinite,
+    optimizer,
+    ranks,
+    units,
+)
+from chainrule.diagnostics.causes import HasCause, linked
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -35,7 +47,7 @@ BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
     "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
-    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
+    "The optimizer": _checks_of(optimizer), "The learning rate": _checks_of(learning_rate), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
 }  # fmt: skip
 """The checks by topic, in the order in which they run and are documented."""
 
@@ -69,15 +81,18 @@ def findings_over_time(
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
     unfinished: int | None = None,
+    earlier: Iterable[HasCause] = (),
 ) -> tuple[Finding, ...]:
     """All findings of a run: what its history shows, and what single steps showed, with the step since which it holds.
 
     `step_findings` gives the findings of every examined step, empty if there were none; `unfinished` is the step among
-    them, if any, that never reached its update. Raises SilenceError for an id in `silence` that no check has.
+    them, if any, that never reached its update. Findings of `earlier` steps, which the history no longer has, may be
+    causes. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
-    return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+    found = in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+    return tuple(linked(run, found, earlier))
 
 
 def _of_run(run: Run) -> Iterator[Finding]:

@@ -122,7 +122,7 @@ def _spikes(run: Run) -> Iterator[Finding]:
     window, found, quiet_from = int(run.thresholds.window), 0, 0
     for index, (step, loss) in enumerate(run.losses):
         before = [each for _, each in run.losses[max(quiet_from, index - window) : index]]
-        if found == REPORTED or len(before) < MIN_BEFORE or not _is_spike(run, loss, before):
+        if found == REPORTED or len(before) < MIN_BEFORE or not is_spike(run, loss, before):
             continue
         found += 1
         quiet_from = index + 1  # later steps are compared with those after the spike
@@ -140,7 +140,8 @@ def _spikes(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
+def is_spike(run: Run, loss: float, before: list[float]) -> bool:
+    """Whether a loss lies far above those before it."""
     usual, limits = median(before), run.thresholds
     if usual > limits.loss_rise * abs(run.first_loss):
         return False  # it was rising before, see `learning-rate-too-high`

@@ -58,6 +58,11 @@ class Thresholds:
     clipped_share: float = _limit(0.95, "share of the steps", "a larger share counts as always", "Pascanu et al., 2013")
     clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning, not a note",
         "the effective learning rate is smaller by this factor")
+    # the learning rate
+    rate_jump: float = _limit(3.0, "learning rate / highest one before", "a larger one after which the loss jumps is "
+        "a jump", "our runs: schedules restart at their highest rate, and a warm-up in stages lowers the loss")
+    rate_collapse: float = _limit(1e3, "learning rate of the step before / learning rate", "more is a collapse",
+        "schedules in stages divide it by 10, some by 100")
     # the loss
     loss_rise: float = _limit(1.5, "loss / loss at the start", "a larger median of the last half diverges", "our runs")
     loss_swing: float = _limit(0.6, "negative autocorrelation of the loss at lag 1", "a loss above it oscillates",

@@ -56,11 +56,27 @@ class StepFacts:
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
 
 
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What a look at every step noticed, whether or not the step was watched.
+
+    A rate that changed much is noticed at the step before the change and at the step after it.
+    """
+
+    step: int
+    rates: tuple[float, ...] = ()  # the learning rate of each parameter group
+    lost: bool = False  # its update made numbers of parameters NaN or infinite, which were finite before
+    parameters: tuple[str, ...] = ()  # these parameters, if they could be read at once
+    loss: float | None = None  # in the code around the optimizer's step, if `lost`
+    place: str = ""  # of the optimizer's step, if `lost`
+
+
 @dataclass(slots=True)
 class History:
     """All watched steps in their order, or the last of them with the loss of the first."""
 
     steps: list[StepFacts] = field(default_factory=list)
+    noticed: list[Noticed] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
 
