@@ -251,9 +251,9 @@ def watch(
 
     options = {"every": every, "to": to, "full_every": full_every, "on_finding": on_finding}
     outcome = watch_script(script, args, options, total=steps, plain=plain)
-    _say(outcome.sentence(script))
     for line in outcome.lines():
         _say(line)
+    _say(outcome.sentence(script))
     sys.exit(outcome.status)
 
 

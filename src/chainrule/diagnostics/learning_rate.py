@@ -101,7 +101,8 @@ def _collapse(run: Run, step: int, highest: Rates, before: Rates, after: Rates) 
         return None
     if not run.losses or run.losses[-1][1] < LEARNT * run.first_loss:
         return None
+    top, bottom = number(max(before)), number(max(after))
     return RATE_JUMP.found(
-        "learning rate", f"The learning rate collapses at step {step}, from {number(max(before))} to {number(max(after))}.",
+        "learning rate", f"The learning rate collapses at step {step}, from {top} to {bottom}.",
         (f"It has not risen again until step {last}.", f"The loss is {number(run.losses[-1][1])} there."), since=step,
     )  # fmt: skip

@@ -261,6 +261,8 @@ def _backward_over_time(run: Run) -> Iterator[Finding]:
 def _births(run: Run, check: Check) -> Iterator[tuple[list[int], Finding]]:
     """For each place the steps at which it lost numbers, and the first of the gravest findings there."""
     for stretch, found in check.carried(run):
+        if _follows(run, found):
+            continue
         at = run.seen[check.id][found.where]
         steps = sorted(at)
         if steps[0] < stretch.steps[0]:  # it came before, and was gone in between
@@ -268,6 +270,15 @@ def _births(run: Run, check: Check) -> Iterator[tuple[list[int], Finding]]:
             again = f"It came at {len(steps)} examined steps: {listed(steps)}."
             found = replace(at[first], since=first, until=found.until, evidence=(*at[first].evidence, again))
         yield steps, found
+
+
+def _follows(run: Run, found: Finding) -> bool:
+    """Whether it follows from an earlier one: numbers were lost, and the loss has not been finite since."""
+    births = [step for check in (FORWARD, BACKWARD) for at in run.seen.get(check.id, {}).values() for step in at]
+    first = min(births + [each.step for each in run.history.noticed if each.lost])
+    return found.since is not None and found.since > first and not any(
+        first < step <= found.since for step, _ in run.losses
+    )  # fmt: skip
 
 
 def _between(run: Run, check: Check) -> Iterator[Finding]:

@@ -76,9 +76,9 @@ class History:
     """All watched steps in their order, or the last of them with the loss of the first."""
 
     steps: list[StepFacts] = field(default_factory=list)
-    noticed: list[Noticed] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
+    noticed: list[Noticed] = field(default_factory=list)
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
         """Add the statistics of one tensor at one step."""

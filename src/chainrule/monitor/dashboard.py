@@ -87,6 +87,9 @@ class Display:
     def __exit__(self, *error: Any) -> None:
         pass
 
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """Show the findings after the end of the training, where there is a place for them."""
+
 
 class Lines(Display):
     """Prints a line for a step every few seconds, and one for each new finding."""
@@ -103,9 +106,9 @@ class Lines(Display):
             self._next = now + LINE_EVERY
             self._last.take(facts, figures)
             self._print(self._last.sentence(self._total))
-        self.conclude(findings, f"at step {facts.step:,}")
+        self._tell(findings, f"at step {facts.step:,}")
 
-    def conclude(self, findings: Sequence[Found], when: str = "") -> None:
+    def _tell(self, findings: Sequence[Found], when: str) -> None:
         """Print the findings that are new, with their evidence, and those whose severity has changed."""
         for found in by_cause(findings):
             before = self._printed.get((found.id, found.where))
@@ -114,7 +117,7 @@ class Lines(Display):
             self._printed[found.id, found.where] = found.severity
             changed = f" (before: {before})" if before is not None else ""
             because = f" (because of {found.because})" if found.because else ""
-            self._print(f"{found.severity}{changed} {when or found.when}: {found.statement}{because}")
+            self._print(f"{found.severity}{changed} {when}: {found.statement}{because}")
             for each in found.evidence if before is None else ():
                 self._print(f"  {each}")
 

@@ -73,12 +73,8 @@ class Found:
 
     def __str__(self) -> str:
         since = f" {self.when}" if self.when else ""
-        return "\n".join(
-            [
-                f"{self.severity}{since}: {self.statement}",
-                *(f"  {each}" for each in (*self.evidence, self.advice) if each),
-            ]
-        )
+        rest = (f"  {each}" for each in (*self.evidence, self.advice) if each)
+        return "\n".join([f"{self.severity}{since}: {self.statement}", *rest])
 
 
 def families(found: Iterable[Found]) -> list[tuple[Found, list[Found]]]:
