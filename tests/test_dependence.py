@@ -12,14 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import chainrule
 from chainrule.derivation.reaches import Reaches
-from chainrule.errors import DependenceError, MissingError, RecordingError, RequestError
 from chainrule.execution.perturbation import Perturbation, moved, same
-from chainrule.graph.trees import tensors_in
 from chainrule.rules import Rule, registered
 from chainrule.rules.facts import facts_of
 from tests.zoo.models import ZOO
@@ -44,7 +41,11 @@ def leaks(graph: Any, sizes: range, seen: Counter[str], draws: int = 2) -> Itera
     generator = torch.Generator().manual_seed(1)
     used = {ref.value for each in graph.operations for ref in refs_in(each.arguments)}
     for leaf in (each for each in graph.values if each.operation is None and each.index in used):
-        if leaf.data is None or leaf.data.layout != torch.strided or leaf.kind == "parameter" and leaf.data.numel() > 64:
+        if (
+            leaf.data is None
+            or leaf.data.layout != torch.strided
+            or (leaf.kind == "parameter" and leaf.data.numel() > 64)
+        ):
             continue
         for axis in (axis for axis, size in enumerate(leaf.shape) if size in sizes):
             walk, part = Reaches(graph, leaf.index, axis), Perturbation(graph, leaf.index)

@@ -86,7 +86,7 @@ def memory_of(graph: Graph, value: int) -> Memory:
         value = origin
 
 
-_CUTS = frozenset("split split_with_sizes unbind unsafe_split unsafe_split_with_sizes unsafe_chunk".split())
+_CUTS = frozenset(["split", "split_with_sizes", "unbind", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"])
 
 
 def _shared(operation: Operation, value: int) -> int | None:
@@ -130,8 +130,12 @@ class Reaches:
 
     def _leading_to(self, value: int) -> set[int]:
         """The value, what it was made from, and what gave numbers to Python."""
-        read = (each for operation in self.graph.operations if _reads_numbers(operation) for *_, each in
-                references(operation.arguments))
+        read = (
+            each
+            for operation in self.graph.operations
+            if _reads_numbers(operation)
+            for *_, each in references(operation.arguments)
+        )
         return set(reach([value, *read], self._made_from))
 
     def _made_from(self, value: int) -> list[int]:

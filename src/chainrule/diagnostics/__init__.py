@@ -6,7 +6,7 @@ finding is one block in its topic file (`Check`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
@@ -17,6 +17,7 @@ from chainrule.diagnostics import (
     depth,
     exceptions,
     gradients,
+    learning_rate,
     linear_chains,
     loss_curve,
     loss_scale,
@@ -32,6 +33,7 @@ from chainrule.diagnostics import (
     targets,
     units,
 )
+from chainrule.diagnostics.causes import HasCause, linked
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -68,7 +70,7 @@ BY_TOPIC = {
     "Gradients": _checks_of(gradients, loss_scale),
     "Gradients through depth": _checks_of(depth),
     "The optimizer": _checks_of(optimizer),
-    "Schedules": _checks_of(schedules),
+    "The learning rate": _checks_of(learning_rate, schedules),
     "The loss over a run": _checks_of(loss_curve),
     "Ranks": _checks_of(ranks),
 }
@@ -106,15 +108,18 @@ def findings_over_time(
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
     unfinished: int | None = None,
+    earlier: Iterable[HasCause] = (),
 ) -> tuple[Finding, ...]:
     """All findings of a run: what its history shows, and what single steps showed, with the step since which it holds.
 
     `step_findings` gives the findings of every examined step, empty if there were none; `unfinished` is the step among
-    them, if any, that never reached its update. Raises SilenceError for an id in `silence` that no check has.
+    them, if any, that never reached its update. Findings of `earlier` steps, which the history no longer has, may be
+    causes. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
-    return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+    found = in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+    return tuple(linked(run, found, earlier))
 
 
 def _of_run(run: Run) -> Iterator[Finding]:

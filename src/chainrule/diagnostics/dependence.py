@@ -136,7 +136,22 @@ def _is_other_data(context: StepContext, value: int) -> bool:
     )
 
 
-_STATISTICS = frozenset("mean var std var_mean std_mean amax amin max min norm linalg_vector_norm logsumexp".split())
+_STATISTICS = frozenset(
+    [
+        "mean",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "norm",
+        "linalg_vector_norm",
+        "logsumexp",
+    ]
+)
 
 
 def _is_a_graph(context: StepContext, size: int) -> bool:

@@ -67,6 +67,11 @@ class Thresholds:
     one_token: float = _limit(0.98, "mean weight of a head's first token", "more is attention to one token alone",
         "Xiao et al., Efficient streaming language models with attention sinks, 2024: sinks leave some to the others")
     to_padding: float = _limit(0.01, "share of the attention", "more on padding is reported", "our runs: 0 with a mask")
+    # the learning rate
+    rate_jump: float = _limit(3.0, "learning rate / highest one before", "a larger one after which the loss jumps is "
+        "a jump", "our runs: schedules restart at their highest rate, and a warm-up in stages lowers the loss")
+    rate_collapse: float = _limit(1e3, "learning rate of the step before / learning rate", "more is a collapse",
+        "schedules in stages divide it by 10, some by 100")
     # the loss
     loss_rise: float = _limit(1.5, "loss / loss at the start",
         "if three quarters of the last half are larger, it diverges", "our runs")

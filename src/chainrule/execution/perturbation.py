@@ -123,7 +123,9 @@ def moved(data: Tensor, axis: int, position: int, draw: int, generator: torch.Ge
     else:
         known = pool.unique()
         place = torch.searchsorted(known, part.contiguous())
-        other = known[(place + torch.randint(1, max(known.numel(), 2), part.shape, generator=generator)) % known.numel()]
+        other = known[
+            (place + torch.randint(1, max(known.numel(), 2), part.shape, generator=generator)) % known.numel()
+        ]
     if same(part, other).all():
         return None
     whole = data.detach().clone()

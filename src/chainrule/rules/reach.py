@@ -126,12 +126,38 @@ def _without(found: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> 
 # -- elementwise ------------------------------------------------------------------------------------------------------
 
 _ELEMENTWISE = frozenset(
-    "clone _to_copy detach alias lift lift_fresh contiguous bernoulli native_dropout dropout _prelu_kernel "
-    "log_sigmoid_forward masked_fill fill copy mul add sub div".split()
+    [
+        "clone",
+        "_to_copy",
+        "detach",
+        "alias",
+        "lift",
+        "lift_fresh",
+        "contiguous",
+        "bernoulli",
+        "native_dropout",
+        "dropout",
+        "_prelu_kernel",
+        "log_sigmoid_forward",
+        "masked_fill",
+        "fill",
+        "copy",
+        "mul",
+        "add",
+        "sub",
+        "div",
+    ]
 )
 _UNREDUCED = frozenset(
-    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits "
-    "soft_margin_loss".split()
+    [
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "soft_margin_loss",
+    ]
 )
 
 
@@ -207,13 +233,57 @@ def _written_through(op: Applied, labels: Labels, overload: WriteThroughView) ->
 
 # -- moved ------------------------------------------------------------------------------------------------------------
 
-_RESHAPES = frozenset("view _unsafe_view reshape _reshape_alias".split())
+_RESHAPES = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias"])
 _MOVES = frozenset(
-    "squeeze unsqueeze t transpose permute expand select slice diagonal diag_embed unfold flip roll tril triu unbind "
-    "split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk repeat constant_pad_nd narrow_copy "
-    "pixel_shuffle pixel_unshuffle channel_shuffle cat stack block_diag index_select gather index embedding im2col "
-    "rot90 movedim select_copy slice_copy expand_copy as_strided reflection_pad1d reflection_pad2d reflection_pad3d "
-    "replication_pad1d replication_pad2d replication_pad3d".split()
+    [
+        "squeeze",
+        "unsqueeze",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "select",
+        "slice",
+        "diagonal",
+        "diag_embed",
+        "unfold",
+        "flip",
+        "roll",
+        "tril",
+        "triu",
+        "unbind",
+        "split",
+        "split_with_sizes",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unsafe_chunk",
+        "repeat",
+        "constant_pad_nd",
+        "narrow_copy",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "cat",
+        "stack",
+        "block_diag",
+        "index_select",
+        "gather",
+        "index",
+        "embedding",
+        "im2col",
+        "rot90",
+        "movedim",
+        "select_copy",
+        "slice_copy",
+        "expand_copy",
+        "as_strided",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "reflection_pad3d",
+        "replication_pad1d",
+        "replication_pad2d",
+        "replication_pad3d",
+    ]
 )
 _SOURCES = {"cat": "tensors", "stack": "tensors", "block_diag": "tensors", "embedding": "weight"}
 
@@ -319,12 +389,51 @@ def _put(op: Applied, labels: Labels, overload: Any) -> Reached | None:
 # -- along axes -------------------------------------------------------------------------------------------------------
 
 _REDUCES = frozenset(
-    "sum mean amax amin max min argmax argmin var std var_mean std_mean prod any all norm linalg_vector_norm logsumexp "
-    "nansum median nanmedian mode kthvalue topk sort argsort aminmax count_nonzero glu multinomial _softmax "
-    "_log_softmax softmax log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp".split()
+    [
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "argmax",
+        "argmin",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "prod",
+        "any",
+        "all",
+        "norm",
+        "linalg_vector_norm",
+        "logsumexp",
+        "nansum",
+        "median",
+        "nanmedian",
+        "mode",
+        "kthvalue",
+        "topk",
+        "sort",
+        "argsort",
+        "aminmax",
+        "count_nonzero",
+        "glu",
+        "multinomial",
+        "_softmax",
+        "_log_softmax",
+        "softmax",
+        "log_softmax",
+        "_safe_softmax",
+        "cumsum",
+        "cumprod",
+        "cummax",
+        "cummin",
+        "logcumsumexp",
+    ]
 )
-_RUNNING = frozenset("cumsum cumprod cummax cummin logcumsumexp".split())
-_SOFTMAX = frozenset("_softmax softmax _safe_softmax".split())
+_RUNNING = frozenset(["cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"])
+_SOFTMAX = frozenset(["_softmax", "softmax", "_safe_softmax"])
 
 
 def _along(op: Applied, labels: Labels, overload: Any) -> Reached | None:
@@ -518,14 +627,10 @@ _special: dict[str, Callable[[Applied, Labels, Any], Reached | None]] = {
     "mkldnn_rnn_layer": _recurrent, "_thnn_fused_lstm_cell": _cell, "_thnn_fused_gru_cell": _cell,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scattered),
     **dict.fromkeys(
-        "convolution _convolution mkldnn_convolution cudnn_convolution convolution_overrideable "
-        "_slow_conv2d_forward thnn_conv2d slow_conv3d slow_conv3d_forward".split(), _convolved),
+        ["convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable", "_slow_conv2d_forward", "thnn_conv2d", "slow_conv3d", "slow_conv3d_forward"], _convolved),
     **dict.fromkeys(
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-        "_scaled_dot_product_fused_attention_overrideable".split(), _attention),
+        ["_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable"], _attention),
     **dict.fromkeys(
-        "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros new_ones new_full "
-        "new_empty new_empty_strided zero uniform random exponential log_normal cauchy geometric".split(),
+        ["zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zero", "uniform", "random", "exponential", "log_normal", "cauchy", "geometric"],
         _nothing),
 }  # fmt: skip
