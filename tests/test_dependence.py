@@ -230,7 +230,9 @@ def test_a_relation_that_structure_shows() -> None:
     assert (positions.relation, positions.along, positions.how) == ("earlier", 1, "structure")
     assert (features.relation, features.how, features.size) == ("any", "measured", 4)
     assert features.witness is not None
-    assert "axis 1 of x, 5 positions: on its own and earlier positions alone, axis 1 of y. Structure, for all" in str(found)
+    assert "axis 1 of x, 5 positions: on its own and earlier positions alone, axis 1 of y. Structure, for all" in str(
+        found
+    )
 
 
 def test_a_relation_that_is_measured() -> None:
