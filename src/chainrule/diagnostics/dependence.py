@@ -23,7 +23,7 @@ from chainrule.execution.lineage import Lineage
 from chainrule.execution.perturbation import Perturbation
 from chainrule.graph.graph import Operation, Place, Value
 from chainrule.graph.names import element
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 FEWEST = 4
 """The positions along an axis from which on one is looked at."""
@@ -186,11 +186,10 @@ def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tu
 
 def _may_not_mix(context: StepContext, walk: Reaches, operation: Operation) -> bool:
     """Whether an operation has no business along the axis of a batch: it is no statistic, layer, or choice by data."""
-    facts, name = facts_of(operation.name), base_name(operation.name).removesuffix("_")
-    taken = operands(operation)
+    facts, taken = facts_of(operation.name), operands(operation)
     if facts.weighs and any(context.values[context.source(each)].kind == "parameter" for each in taken):
         return False
-    if facts.normalises or facts.softmax or facts.adds_up or name in _STATISTICS:
+    if facts.normalises or facts.softmax or facts.adds_up or facts.statistic:
         return False
     return not any(_is_other_data(context, each) for each in taken if walk.of(each) is None)
 
@@ -201,12 +200,6 @@ def _is_other_data(context: StepContext, value: int) -> bool:
         context.values[each].operation is None and context.values[each].shape
         for each in (value, *context.graph.ancestors([value]))
     )
-
-
-_STATISTICS = {
-    "mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "logsumexp", "norm",
-    "linalg_vector_norm",
-}  # fmt: skip
 
 
 def _is_a_graph(context: StepContext, size: int) -> bool:
@@ -283,22 +276,17 @@ def _is_cut_from(context: StepContext, target: int, given: int) -> bool:
     """Whether a target is a part of the same data."""
     before = context.graph.ancestors([target])
     makers = (context.producer(each) for each in (target, *before))
-    return given in before and any(made is not None and base_name(made.name) == "slice" for made in makers)
+    return given in before and any(made is not None and facts_of(made.name).slices for made in makers)
 
 
 def _is_attended(context: StepContext, size: int) -> bool:
     """Whether there is attention over so many positions."""
     return any(
-        context.values[out].shape.count(size) >= (1 if "scaled_dot_product" in operation.name else 2)
-        for operation in context.graph.operations
-        if _attends(operation)
+        size in context.values[out].shape
+        for operation in context.operations_that(lambda facts: facts.attends)
         for out in operation.outputs[:1]
         if out is not None
     )
-
-
-def _attends(operation: Operation) -> bool:
-    return "scaled_dot_product" in operation.name or base_name(operation.name) in ("_softmax", "_safe_softmax")
 
 
 def _has_rows(each: Compared, given: Value) -> bool:
@@ -312,7 +300,7 @@ def _has_rows(each: Compared, given: Value) -> bool:
 def _is_causal(context: StepContext, walk: Reaches, value: int) -> bool:
     """Whether a value is made by attention that a causal mask keeps from later positions."""
     made = context.producer(value)
-    if made is None or not _attends(made) or walk.relation(value)[0] != "earlier":
+    if made is None or not facts_of(made.name).attends or walk.relation(value)[0] != "earlier":
         return False
     return bool(walk.bounds[value].mixed(walk.size).any())
 

@@ -16,7 +16,7 @@ from chainrule.execution.experiment import written_by
 from chainrule.graph.graph import Graph, Operation, Ref, references
 from chainrule.graph.reexecution import WriteThroughView
 from chainrule.graph.snapshot import Snapshot
-from chainrule.rules.facts import base_name
+from chainrule.rules.facts import facts_of
 
 
 class Lineage:
@@ -123,12 +123,9 @@ def memory_of(graph: Graph, value: int) -> Memory:
         origin = known.earlier if known.earlier is not None else _shared(made, value) if made is not None else None
         if origin is None:
             return Memory(value, made is not None and made.function is not None, parts)
-        if made is not None and known.earlier is None and base_name(made.name) in _CUTS:
+        if made is not None and known.earlier is None and facts_of(made.name).cuts:
             parts[made.index] = known.slot
         value = origin
-
-
-_CUTS = frozenset(["split", "split_with_sizes", "unbind", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"])
 
 
 def _shared(operation: Operation, value: int) -> int | None:
