@@ -6,6 +6,7 @@ share the answer. That something does depend is said only where moving a few pos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -189,9 +190,19 @@ def _may_not_mix(context: StepContext, walk: Reaches, operation: Operation) -> b
     facts, taken = facts_of(operation.name), operands(operation)
     if facts.weighs and any(context.values[context.source(each)].kind == "parameter" for each in taken):
         return False
-    if facts.normalises or facts.softmax or facts.adds_up or facts.statistic:
+    if facts.normalises or facts.softmax or _is_a_statistic(context, operation):
         return False
     return not any(_is_other_data(context, each) for each in taken if walk.of(each) is None)
+
+
+def _is_a_statistic(context: StepContext, operation: Operation) -> bool:
+    """Whether an operation makes fewer numbers of one operand."""
+    taken = operands(operation)
+    made, given = (
+        [math.prod(context.values[each].shape) for each in several if each is not None]
+        for several in (operation.outputs, taken)
+    )
+    return len(taken) == 1 and max(made, default=0) < max(given)
 
 
 def _is_other_data(context: StepContext, value: int) -> bool:

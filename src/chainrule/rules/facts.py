@@ -108,7 +108,6 @@ class Facts:
     not_logarithms: str = ""  # what its results are, where they are certainly not logarithms of probabilities
     channels: bool = False  # units lie along axis 1 of its result
     normalises: bool = False
-    statistic: bool = False  # of the elements of its operand: a mean, a deviation, an extreme
     attends: bool = False  # a softmax over positions, or attention as a whole
     slices: bool = False  # its result is a range of the positions along one axis
     cuts: bool = False  # its results are parts of its operand, without a common element
@@ -370,7 +369,6 @@ _add(
 )
 _add("tanh sin cos", bounds=lambda arguments: (-1.0, 1.0))
 _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
-_add("mean var std var_mean std_mean amax amin max min norm linalg_vector_norm logsumexp", statistic=True)
 _add(
     "_softmax _safe_softmax _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
