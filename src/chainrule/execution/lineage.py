@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -79,18 +80,22 @@ class Lineage:
             *(each.gradient for each in graph.values if each.gradient is not None),
             *(each.gradient for each in graph.parameters.values() if each.gradient is not None),
         ]
+        beginnings = {_beginning(each) for each in gradients}
         first = min((self._made(each.loss) for each in graph.accumulating if each.loss is not None), default=-1)
         several = len(graph.accumulating) > 1  # between two passes a `.grad` is none of those that are known
+        updated = min((each.position for each in graph.updates), default=len(graph.operations))
         used: dict[int, int] = {}
-        for operation in graph.operations if several else ():
+        for operation in graph.operations if several or graph.updates else ():
             used |= {value: used.get(value, operation.index) for *_, value in references(operation.arguments)}
+        shapes = {each[0] for each in beginnings}
         for value in graph.values:
             if value.operation is not None:
                 continue
+            shape, begin = _beginning(value.snapshot), used.get(value.index, -1)
             again = value.kind == "parameter" and "@" in value.name and not value.name.endswith("@1")
-            alike = [each for each in gradients if each.shape == value.shape and each.dtype == value.dtype]
-            later = several and value.kind == "input" and used.get(value.index, 0) > first
-            if again or (later and alike) or any(_is_same(value.snapshot, each) for each in alike):
+            later = several and value.kind == "input" and begin > first
+            alike = shape in beginnings or (shape[0], "") in beginnings
+            if alike or (again and begin >= updated) or (shape[0] in shapes and (later or not shape[1])):
                 found.add(value.index)
         return found
 
@@ -143,14 +148,12 @@ def _shared(operation: Operation, value: int) -> int | None:
     return given.value if isinstance(given, Ref) else None
 
 
-def _is_same(value: Snapshot, gradient: Snapshot) -> bool:
-    """Whether a leaf holds this gradient of its shape, or may do."""
-    one, other = value.data, gradient.data
-    if one is None or other is None or not one.layout == other.layout == torch.strided:
-        return True
-    if one.device != other.device or not torch.equal(one.reshape(-1)[:16], other.reshape(-1)[:16]):
-        return False
-    return torch.equal(one, other)
+def _beginning(known: Snapshot) -> tuple[tuple[Any, ...], str]:
+    """Shape and type of a tensor, and its first numbers, which tell it from another one; "" without numbers."""
+    data = known.data
+    if data is None or data.layout != torch.strided:
+        return (*known.shape, known.dtype), ""
+    return (*known.shape, known.dtype), str(data.reshape(-1)[:8].tolist())
 
 
 def reads_numbers(operation: Operation) -> str:

@@ -116,6 +116,8 @@ def _constants(op: Applied, labels: Labels, name: str, wanted: Callable[[Tensor]
     found = wanted(given).cpu()
     if label is not None:
         found = found & (label == 0)
+        for axis, size in enumerate(label.shape):
+            found = found.all(axis, keepdim=True) if size == 1 else found  # as labels do not differ along it
     return found if bool(found.any()) else None
 
 
@@ -128,11 +130,13 @@ def _is_hidden(given: Tensor) -> Tensor:
 
 
 def _without(found: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """Labels without those of elements that are a constant."""
+    """Labels without those of elements that are a constant; along an axis where they are the same, if all are."""
     if constant is None:
         return found
-    kept = (~constant).reshape((1,) * (len(shape) - constant.dim()) + tuple(constant.shape))
-    return compact(found * kept)
+    constant = constant.reshape((1,) * (len(shape) - constant.dim()) + tuple(constant.shape))
+    for axis, size in enumerate(found.shape):
+        constant = constant.all(axis, keepdim=True) if size == 1 else constant
+    return found * ~constant
 
 
 # -- elementwise ------------------------------------------------------------------------------------------------------
@@ -347,7 +351,9 @@ def _along(op: Applied, labels: Labels, overload: Any) -> Reached | None:
         return [label.cummax(dims[0]).values for _ in op.outs]
     mixed = label.amax(dims, keepdim=True) if dims else label
     if name in _SOFTMAX:
-        mixed = _without(mixed, _constants(op, labels, "self", _is_hidden), tuple(given.shape))
+        whole = [size if axis in dims else -1 for axis, size in enumerate(given.shape)]
+        hidden = _constants(op, labels, "self", _is_hidden)
+        mixed = mixed if hidden is None else _without(mixed.expand(whole), hidden, tuple(given.shape))
     found: Reached = []
     for out in op.outs:
         if out is None or out.dim() == given.dim():
@@ -418,7 +424,7 @@ def _product(left: str, right: str, added: str = "") -> Callable[[Applied, Label
             return None  # by the rule
         parts = [labels[left].amax(-1, keepdim=True)] if left in labels else []
         if right in labels and zero is not None:
-            parts.append(_weighted(~zero.expand(op.arguments[left].shape), labels[right]))
+            parts.append(_weighted(~zero, labels[right]))
         elif right in labels:
             parts.append(labels[right].amax(-2, keepdim=True))
         if added in labels:
@@ -453,8 +459,8 @@ def _attention(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     if op.arguments.get("is_causal") and query.shape[-2] == key.shape[-2]:
         seen = seen.tril()
     if mask is not None and has_numbers(mask):
-        hidden = ~mask if mask.dtype == torch.bool else _is_hidden(mask)
-        seen = seen & ~(hidden & (labels[mask_name] == 0) if mask_name in labels else hidden).cpu()
+        hidden = _constants(op, labels, mask_name, torch.logical_not if mask.dtype == torch.bool else _is_hidden)
+        seen = seen if hidden is None else seen & ~hidden
     for name in ("key", "value"):
         if name in labels:
             rows = labels[name].amax(-1, keepdim=True)
