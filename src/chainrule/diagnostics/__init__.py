@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import data, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
+from chainrule.diagnostics import (
+    data,
+    depth,
+    gradients,
+    loss_curve,
+    losses,
+    nonfinite,
+    optimizer,
+    ranks,
+    standstill,
+    units,
+    zero_gradients,
+)
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -34,8 +46,10 @@ LAYERS = [units.BATCH_NORM_OF_ONE]
 BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
-    "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
-    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
+    "Data": _checks_of(data), "Gradients": _checks_of(gradients),
+    "Gradients that are 0": _checks_of(zero_gradients), "Gradients through depth": _checks_of(depth),
+    "The optimizer": _checks_of(optimizer), "Optimizers that move nothing": _checks_of(standstill),
+    "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
 }  # fmt: skip
 """The checks by topic, in the order in which they run and are documented."""
 

@@ -7,15 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from statistics import median
 
-import torch
-from torch import Tensor
-
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
-from chainrule.diagnostics.step_context import StepContext, type_name
+from chainrule.diagnostics.step_context import StepContext, rate_of
 from chainrule.graph.snapshot import ParameterUpdate
-from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Check(
@@ -88,7 +84,7 @@ def _in_two_optimizers(context: StepContext) -> Iterator[Finding]:
             shared.setdefault(tuple(updates), []).append(name)
     for names in shared.values():
         both = holders[names[0]].values()
-        kinds = " and ".join(f"{optimizer} (rate {number(_rate(member))})" for optimizer, member in both)
+        kinds = " and ".join(f"{optimizer} (rate {number(rate_of(member))})" for optimizer, member in both)
         yield IN_TWO_OPTIMIZERS.found(
             names[0] if len(names) == 1 else f"{len(names)} parameters",
             f"{listed(names)} {plural(len(names), 'is', 'are')} in {len(both)} optimizers that stepped: {kinds}.",
@@ -124,7 +120,7 @@ def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
         if ratio > limit and member.before.dim() > 1:
             yield TOO_LARGE.found(
                 member.name, f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
-                f"The weight's norm is {number(before.norm)}, its learning rate {number(_rate(member))}.",
+                f"The weight's norm is {number(before.norm)}, its learning rate {number(rate_of(member))}.",
                 severity="note",
             )  # fmt: skip
 
@@ -185,77 +181,6 @@ def _too_small(run: Run) -> Iterator[Finding]:
             f"Updates of {listed([each for _, each in under])} never reached {number(limit)} of the weight; {HEALTHY}.",
             (f"The largest was {number(ratio)}, of {name}.", run.learning_rate), since=run.ratios[name][0][0],
         )  # fmt: skip
-
-
-STUCK = Check(
-    "stuck-update", "The optimizer hardly moves a parameter that has a gradient", "warning",
-    what="A parameter has a gradient, and its update is exactly 0 or, with an adaptive optimizer, far smaller than "
-    "its learning rate. In one step this is a note; over a run it lasts.",
-    why="Its optimizer is the cause: a rate of 0, a memory of one huge gradient, or too coarse a number type.",
-    advice="Check the rate that the schedule sets; clip gradients before they enter the optimizer's state, or reset "
-    "its state; keep the weights in float32 if bfloat16 or float16 rounds the update away.",
-    source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
-    thresholds=("stuck",), lasts=5)  # fmt: skip
-REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
-LEARNT = 0.01  # share of the loss at the start
-
-
-@STUCK.in_step
-def _stuck(context: StepContext) -> Iterator[Finding]:
-    for member in context.members:
-        grad, moved, before = context.gradient(member), context.move(member), context.cache.of(member.start)
-        if grad is None or moved is None or before is None or not grad.norm or grad.not_finite:
-            continue
-        root = math.sqrt(before.elements)
-        if reason := _reason(member, moved.norm / root, grad.norm / root, context.thresholds.stuck):
-            memory = _second_moment(member)
-            yield STUCK.found(
-                member.name,
-                f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
-                (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
-                 f"of itself {number(before.norm)}; its learning rate is {number(_rate(member))}.",
-                 "" if memory is None else f"The root of its second moment is {number(memory)} on average."),
-                severity="note",
-            )  # fmt: skip
-
-
-@STUCK.over_time
-def _stuck_for_long(run: Run) -> Iterator[Finding]:
-    """At the end of learning gradients are small next to the optimizer's second moment, and that is no fault."""
-    learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
-    for found in STUCK.lasting(run):
-        yield replace(found, severity="note") if learnt else found
-
-
-def _reason(member: ParameterUpdate, moved: float, grad: float, limit: float) -> str:
-    """Why the optimizer, not a tiny gradient, keeps a parameter from moving, by root mean squares; "" if it moves."""
-    rate, dtype = _rate(member), member.before.dtype
-    if rate == 0:
-        return "its learning rate is 0"
-    if not moved and dtype in (torch.float16, torch.bfloat16):
-        spacing = f"{torch.finfo(dtype).eps:.2g}"
-        return f"the update is below the spacing of {type_name(dtype)}, {spacing} of the weight"
-    if moved < limit * rate and (memory := _second_moment(member)) is not None and grad * REMEMBERED < memory:
-        return "its state remembers a far larger gradient"
-    return ""
-
-
-def _second_moment(member: ParameterUpdate) -> float | None:
-    """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
-    state = member.state_before
-    for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
-        memory = state.get(key)
-        known = Statistics.of(memory) if isinstance(memory, Tensor) else None
-        if known is not None and known.elements:
-            step = float(state.get("step", 1))
-            betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
-            grown = 1 - float(betas[1]) ** max(step, 1.0)
-            return math.sqrt(max(known.mean, 0.0) / max(grown, 1e-12)) if step >= 1 else None
-    return None
-
-
-def _rate(member: ParameterUpdate) -> float:
-    return float(member.options.get("lr", math.nan))
 
 
 CLIPPED = Check(

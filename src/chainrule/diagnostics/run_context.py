@@ -16,7 +16,7 @@ from statistics import median
 
 from chainrule.diagnostics.finding import RANK, Finding, listed
 from chainrule.diagnostics.thresholds import Thresholds
-from chainrule.graph.history import History, StepFacts
+from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.numbers import number
 
 
@@ -81,6 +81,13 @@ class Run:
                 first -= 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
+
+    def of(self, kind: Kind, name: str) -> Series | tuple[()]:
+        """The series of a parameter, whose name in a step may begin with that of its model; () if there is none."""
+        series = self.history.series
+        known = series.get((kind, name))
+        longer = (each for (of, short), each in series.items() if of == kind and name.endswith(f".{short}"))
+        return known or next(longer, ())
 
     @cached_property
     def losses(self) -> list[tuple[int, float]]:

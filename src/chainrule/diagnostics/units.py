@@ -17,7 +17,6 @@ from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.trees import reach
 from chainrule.numbers import number
 from chainrule.rules.facts import Slope, base_name, facts_of, facts_of_call
 
@@ -175,7 +174,7 @@ def _saturated(context: StepContext) -> Iterator[Finding]:
         if slope is None or out is None or known is None or known.not_finite or known.elements < 2:
             continue
         part, evidence = _passed_back(slope, operation, context.values[out].shape, known)
-        if not part < context.thresholds.flat or _is_output(context, out):
+        if not part < context.thresholds.flat or context.is_output(out):
             continue
         name = base_name(operation.name).strip("_")
         yield SATURATED.found(
@@ -203,15 +202,6 @@ def _passed_back(slope: Slope, operation: Operation, shape: tuple[int, ...], kno
     rows = " over the rows" if slope.of_rows else ""
     evidence = f"{slope.formula} is {number(mean)} on average{rows}, and at most {number(most)}."
     return mean / most if most else 1.0, evidence
-
-
-def _is_output(context: StepContext, value: int) -> bool:
-    """Whether no product with a weight or another value follows: an output of the network may be sure of itself."""
-    weighed = {given for given, _, _ in context.weighed}
-    return not any(
-        each in weighed or any(facts_of(use.name).weighs for use in context.uses.get(each, ()))
-        for each in reach([value], context.results)
-    )
 
 
 SYMMETRIC = Check(

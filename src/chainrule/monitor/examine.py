@@ -25,7 +25,7 @@ from chainrule.capture.recorder import exception_site
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
 from chainrule.errors import ReplayError, brief
-from chainrule.graph.history import History, StepFacts
+from chainrule.graph.history import History, StepFacts, Unstepped
 from chainrule.monitor.runs import Figure, Found
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ class Examiner:
         if full:
             self._drop_old_steps()
         return changed
+
+    def add_unstepped(self, unstepped: Unstepped) -> list[Found]:
+        """Examine the course with what came after its last step: backward passes and no step."""
+        self.fresh = ()
+        self.history.unstepped = unstepped
+        return self._examine_course()
 
     def examine_unfinished(
         self, recording: Recording, facts: StepFacts, ending: str, cache: StatisticsCache, scaled: bool

@@ -23,10 +23,18 @@ from torch.optim.optimizer import Optimizer
 from chainrule._version import __version__
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
-from chainrule.graph.history import History, StepFacts
+from chainrule.graph.history import History, StepFacts, Unstepped
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
-from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
+from chainrule.monitor.arguments import (
+    WatchedModels,
+    as_list,
+    check_counts,
+    modules_around,
+    step_count,
+    steps_done,
+    unwrapped,
+)
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, surely
 from chainrule.monitor.ranks import Step, WatchingRanks
@@ -127,7 +135,7 @@ class watch:  # noqa: N801 (read as a verb)
                 Calls(
                     guard=self._guard, wanted=self._wanted, begin=self._begin, within=self._step.within,
                     stepping=self._stepping, end=self._end, give_up=self._give_up, say=self._warn,
-                    recorder=lambda: self._step.session,
+                    unstepped=self._unstepped, recorder=lambda: self._step.session,
                 ),
             )  # fmt: skip
             if to is not None and self._ranks.leads:
@@ -273,8 +281,17 @@ class watch:  # noqa: N801 (read as a verb)
         self._step.stepping(closure)
         self._count_skipped(self._scaler.skipped())
 
+    def _unstepped(self, passes: int, usual: int) -> None:
+        """Backward passes run and no optimizer steps, unless a GradScaler skips the steps."""
+        if count := self._scaler.skipped():
+            self._count_skipped(count)
+        else:
+            unstepped = Unstepped(self.step_number, passes, usual)
+            self._find(lambda: self._examiner.add_unstepped(unstepped), since=self.step_number + 1)
+
     def _end(self, missed: str) -> None:
         self.step_number += 1
+        self.history.unstepped = None
         if missed:
             self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
@@ -342,6 +359,7 @@ class watch:  # noqa: N801 (read as a verb)
             named=bool(self._models.whole()),
             full=self._full is not None,
             gradients=measured_gradients(optimizers, self._models.names, histograms) if self._step.closure else {},
+            counts=tuple(filter(None, map(step_count, optimizers))),
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,

@@ -28,7 +28,7 @@ from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
-VERSION = 2
+VERSION = 3
 SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 OTHERS = "it is a database of another program"
 PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
@@ -52,6 +52,7 @@ CREATE TABLE series (
 CREATE TABLE step (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, time REAL NOT NULL, loss REAL, rates TEXT NOT NULL,
     skipped INTEGER NOT NULL, scale REAL, norm REAL, norm_clipped REAL, passes INTEGER NOT NULL,
+    counts TEXT NOT NULL,
     PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
 CREATE TABLE layout (

@@ -126,7 +126,7 @@ class RunReader:
     def steps(self) -> list[StepFacts]:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
-        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes"
+        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, counts"
         return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
 
     @_reads
@@ -345,14 +345,22 @@ def _rates(text: str) -> tuple[float, ...]:
     return tuple(rates)
 
 
+@lru_cache(maxsize=8)  # of SGD there are none
+def _counts(text: str) -> tuple[int, ...]:
+    counts = json.loads(text)
+    if not _are(int, counts):
+        raise ValueError(f"counts of steps cannot be {text[:60]}")
+    return tuple(counts)
+
+
 def _are(types: type | tuple[type, ...], items: Iterable[Any]) -> bool:
     return all(isinstance(each, types) and not isinstance(each, bool) for each in items)
 
 
 def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
-    step, time, loss, rates, skipped, scale, norm, clipped, passes = row
+    step, time, loss, rates, skipped, scale, norm, clipped, passes, counts = row
     return StepFacts(
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
-        step in full,
+        step in full, _counts(counts),
     )  # fmt: skip
