@@ -20,8 +20,8 @@ LISTED = 5  # items that are listed one by one
 class Finding:
     """One unhealthy thing: where it is, what it is, the numbers that show it, and what to do.
 
-    `title` is that of its check. In a run, it holds `since` a step without a break; if it has ended, it was last seen
-    at `until`. `rows` are the units, rows or elements concerned, out of `size`.
+    `title` is that of its check, or of a special case. In a run, it holds `since` a step without a break; if it has
+    ended, it was last seen at `until`. `rows` are the units, rows or elements concerned, out of `size`.
     """
 
     id: str

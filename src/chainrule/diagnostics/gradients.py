@@ -54,7 +54,9 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
             # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
-            severity: Severity = "note" if frozen or not context.may_learn(parameter) else "warning"
+            # An optimizer none of whose parameters has a gradient is a finding of its own.
+            aside = frozen or not context.may_learn(parameter) or parameter.name in context.idle
+            severity: Severity = "note" if aside else "warning"
             yield NO_GRADIENT.found(
                 parameter.name, no_gradient(graph, parameter.value, parameter.name),
                 f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",

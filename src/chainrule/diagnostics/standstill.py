@@ -42,8 +42,8 @@ OF_WRITE = (
     "Look into step(): does it return early, write to copies of the parameters (as after .to() or deepcopy), or is "
     "its result undone afterwards?"
 )
-Reason = tuple[str, str]
-"""Why an optimizer does not move a parameter, and what to try."""
+Reason = tuple[str, str, str]
+"""Why an optimizer does not move a parameter, the numbers that show it, and what to try."""
 NO_RATE = "its learning rate is 0"
 
 
@@ -54,14 +54,13 @@ def _stuck(context: StepContext) -> Iterator[Finding]:
         if grad is None or moved is None or before is None or not grad.norm or grad.not_finite or moved.not_finite:
             continue
         if reason := _reason(member, moved, grad, before, context.thresholds.stuck):
-            memory = _second_moment(member)
+            why, shown, advice = reason
             verb = "hardly moved" if moved.norm else "not moved"
             yield STUCK.found(
-                member.name, f"{member.name} has a gradient, and is {verb}: {reason[0]}.",
+                member.name, f"{member.name} has a gradient, and is {verb}: {why}.",
                 (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
-                 f"of itself {number(before.norm)}; its learning rate is {number(rate_of(member))}.",
-                 "" if memory is None else f"The root of its second moment is {number(memory)} on average."),
-                severity="note", advice=reason[1],
+                 f"of itself {number(before.norm)}; its learning rate is {number(rate_of(member))}.", shown),
+                severity="note", advice=advice,
             )  # fmt: skip
 
 
@@ -92,36 +91,39 @@ def _reason(
     member: ParameterUpdate, moved: Statistics, grad: Statistics, before: Statistics, limit: float
 ) -> Reason | None:
     """Why the optimizer, not a tiny gradient, keeps a parameter from moving; None if it moves."""
-    rate, root = rate_of(member), math.sqrt(before.elements)
+    rate, root, dtype = rate_of(member), math.sqrt(before.elements), member.start.dtype
     if rate == 0:
-        return NO_RATE, OF_RATE
+        return NO_RATE, "", OF_RATE
+    if "tolerance_grad" in member.options:
+        return None  # it stops by itself, as LBFGS where it has converged
     memory = _second_moment(member)
-    forgets = memory is None or grad.norm / root * REMEMBERED >= memory
-    if is_zero(moved) and forgets:
-        return _reason_of_zero(member, grad, before, adaptive=memory is not None)
-    dtype = member.start.dtype
-    if dtype in (torch.float16, torch.bfloat16) and _stays(moved, grad) > ROUNDED:
-        share = f"{100 * _stays(moved, grad):.3g} % of its elements stay as they are"
-        return f"{share}, as their steps are below the spacing of {type_name(dtype)}, {_spacing(dtype)}", OF_TYPE
-    if moved.norm / root < limit * rate and not forgets:
-        return "its state remembers a far larger gradient", OF_MEMORY
+    if memory and grad.norm / root * REMEMBERED < memory and moved.norm / root < limit * rate:
+        shown = f"The root of its second moment is {number(memory)} on average."
+        return "its state remembers a far larger gradient", shown, OF_MEMORY
+    if is_zero(moved):
+        return _reason_of_zero(member, grad, before)
+    stays = _stays(moved, grad)
+    if dtype in (torch.float16, torch.bfloat16) and stays > ROUNDED:
+        shown = f"{100 * stays:.3g} % of its elements stay as they are: {_spacing(dtype)}."
+        return f"{type_name(dtype)} rounds nearly all of its steps away", shown, OF_TYPE
     return None
 
 
-def _reason_of_zero(member: ParameterUpdate, grad: Statistics, before: Statistics, adaptive: bool) -> Reason:
+def _reason_of_zero(member: ParameterUpdate, grad: Statistics, before: Statistics) -> Reason:
     """Why an update is exactly 0 although there is a rate and a gradient."""
     rate, dtype, root = rate_of(member), member.start.dtype, math.sqrt(before.elements)
-    size = rate * max(1.0 if adaptive else 0.0, grad.norm / root)  # of one element, in the mean
-    smallest = torch.finfo(dtype).eps / 2 * before.norm / root
-    if not size >= smallest:  # or there is no rate
-        step = f"a step of about {number(size)} is lost beside weights of {number(before.norm / root)}"
-        advice = OF_TYPE if dtype in (torch.float16, torch.bfloat16) else OF_SMALL_STEP
-        return f"{step}, as the spacing of {type_name(dtype)} is {_spacing(dtype)}", advice
-    return f"step() ran and wrote nothing, where a step of about {number(size)} for each element was due", OF_WRITE
+    adaptive = "eps" in member.options or "betas" in member.options  # its steps are about the rate
+    size = rate * (1.0 if adaptive else grad.norm / root)  # of one element, in the mean
+    if not size < torch.finfo(dtype).eps / 2 * before.norm / root:
+        due = "" if math.isnan(size) else f"A step of about {number(size)} was due for each element."
+        return "step() ran and wrote nothing", due, OF_WRITE
+    shown = f"A step of about {number(size)} is lost beside weights of {number(before.norm / root)}: {_spacing(dtype)}."
+    advice = OF_TYPE if dtype in (torch.float16, torch.bfloat16) else OF_SMALL_STEP
+    return f"its steps are too small for {type_name(dtype)}", shown, advice
 
 
 def _spacing(dtype: torch.dtype) -> str:
-    return f"{torch.finfo(dtype).eps:.2g} of the weight"
+    return f"the spacing of {type_name(dtype)} is {torch.finfo(dtype).eps:.2g} of the number"
 
 
 def _stays(moved: Statistics, grad: Statistics) -> float:
@@ -160,7 +162,7 @@ def _nothing_to_step(context: StepContext) -> Iterator[Finding]:
     graph = context.graph
     learning = [each.name for each in graph.parameters.values() if each.has_gradient]
     for update in graph.updates if graph.backwards else ():
-        if not update.parameters or not _is_idle(context, update) or not learning:
+        if not update.parameters or not context.is_idle(update) or not learning:
             continue
         names = [member.name for member in update.parameters]
         has = plural(len(learning), "has one", "have one")
@@ -178,11 +180,6 @@ def _never_anything(run: Run) -> Iterator[Finding]:
     for stretch, found in NOTHING_TO_STEP.carried(run):
         lasting = stretch.whole and not stretch.ended and len(stretch.steps) >= NOTHING_TO_STEP.lasts
         yield replace(found, severity="error" if lasting else "note")
-
-
-def _is_idle(context: StepContext, update: Update) -> bool:
-    """Whether no parameter of an optimizer had a gradient or was moved, as by a closure."""
-    return all(member.gradient is None and is_zero(context.move(member)) for member in update.parameters)
 
 
 def _name_of(graph: Graph, update: Update) -> str:
@@ -212,9 +209,9 @@ def _counter_stands(run: Run) -> Iterator[Finding]:
             row = [facts, *row]
         if len(row) < COUNTER.lasts:
             continue
-        # A new optimizer at every k-th step has the count k whenever a step is watched that is a multiple of k.
-        gap = max(after.step - before.step for before, after in pairwise(row))
-        if count == 1 or count > gap:
+        # A new optimizer at every k-th step has the count k, too, at each watched step if k divides all gaps.
+        gaps = [after.step - before.step for before, after in pairwise(row)]
+        if count == 1 or any(gap % count for gap in gaps):
             yield COUNTER.found(
                 f"optimizer {place + 1}",
                 f"The step counter of optimizer {place + 1} stands at {count}.",

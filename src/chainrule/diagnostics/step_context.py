@@ -21,7 +21,7 @@ from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references
 from chainrule.graph.names import Index, Notation, element
-from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Update, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.graph.trees import reach
@@ -97,6 +97,17 @@ class StepContext:
     def held(self) -> frozenset[str]:
         """The names of the parameters that the optimizers that stepped hold."""
         return frozenset(known.name for member in self.members if (known := self.parameter(member)) is not None)
+
+    @cached_property
+    def idle(self) -> frozenset[str]:
+        """The names of the parameters of optimizers that stepped, moved nothing, and had no gradient at all."""
+        nothing = (each.parameters for each in self.graph.updates if self.is_idle(each))
+        known = (self.parameter(member) for members in nothing for member in members)
+        return frozenset(each.name for each in known if each is not None)
+
+    def is_idle(self, update: Update) -> bool:
+        """Whether no parameter of an optimizer had a gradient or was moved, as by a closure."""
+        return all(member.gradient is None and is_zero(self.move(member)) for member in update.parameters)
 
     @cached_property
     def _of_value(self) -> dict[int | None, Parameter]:

@@ -31,8 +31,8 @@ ZERO_GRADIENT = Check(
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
     "element it was given, a softmax over one element, or a product with something that is 0. A function of steps is "
     "an error in one step; the others are notes until they last, as a weight that begins at 0 stops it only at first. "
-    "Nothing is said where the loss itself is 0, or where data or a number in the code that is 0 stops the gradient "
-    "of some parameters and others still learn.",
+    "Nothing is said where the loss itself is 0, or where data, a gate or a number in the code that is 0 stops the "
+    "gradient of some parameters and others still learn.",
     why="It does not learn, and neither does anything before that operation.",
     advice="Look at the operation that the gradient does not pass, and at what it was given.",
     source="Bengio, Léonard and Courville, 2013, for functions of steps; Lu et al., 2019, for units that are off",
@@ -153,7 +153,7 @@ def _stop(context: StepContext, operation: Operation, given: int) -> Stop | None
         return Stop(operation.name, place, arrives.format("its own backward returns 0"), grave=True)
     op = applied(context.graph, operation)
     rule = _rule_of(operation, op)
-    if rule is not None and _is_constant(rule, op):
+    if rule is not None and rule.is_constant(op):
         why = arrives.format(f"the derivative of {name} is 0 everywhere between its steps")
         return Stop(name, place, why, STEPS, by_nature=True, grave=True)
     if any(value.dtype == torch.float16 for value in (context.values[given], *_results(context, operation))):
@@ -179,11 +179,6 @@ def _rule_of(operation: Operation, op: Applied) -> Rule | None:
         return rules.for_node(f"{''.join(map(str.capitalize, words))}Backward0", op)
     except RuntimeError:  # it asks for numbers, and they were not kept
         return None
-
-
-def _is_constant(rule: Rule, op: Applied) -> bool:
-    """Whether a function is constant but for its steps: its rule has 0 for each derivative, whatever it is given."""
-    return rule.structure == "elementwise" and all(rule.latex(each.local, op, {}) == "0" for each in rule.wrt.values())
 
 
 def _results(context: StepContext, operation: Operation) -> list[Value]:
@@ -214,6 +209,8 @@ def _zero_factor(context: StepContext, operation: Operation, given: int) -> tupl
         place = f" ({at})" if made is not None and (at := context.place(made)) else ""
         by = f", from `{context.called(made)}`{place}," if made is not None else ""
         count = f" in all {math.prod(known.shape)} elements" if known.shape else ""
-        computed = source not in context.data and (made is None or bool(operands(made)))
+        # One number for many elements is a gate, which may well leave out an expert of a mixture for a while.
+        gate = known.kind != "parameter" and math.prod(known.shape) < math.prod(context.values[given].shape)
+        computed = not gate and source not in context.data and (made is None or bool(operands(made)))
         return f"the other factor, {context.name(source)}{by} is 0{count}", PRODUCT, computed
     return None

@@ -238,6 +238,8 @@ class Boundaries:
             return
         self._outermost = None
         self._without_step.stepped(optimizer, self._recorded_passes())
+        if not self._by_hand.known:
+            self._by_hand.forget()
         self.stepped_by_hook = True
         self._ended = self.rounds.stepped(optimizer) or self._ended
         if self._ended and (not in_backward() or not self._recording):

@@ -40,6 +40,10 @@ class UpdatesByHand:
         trained = [each for each in trained if has_numbers(own_part(each))]
         self._seen = [(each, some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
 
+    def forget(self) -> None:
+        """An optimizer of torch.optim has stepped: what changed until now is its work."""
+        self._seen = []
+
     def look(self) -> bool:
         """Whether an update by hand has ended a training step."""
         changed = False

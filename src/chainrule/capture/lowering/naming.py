@@ -87,6 +87,7 @@ class Names:
         self._tape, self._values = lowering.tape, lowering.values
         self._lowering, self._leaves, self._paths, self._calls = lowering, lowering.leaves, paths, calls
         self._ranked: dict[int, list[tuple[int, str]]] = {}
+        self._numbered: dict[int, str] = {}  # id of a parameter without another name
         self._name_parameters()
         self._name_results()
         self._name_by_scope()
@@ -107,14 +108,14 @@ class Names:
             self._values[version].names = [f"{name}@{number}" for name in self._values[first].names]
 
     def of_parameter(self, parameter: Tensor, place: int) -> str:
-        """A parameter's name; `place` numbers one that nobody has named or used."""
+        """A parameter's name; `place` numbers one that nobody has named or used, when it is first asked for."""
         if id(parameter) in self._paths.of_tensor:
             return self._paths.of_tensor[id(parameter)]
         if id(parameter) in self._tape.scope:
             return self._tape.scope[id(parameter)][0]
         value = self._leaves.of(parameter)
         names = self._values[value].names if value is not None else []
-        return names[0] if names else f"parameter{place}"
+        return names[0] if names else self._numbered.setdefault(id(parameter), f"parameter{place}")
 
     def _add(self, value: int, rank: int, name: str, place: Place | None = None) -> None:
         self._ranked.setdefault(value, []).append((rank, name))
