@@ -22,7 +22,7 @@ from chainrule.numbers import number
 from chainrule.rules.facts import Slope, base_name, facts_of, facts_of_call
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
-BY_CHANCE = 4.0  # times as many units as are off by chance in a small batch, or one of equal samples, count as many
+BY_CHANCE = 4.0  # times as many units as equal samples leave off by chance count as many
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
 
 UNIT_OFF = Check(
@@ -72,9 +72,8 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
             evidence.append(
                 f"{context.name(value)}[{at}] is {column}: the slope of {context.name(out)} is 0 in all {places}."
             )
-        # Each of k different samples leaves half of the units on: 2^-k are off by chance.
-        by_chance = BY_CHANCE * 0.5 ** _different(before.data.movedim(axis, -1).flatten(0, -2))
-        many = len(units) > max(context.thresholds.units_off, by_chance) * size
+        by_chance = _by_chance(before.data.movedim(axis, -1).flatten(0, -2))
+        many = len(units) > max(context.thresholds.units_off, BY_CHANCE * by_chance) * size
         rectifies = facts_of(step.op.name).rectifies  # type: ignore[union-attr]
         yield _off(context, value, out, units, size, many, evidence, rectifies)
 
@@ -97,10 +96,11 @@ def _layer_off(context: StepContext) -> Iterator[Finding]:
             yield _off(context, out, out, list(range(units)), units, True, [evidence], True)
 
 
-def _different(rows: Tensor) -> int:
-    """How many rows are not equal up to rounding."""
+def _by_chance(rows: Tensor) -> float:
+    """The share of units that are off because samples are equal up to rounding: 2^-k for k different ones."""
     rows = dense(rows)
-    return len((rows / rows.abs().max().clamp(min=1e-30) * 1000).round().unique(dim=0))
+    different = len((rows / rows.abs().max().clamp(min=1e-30) * 1000).round().unique(dim=0))
+    return 0.5**different if different < len(rows) else 0.0
 
 
 def _off(

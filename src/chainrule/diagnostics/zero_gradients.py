@@ -207,10 +207,10 @@ def _zero_factor(context: StepContext, operation: Operation, given: int) -> tupl
         source = context.source(factor.value)
         made, known = context.producer(source), context.values[source]
         place = f" ({at})" if made is not None and (at := context.place(made)) else ""
-        by = f", from `{context.called(made)}`{place}," if made is not None else ""
+        by = f", from `{context.called(made)}`{place}" if made is not None else ""
         count = f" in all {math.prod(known.shape)} elements" if known.shape else ""
         # One number for many elements is a gate, which may well leave out an expert of a mixture for a while.
         gate = known.kind != "parameter" and math.prod(known.shape) < math.prod(context.values[given].shape)
         computed = not gate and source not in context.data and (made is None or bool(operands(made)))
-        return f"the other factor, {context.name(source)}{by} is 0{count}", PRODUCT, computed
+        return f"the other factor, {context.name(source)}{by}, is 0{count}", PRODUCT, computed
     return None
