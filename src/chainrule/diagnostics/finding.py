@@ -10,7 +10,7 @@ from chainrule.document import Text
 from chainrule.graph.graph import Place
 
 Severity = Literal["note", "warning", "error"]
-"""`note`: worth knowing. `warning`: it most likely does harm. `error`: numbers are lost."""
+"""`note`: worth knowing. `warning`: it most likely does harm. `error`: numbers are lost, or nothing is learnt."""
 
 RANK: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
 LISTED = 5  # items that are listed one by one

@@ -197,7 +197,7 @@ def _of_one_class(context: StepContext, operation: Operation) -> bool:
 def _zero_factor(context: StepContext, operation: Operation, given: int) -> tuple[str, str, bool] | None:
     """Why a product is 0 for an operand: which other factor is, what to try, and whether it was computed or learnt."""
     facts = facts_of(operation.name)
-    names = facts.weighs or (("self", "other") if base_name(operation.name).rstrip("_") == "mul" else ())
+    names = facts.weighs or (("self", "other") if "*" in facts.notation else ())
     for name in names:
         factor = operation.arguments.get(name)
         if isinstance(factor, (int, float)) and factor == 0:

@@ -42,13 +42,13 @@ class PassesWithoutStep:
             self._steps = True
             known = self._parameter
             if known is None or known.grad is None:
+                self.leave()
                 self._parameter = next(_with_gradient(optimizer), None)
 
     def count(self, module: nn.Module | None) -> None:
-        """Count from now on, in steps that are not recorded; `module` is the one whose forward pass begins a step."""
-        self.leave()
+        """Count from now on, until a step is recorded; `module` is the one whose forward pass begins a step."""
         self._module = module
-        if self._parameter is not None:
+        if self._parameter is not None and self._handle is None:
             self._handle = self._parameter.register_post_accumulate_grad_hook(
                 lambda parameter: self._guard(self._count, parameter)
             )

@@ -113,6 +113,7 @@ class Boundaries:
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         self.disarm()
+        self._without_step.leave()
         left_on.take_off()
 
     # -- the start of a step ------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class Boundaries:
         if self.off:
             return
         self._armed = self._calls.wanted()
-        if not self._armed and not self._compiled():
+        if not self._compiled():
             self._without_step.count(self._first)
         # If the step ended in compiled code, modes are left on; the next forward pass may run outside it.
         if not self._armed and left_on.take_off() and not self._by_hand.known:
@@ -138,7 +139,6 @@ class Boundaries:
 
     def disarm(self) -> None:
         """Stop waiting."""
-        self._without_step.leave()
         self._armed = self._recording = self._early = self._perhaps = self._ended = False
         if self._looks:
             before_forward.remove(self)
@@ -198,6 +198,7 @@ class Boundaries:
 
     def _open(self, module: nn.Module | None, args: Any) -> None:
         self._recording, self._early, self._perhaps = True, False, False
+        self._without_step.leave()
         self._calls.begin(module, args)
         after_step.remove(self)
         after_step.add(self, self._after)  # after the recorder's, which sees the update before the recording ends
