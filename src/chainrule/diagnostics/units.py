@@ -89,10 +89,8 @@ def _layer_off(context: StepContext) -> Iterator[Finding]:
             continue  # `_units_off` has seen it
         known, passed, shape = context.statistics(out), context.statistics(given, True), context.values[out].shape
         if is_zero(known) and (passed is None or is_zero(passed)) and _counts(context, given, out, True):
-            units, evidence = (
-                shape[-1] if shape else 1,
-                f"All {math.prod(shape)} elements of {context.name(out)} are 0.",
-            )
+            units = shape[-1] if shape else 1
+            evidence = f"All {math.prod(shape)} elements of {context.name(out)} are 0."
             yield _off(context, out, out, list(range(units)), units, True, [evidence], True)
 
 

@@ -55,6 +55,22 @@ class StepFacts:
     passes: int = 1  # backward passes: micro-batches whose gradients were added up
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
     counts: tuple[int, ...] = ()  # of steps in the state of each optimizer that has such a count, after the step
+    evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What a look at every step noticed, whether or not the step was watched.
+
+    A rate that changed much is noticed at the step before the change and at the step after it.
+    """
+
+    step: int
+    rates: tuple[float, ...] = ()  # the learning rate of each parameter group
+    lost: bool = False  # its update made numbers of parameters NaN or infinite, which were finite before
+    parameters: tuple[str, ...] = ()  # these parameters, if they could be read at once
+    loss: float | None = None  # in the code around the optimizer's step, if `lost`
+    place: str = ""  # of the optimizer's step, if `lost`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,7 @@ class History:
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
     unstepped: Unstepped | None = None  # after the last step
+    noticed: list[Noticed] = field(default_factory=list)
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
         """Add the statistics of one tensor at one step."""
