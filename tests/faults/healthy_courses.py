@@ -6,7 +6,6 @@ a search withdraws the update that it tried.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -173,35 +172,8 @@ def one_head_for_tasks_in_turn():
 
 
 @healthy
-def diffusion_with_an_embedding_of_time():
-    """A network that predicts noise; waves of many lengths stand for the time."""
-
-    class Denoiser(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.time, self.enter, self.out = nn.Linear(32, 64), nn.Linear(64, 64), mlp(64, 64, 64)
-            self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(16) / 16))
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            angles = t[:, None].float() * self.frequencies[None]
-            return self.out(F.silu(self.enter(x) + self.time(torch.cat([angles.sin(), angles.cos()], 1))))
-
-    model = Denoiser()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    yield model
-    for x, _ in batches():
-        t, noise = torch.randint(1000, (len(x),)), torch.randn_like(x)
-        noised = kept[t].sqrt().unsqueeze(1) * x + (1 - kept[t]).sqrt().unsqueeze(1) * noise
-        optimizer.zero_grad()
-        F.mse_loss(model(noised, t), noise).backward()
-        optimizer.step()
-        yield
-
-
-@healthy
-def waves_made_by_a_function_of_the_step():
-    """The embedding is computed outside the module, from times between 0 and 1."""
+def waves_that_stand_for_a_time():
+    """Of a time between 0 and 1, as for diffusion: the long waves hardly vary."""
     model = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     frequencies = 10000.0 ** (-torch.arange(32) / 32)

@@ -240,6 +240,7 @@ STUCK = Check(
     "its state; keep the weights in float32 if bfloat16 or float16 rounds the update away.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
     thresholds=("stuck",), lasts=5)  # fmt: skip
+SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
 REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
 LEARNT = 0.01  # share of the loss at the start
 
@@ -287,7 +288,7 @@ def _reason(member: ParameterUpdate, moved: float, grad: float, limit: float) ->
 def _second_moment(member: ParameterUpdate) -> float | None:
     """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
     state = member.state_before
-    for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
+    for key in SECOND_MOMENTS:
         memory = state.get(key)
         known = Statistics.of(memory) if isinstance(memory, Tensor) else None
         if known is not None and known.elements:
@@ -304,7 +305,8 @@ def _rate(member: ParameterUpdate) -> float:
 
 CLIPPED = Check(
     "always-clipped", "The gradient is clipped at every step", "warning",
-    what="clip_grad_norm_ shrank the gradient at nearly every watched step. A factor below 10 is a note.",
+    what="clip_grad_norm_ shrank the gradient at nearly every watched step. It is a note if the factor is below 10, or "
+    "if an adaptive optimizer divides by the gradients' size, as Adam does.",
     why="Clipping is meant for rare large gradients. At every step, it overrides the learning rate.",
     advice="Raise the limit to, say, the 90th percentile of the norms, or lower the rate by the clipping factor.",
     source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",
@@ -320,6 +322,7 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
     if len(stepped) < run.thresholds.enough or len(clipped) < run.thresholds.clipped_share * len(stepped):
         return
     factor = median([before / after if after else math.inf for _, before, after in clipped])
+    adaptive = any(series.name.endswith(SECOND_MOMENTS) for series in run.history.of_kind("moment"))
     norms, after = [before for _, before, _ in clipped], median([after for _, _, after in clipped])
     yield CLIPPED.found(
         "all gradients",
@@ -327,5 +330,6 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
         "in the median.",
         f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
         f"{number(median(norms))}; the median after is {number(after)}.",
-        severity="warning" if factor > run.thresholds.clipped_factor else "note", since=clipped[0][0],
+        severity="warning" if factor > run.thresholds.clipped_factor and not adaptive else "note",
+        since=clipped[0][0],
     )  # fmt: skip
