@@ -31,7 +31,10 @@ NOT_IN_OPTIMIZER = Check(
     "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip
 ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
-PLAIN = "model.parameters() leaves out what a plain list or dict holds: use nn.ModuleList, ModuleDict or ParameterList."
+PLAIN = (
+    "model.parameters() leaves out what a plain list or dict holds. If it should learn, use nn.ModuleList, nn.ModuleDict "
+    "or nn.ParameterList; if not, requires_grad_(False) also saves its gradient."
+)
 MADE = (
     "Make the layer once, in `__init__`, so that an optimizer can hold it: one made in forward() is new in each step."
 )
@@ -53,6 +56,8 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         parameters = [context.graph.parameters[name] for name in names]
         gradients = [context.gradient(parameter) for parameter in parameters]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
+        if norm == 0:
+            continue  # nothing depends on it, as on a tensor that only makes a checkpoint differentiable
         has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
             owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
