@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.faults.common import batches, mlp, points
-from tests.faults.healthy import HEALTHY, TEXT, healthy
-
-__all__ = ["HEALTHY"]
+from tests.faults.healthy import TEXT, healthy
 
 
 class Pole:

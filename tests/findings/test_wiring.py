@@ -31,7 +31,7 @@ def test_the_other_player_of_a_gan_is_a_note_without_wrong_advice():
 
     def step():
         optimizers[0].zero_grad()
-        F.softplus(-discriminator(generator(torch.randn(8, 3)))).mean().backward()
+        F.softplus(-discriminator(generator(torch.randn(8, 3)).tanh())).mean().backward()
         optimizers[0].step()
 
     found = found_in(step)

@@ -17,7 +17,7 @@ from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_scale import unscaled_by
 from chainrule.diagnostics.optimizer import holds_another_model
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, sent_by
+from chainrule.diagnostics.step_context import StepContext, sent_by
 from chainrule.document import Code, Span
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import UNSCALE, Place, Value
@@ -25,7 +25,7 @@ from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 NO_GRADIENT = Check(
     "no-gradient", "A parameter got no gradient", "warning",
@@ -51,9 +51,7 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",), severity="note",
             advice="Call backward() on the loss inside the recorded block.",
         )  # fmt: skip
-    elif missing and graph.error:
-        yield _cut_short(context, missing)
-    else:
+    elif not graph.error and not graph.failures:  # what is missing then is an effect of the exception
         stranger = holds_another_model(context)
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
@@ -79,35 +77,6 @@ def _without_gradient_for_long(run: Run) -> Iterator[Finding]:
 def _is_used(context: StepContext, parameter: Parameter) -> bool:
     value = parameter.value
     return value is not None and any(reads(use, value) for use in context.uses.get(value, ()))
-
-
-def _cut_short(context: StepContext, missing: list[Parameter]) -> Finding:
-    """One finding for all parameters if an exception ended the step; PyTorch does not say what overwrote a tensor."""
-    error = str(context.graph.error)
-    writes = list(_overwrites(context, error)) if OVERWRITTEN in error else []
-    reason = ", as a tensor that backward needs was overwritten" if writes else ""
-    return NO_GRADIENT.found(
-        missing[0].name if len(missing) == 1 else f"{len(missing)} parameters",
-        f"The step ended in an exception{reason}. {listed([each.name for each in missing])} had no gradient by then.",
-        (error.split(". ")[0].removesuffix(".") + ".", *writes), severity="warning" if writes else "note",
-        advice=OUT_OF_PLACE if writes else "Look at the exception first.",
-    )  # fmt: skip
-
-
-OVERWRITTEN = "modified by an inplace operation"
-OUT_OF_PLACE = "Write to a new tensor (`x = x + 1` for `x += 1`, no inplace=True), or to a clone()."
-
-
-def _overwrites(context: StepContext, error: str) -> Iterator[str]:
-    """Every write over a result of the shape that the exception names: the operation, the value and their places."""
-    for operation in context.graph.operations:
-        written = argument(operation, "self") if base_name(operation.name).endswith("_") else None
-        value = None if written is None else context.values[written]
-        if value is None or not (value.requires_grad or value.kind == "parameter"):
-            continue
-        if f"{list(value.shape)}" in error:
-            at, made = (f" ({each})" if each else "" for each in (context.place(operation), value.place))
-            yield f"`{base_name(operation.name)}`{at} wrote over {context.name(value.index)}{made}."
 
 
 def _moved(parameter: Parameter) -> str:

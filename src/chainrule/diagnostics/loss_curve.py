@@ -142,7 +142,7 @@ def _spikes(run: Run) -> Iterator[Finding]:
     for index, (step, loss) in enumerate(run.losses):
         steps = [each for each, _ in run.losses[max(quiet_from, index - window) : index]]
         before = [each for _, each in run.losses[max(quiet_from, index - window) : index]]
-        if found == REPORTED or len(before) < MIN_BEFORE or not _is_spike(run, loss, before):
+        if found == REPORTED or len(before) < MIN_BEFORE or not is_spike(run, loss, before):
             continue
         if run.is_another_task(step, steps) or _recurs(loss, before):
             continue
@@ -162,7 +162,8 @@ def _spikes(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
+def is_spike(run: Run, loss: float, before: list[float]) -> bool:
+    """Whether a loss lies far above those before it."""
     usual, limits = median(before), run.thresholds
     if usual > limits.loss_rise * abs(run.first_loss):
         return False  # it was rising before, see `learning-rate-too-high`

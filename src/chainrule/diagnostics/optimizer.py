@@ -32,8 +32,8 @@ NOT_IN_OPTIMIZER = Check(
     lasts=3)  # fmt: skip
 ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
 PLAIN = (
-    "model.parameters() leaves out what a plain list or dict holds. If it should learn, use nn.ModuleList, nn.ModuleDict "
-    "or nn.ParameterList; if not, requires_grad_(False) also saves its gradient."
+    "model.parameters() leaves out what a plain list or dict holds. If it should learn, use nn.ModuleList, ModuleDict "
+    "or ParameterList; if not, requires_grad_(False) also saves its gradient."
 )
 MADE = (
     "Make the layer once, in `__init__`, so that an optimizer can hold it: one made in forward() is new in each step."

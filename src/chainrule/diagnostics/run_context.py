@@ -65,7 +65,7 @@ class Run:
         return self.history.steps
 
     @cached_property
-    def _seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
+    def seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
         """Check id -> place -> step -> the most severe finding."""
         seen: dict[str, dict[str, dict[int, Finding]]] = {}
         for step in sorted(self.step_findings):
@@ -79,7 +79,7 @@ class Run:
         """The last unbroken row of every place at which a check found something."""
         examined = sorted(self.step_findings)
         full = {each.step for each in self.steps if each.full}
-        for at in self._seen.get(id, {}).values():
+        for at in self.seen.get(id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
             asked = [step for step in asked if step != self.unfinished or step in at]
             first = last = asked.index(max(at))
@@ -87,6 +87,13 @@ class Run:
                 first -= 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
+
+    def in_steps(self, id: str) -> list[tuple[int, Finding | None]]:
+        """Every examined step, with the first finding of a check in it."""
+        return [
+            (step, next((each for each in self.step_findings[step] if each.id == id), None))
+            for step in sorted(self.step_findings)
+        ]
 
     @cached_property
     def losses(self) -> list[tuple[int, float]]:
@@ -99,6 +106,22 @@ class Run:
         if self.history.first_loss is not None:
             return self.history.first_loss
         return min((loss for _, loss in self.losses[:3]), default=math.nan)
+
+    @cached_property
+    def rates(self) -> list[tuple[int, tuple[float, ...]]]:
+        """(step, rate of each parameter group) of the watched steps, and of those at which a rate changed much."""
+        noticed = {each.step: each.rates for each in self.history.noticed if each.rates}
+        watched = {each.step: each.rates for each in self.steps if each.rates}
+        return sorted((noticed | watched).items())
+
+    def has_finite_parameters(self, after: int, until: int) -> bool:
+        """Whether a watched step after one and until another began with finite parameters."""
+        broken: dict[int, bool] = {}
+        for series in self.history.of_kind("parameter"):
+            for step, known in series:
+                if after < step <= until:
+                    broken[step] = broken.get(step, False) or known.not_finite > 0
+        return not all(broken.values())
 
     @cached_property
     def consecutive(self) -> bool:

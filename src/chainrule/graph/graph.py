@@ -308,13 +308,59 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenTensor:
+    """A tensor that a function got when it raised an exception, with its smallest and largest number."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception of PyTorch's in the step, and what was known of its cause when it was raised.
+
+    Where it came out of a backward pass: `node` is autograd's node that it came to, made by `operation` at `made` in
+    training step `step`, and `value` (`name`, if it has none) is what the node saved, or the tensor through which
+    backward reached it; `writes` are what wrote over it since, and `freed` is the pass that freed the node. `raised_in`
+    is the user's function that ran inside of backward. `module` and `given` are the layer and the tensors of a forward
+    pass. With `ended` the exception ended the step; otherwise the user's code went on.
+    """
+
+    error: str
+    place: Place | None = None
+    ended: bool = False
+    backward: bool = False
+    raised_in: str = ""
+    called: str = ""
+    module: str = ""
+    layer: str = ""
+    given: tuple[GivenTensor, ...] = ()
+    node: str = ""
+    operation: int | None = None
+    made: Place | None = None
+    step: int | None = None
+    value: int | None = None
+    name: str = ""
+    writes: tuple[tuple[str, Place | None], ...] = ()
+    freed: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
-    """A module that ran: its path, class name, and the call site that began it."""
+    """A module that ran: its path and class name, whether it ever ran in train mode, and its own parameters.
+
+    `drops` is the probability with which it drops an element in train mode.
+    """
 
     path: str
     class_name: str
     training: bool
     parameters: tuple[str, ...]
+    drops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -334,6 +380,7 @@ class Graph:
     notes: tuple[str, ...] = field(default=())
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
+    failures: tuple[Failure, ...] = ()
 
     def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, directly or not."""

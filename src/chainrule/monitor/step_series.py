@@ -51,6 +51,7 @@ class WatchContext:
     cache: StatisticsCache  # of the step's tensors
     histograms: bool
     unmeasured: set[str] = field(default_factory=set)  # names of tensors whose numbers cannot be read, found on the way
+    evaluated: int  # forward passes before it without gradients and in train mode
     alone: bool  # no other rank watches; among ranks it is not known which inputs are equal and which are parts
 
     def statistics(self, snapshot: Snapshot | None) -> Statistics | None:
@@ -74,6 +75,7 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     return StepFacts(
         context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
         scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
+        evaluated=context.evaluated,
     )  # fmt: skip
 
 

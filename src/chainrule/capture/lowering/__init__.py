@@ -9,6 +9,7 @@ was read. Each file imports only from those before it:
     naming           paths and names; what the user wrote
     backward_passes  nodes in forward order, passes, and the gradients that they make
     parameters       before and after the step, combined over ranks, and what wrote to their gradients
+    failures         exceptions, with what they are about
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from chainrule.capture.lowering.backward_passes import (
     number_nodes,
     read_nodes,
 )
+from chainrule.capture.lowering.failures import read_failures
 from chainrule.capture.lowering.naming import Names, Paths, read_call
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.parameters import (
@@ -88,6 +90,7 @@ def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
         ),
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
+        failures=tuple(read_failures(lowering, paths)),
     )
 
 

@@ -6,7 +6,6 @@ the module that made it, and the call that it came from.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.source import Site, is_library
+from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.capture.tape import RawCall, RawModule, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -89,12 +88,14 @@ class Paths:
     def modules(self) -> Iterator[Module]:
         """Every module that ran, once."""
         seen: set[int] = set()
+        training = {id(run.module) for run in self._tape.modules if run.training}
         for run in self._tape.modules:
-            if id(run.module) not in seen:
-                seen.add(id(run.module))
-                own = tuple(self.of_tensor.get(id(p), "") for p in run.module.parameters(recurse=False))
-                held = *own, *self._loose.get(id(run.module), ())
-                yield Module(self.of(run.module), type(run.module).__name__, run.training, held)
+            module = run.module
+            if id(module) not in seen:
+                seen.add(id(module))
+                own = tuple(self.of_tensor.get(id(p), "") for p in module.parameters(recurse=False))
+                held = *own, *self._loose.get(id(module), ())
+                yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
 
     def notes_of_compiled(self) -> tuple[str, ...]:
         """Notes on modules under `torch.compile`."""
@@ -116,6 +117,18 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}[{key!r}]", each) for key, each in members if type(key) in (int, str))
         else:
             yield name, item
+
+
+def drops(module: torch.nn.Module) -> float:
+    """The probability with which a module drops an element in train mode: of a dropout, an LSTM, an attention."""
+    known = (vars(module).get(name) for name in ("p", "dropout", "drop_prob") if _is_layer(module))
+    return next((float(each) for each in known if isinstance(each, float) and 0 < each <= 1), 0.0)
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    """Whether `p` or `dropout` of it is a probability for sure."""
+    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.RNNBase, torch.nn.MultiheadAttention)
+    return isinstance(module, kinds) or "drop" in type(module).__name__.lower()
 
 
 class Names:
@@ -308,15 +321,6 @@ def variables_around(frame: FrameType | None) -> dict[str, Any]:
     if frame is None:
         return {}
     return {**frame.f_globals, **locals_of(frame)}
-
-
-def locals_of(frame: FrameType) -> dict[str, Any]:
-    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
-    shown = frame.f_locals
-    found = dict(shown)
-    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
-        shown.clear()
-    return found
 
 
 def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
