@@ -202,7 +202,7 @@ def from_nothing(steps, ratio):
     """A run with a weight that begins at 0."""
     history = course([1.0] * steps)
     for step in range(steps):
-        history.add("parameter", "scale", step, statistics(float(step > 0)))
+        history.add("parameter", "scale", step, statistics((step > 0) * (1 + 1e-6 * step)))
         history.add("update", "scale", step, statistics(ratio(step)))
     return history
 

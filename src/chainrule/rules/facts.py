@@ -81,6 +81,9 @@ class Facts:
     filled_by_ranks: bool = False  # other ranks fill its results, or may
     gathers_shards: bool = False  # of FSDP2, into memory that is arbitrary until then
     infinite: tuple[int, ...] = ()  # outputs that are infinite by nature, as the logarithms of probabilities of 0
+    limits: bool = False  # it keeps its results above a bound, or below one
+    singular: str = ""  # the argument at whose 0 its result or its derivative is infinite
+    exponential: bool = False
     advice: str = ""  # what helps where its result is not finite
     undefined: str = ""  # why its result is NaN, where there is one usual reason
     overflows: bool = False  # its result may be too large for its number type
@@ -308,6 +311,10 @@ _add("addmm mm linear _to_copy convolution view t mul add", passes_gradient=True
 
 # -- diagnostics: numbers that are not finite -------------------------------------------------------------------------
 
+_add("relu clamp clamp_min clamp_max hardtanh threshold", limits=True)
+_add("log log2 log10 sqrt rsqrt reciprocal pow", singular="self")
+_add("div", singular="other")
+_add("exp expm1 sinh cosh", exponential=True)
 OF_NOTHING = "The mean is over no elements: look at the mask or the batch that was selected."
 _add(
     "log log2 log10 log1p",
