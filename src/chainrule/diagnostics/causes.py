@@ -31,8 +31,9 @@ class HasCause(Protocol):
 
 
 LOST = ("non-finite-forward", "non-finite-backward")
-THROWN = ("loss-spike", "learning-rate-too-high", "update-too-large", "unit-off", "saturated", *LOST)
-"""What follows from updates that are far too large."""
+SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated")
+THROWN = (*SICK, "update-too-large", *LOST)
+"""What follows from updates that are far too large, and of that, what follows from lost numbers too."""
 
 EFFECTS: dict[str, tuple[str, ...]] = {
     "learning-rate-jump": (*THROWN, "exploding-gradient", "stuck-update", "update-too-small"),
@@ -53,8 +54,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
     "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
     "loss-spike": ("unit-off",),
-    "non-finite-forward": LOST,
-    "non-finite-backward": LOST,  # and both after all others
+    "non-finite-forward": (*LOST, *SICK),
+    "non-finite-backward": (*LOST, *SICK),
 }
 """The kinds of effects of each kind. Among several causes of one finding the kind that comes first here is taken."""
 

@@ -48,7 +48,8 @@ def _diverges(run: Run) -> Reason | None:
     lively = max(run.lively, _largest_ratio(run, half[0][0]))
     if not level > limit or lively < run.thresholds.update_ratio_lively:
         return None
-    since = next(step for step, loss in losses if loss > limit)
+    below = max((step for step, loss in losses[: len(losses) // 2] if loss <= limit), default=losses[0][0] - 1)
+    since = next(step for step, loss in losses if step > below and loss > limit)
     return since, f"The loss rises from {number(run.first_loss)} at the start to {number(losses[-1][1])} at the end.", (
         f"Its median over the last half is {number(level)}.", _large_updates(lively),
     )  # fmt: skip

@@ -205,7 +205,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
-            lambda: self._notice(self._every_step.read),
+            lambda: self._notice(self._every_step.read()),
             self._store_ready,
             lambda: self._examine_unfinished(unfinished, error),
             lambda: self._find(self._examiner.finish, since=self.step_number),
@@ -290,12 +290,12 @@ class watch:  # noqa: N801 (read as a verb)
             self._take_step(recording)
         elif self._ranks.step_ended():
             self._store_ready()
-        watched = recording is not None
-        self._notice(lambda: self._every_step.look(self.step_number, watched, self._boundaries.rounds.current))
+        if self._examining:
+            self._notice(self._every_step.look(self.step_number, recording is not None, self._boundaries.rounds.current))
 
-    def _notice(self, look: Callable[[], Iterable[Noticed]]) -> None:
-        """Store and examine what a look at a step notices."""
-        for each in look() if self._examining else ():
+    def _notice(self, noticed: Iterable[Noticed]) -> None:
+        """Store and examine what a look at a step noticed."""
+        for each in noticed:
             if self.writer is not None:
                 self.writer.add_noticed(each)
             self._find(partial(self._examiner.notice, each), since=each.step)
