@@ -47,6 +47,17 @@ class EveryStep:
 
     def look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         """Look at a step that has just ended. One that was `watched` shows by itself where numbers are lost."""
+        if dispatch_modes.modes() or function_modes.modes():
+            with unobserved():  # which takes longer than the look
+                return self._look(step, watched, optimizers)
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            return self._look(step, watched, optimizers)
+        finally:
+            torch._C._set_grad_enabled(before)
+
+    def _look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         if (ids := [id(each) for each in optimizers]) != self._of:
             self._of, self._chosen = ids, [weakref.ref(each) for each in _chosen(optimizers)]
         found = self._changed(step, optimizers)
@@ -68,8 +79,9 @@ class EveryStep:
         """What the looks show whose results wait on a device."""
         waiting, self._waiting = self._waiting, []
         lost: dict[tuple[int, bool], bool] = {}
-        for step, watched, total in waiting:
-            lost[step, watched] = lost.get((step, watched), False) or not math.isfinite(total.item())
+        with unobserved():
+            for step, watched, total in waiting:
+                lost[step, watched] = lost.get((step, watched), False) or not math.isfinite(total.item())
         for (step, watched), is_lost in lost.items():
             yield from self._judge(step, watched, is_lost)
 
@@ -83,9 +95,8 @@ class EveryStep:
         if not now:
             return Noticed(step, self._rates, lost=True)
         frame = _user_frame()
-        with unobserved():
-            names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
-            loss = None if frame is None else _loss_in(frame)
+        names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
+        loss = None if frame is None else _loss_in(frame)
         place = "" if frame is None else str(Site(frame.f_code, frame.f_lasti).place())
         return Noticed(step, self._rates, True, tuple(names), loss, place)
 
@@ -125,18 +136,6 @@ def _total(parameter: Tensor | None) -> Tensor | None:
     """The sum of its numbers, of many only of some: finite if all of them are. None: it cannot be read now."""
     if parameter is None or (parameter.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
-    if dispatch_modes.modes() or function_modes.modes():
-        with unobserved():
-            return _sum(parameter)
-    before = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)  # `unobserved` takes longer than the sum
-    try:
-        return _sum(parameter)
-    finally:
-        torch._C._set_grad_enabled(before)
-
-
-def _sum(parameter: Tensor) -> Tensor:
     part = own_part(parameter)
     if part.numel() > MANY:
         part = spread_over(part.reshape(-1)) if part.is_contiguous() else part[0]
