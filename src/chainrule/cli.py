@@ -307,6 +307,8 @@ def _show_run(file: str, output: str | None) -> None:
 def _say_shortfall(outcome: ScriptRun) -> None:
     if outcome.shortfall:
         _say(outcome.shortfall)
+    for found in outcome.explanations:
+        _say(str(found))
 
 
 def _say(sentence: str) -> None:

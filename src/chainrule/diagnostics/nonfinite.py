@@ -15,6 +15,7 @@ from chainrule.derivation.backprop import Derivation, NodeStep
 from chainrule.derivation.contributions import aligned
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import RANK, Finding, Severity, listed
+from chainrule.diagnostics.nonfinite_advice import at_zero
 from chainrule.diagnostics.nonfinite_origin import Origin, Origins, advice_for, evidence_of, on_purpose, origins_of
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, element_of, operands, sent_by
@@ -35,7 +36,8 @@ FORWARD = Check(
     source="IEEE 754: the results of 0 / 0, the log of a negative number and inf - inf", unfinished=True)  # fmt: skip
 BACKWARD = Check(
     "non-finite-backward", "The backward pass produces a non-finite number", "error",
-    what="The first node that turns a finite gradient into NaN or infinity, as the square root does at 0.",
+    what="The first node that turns a finite gradient into NaN or infinity, as the square root does at 0. It is a note "
+    "if the gradients of all parameters are finite, or if a GradScaler left the update out because of it.",
     why="The loss looks fine, and the next update makes parameters NaN.",
     advice="The derivative is not finite at this point: keep the operand away from it. Add a small epsilon inside a "
     "square root or a logarithm, or clamp the operand (not the result).",
@@ -129,6 +131,32 @@ def _count(known: Statistics, of: str = "") -> str:
 
 @BACKWARD.in_step
 def _backward(context: StepContext) -> Iterator[Finding]:
+    """The first node that turns a finite gradient into NaN or infinity; a note if that does no harm."""
+    harmless = _harmless(context)
+    for found in _first_in_backward(context):
+        evidence = (*found.evidence, harmless) if harmless else found.evidence
+        yield replace(found, severity="note" if harmless else found.severity, evidence=evidence)
+
+
+def _harmless(context: StepContext) -> str:
+    """Why what is not finite in the backward pass reaches no update; "" if it may."""
+    graph = context.graph
+    used = [context.gradient(member) for member in context.members]
+    if any(each is not None and each.not_finite for each in used):
+        return ""
+    for operation in context.operations_that(lambda facts: facts.unscales):
+        found_inf = [each.data for each in graph.values if each.operation == operation.index and not each.shape]
+        if any(each is not None and each.item() for each in found_inf):
+            return "The GradScaler left this update out, and lowers its scale: now and then this is as it should be."
+    kept = [context.gradient(each) for each in graph.parameters.values()]
+    kept += [context.cache.of(each) for backward in graph.backwards for each in backward.given.values()]
+    known = [each for each in kept if each is not None]
+    if not known or any(each.not_finite for each in known) or (context.unfinished and None in kept):
+        return ""
+    return f"It reaches no gradient of a parameter: all {len(known)} are finite."
+
+
+def _first_in_backward(context: StepContext) -> Iterator[Finding]:
     """The first node that turns a finite gradient into NaN or infinity, with its operands."""
     if context.derivation is None:
         yield from _backward_by_statistics(context)
@@ -152,7 +180,7 @@ def _backward(context: StepContext) -> Iterator[Finding]:
                     f"The backward pass of {context.called(operation)} turns a finite gradient into {kind}; "
                     "it is the first to do so.",
                     _gradient_evidence(context, step, operation, value, dense(sent)),
-                    place=context.graph.nodes[step.node].place,
+                    place=context.graph.nodes[step.node].place, advice=at_zero(context, operation),
                 )  # fmt: skip
                 return
 
@@ -236,6 +264,7 @@ def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
                     f"The backward pass of {context.called(operation)} turns a finite gradient into a non-finite one; "
                     "it is the first to do so.",
                     (_count(known, f" of dJ/d{context.name(index)}"),), place=context.place(operation),
+                    advice=at_zero(context, operation),
                 )  # fmt: skip
                 return
 

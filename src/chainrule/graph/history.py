@@ -54,6 +54,7 @@ class StepFacts:
     clipped: tuple[float, float] | None = None  # norm of all gradients before and after clipping
     passes: int = 1  # backward passes: micro-batches whose gradients were added up
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
+    evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chainrule.capture.policy import default_memory
-from chainrule.capture.recorder import exception_site
+from chainrule.capture.source import exception_site
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
 from chainrule.errors import ReplayError, brief

@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
+from chainrule.capture.source import Site
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, Noticed, StepFacts
@@ -46,10 +47,10 @@ from chainrule.monitor.step_series import (
     rank_of,
     skipped_in,
 )
+from chainrule.recording import Recording
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
-    from chainrule.recording import Recording
 
 T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
@@ -200,7 +201,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. What fails is said once, and the other parts still run."""
-        unfinished = None if self._failed else self._step.unfinished()
+        unfinished = None if self._failed else self._step.unfinished() or Recording.of_failure(error, self._step.log)
         parts: tuple[Callable[[], None], ...] = (
             self._boundaries.remove,
             lambda: self._step.leave(error),
@@ -279,6 +280,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _end(self, missed: str) -> None:
         self.step_number += 1
+        self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if missed:
             self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
@@ -358,6 +360,7 @@ class watch:  # noqa: N801 (read as a verb)
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
+            evaluated=self._boundaries.evaluations.passes,
             alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
