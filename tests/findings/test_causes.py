@@ -34,7 +34,10 @@ def test_a_cause_that_has_ended_long_before_is_none():
     assert {each.id: each.because for each in found} == {"input-not-normalised": "", "saturated": ""}
     seen |= {step: (of_step("input-not-normalised", where="x"), *seen[step]) for step in range(3, 60)}
     found = findings_over_time(course([1.0] * 60), seen)
-    assert {each.id: each.because for each in found} == {"input-not-normalised": "", "saturated": "input-not-normalised: x"}
+    assert {each.id: each.because for each in found} == {
+        "input-not-normalised": "",
+        "saturated": "input-not-normalised: x",
+    }
 
 
 def test_a_note_causes_no_warning():

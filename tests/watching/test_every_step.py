@@ -7,7 +7,6 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 from torch import nn
-from torch.nn import functional as F
 
 import chainrule
 from chainrule import runs

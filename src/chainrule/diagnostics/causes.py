@@ -35,13 +35,26 @@ SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated")
 THROWN = (*SICK, "update-too-large", *LOST)
 """What follows from updates that are far too large, and of that, what follows from lost numbers too."""
 
+LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-rate-too-high", "loss-spike")
+"""What follows from a gradient that is far too large."""
+
 EFFECTS: dict[str, tuple[str, ...]] = {
+    "loss-ascends": (*THROWN, "exploding-gradient"),
     "learning-rate-jump": (*THROWN, "exploding-gradient", "stuck-update", "update-too-small"),
-    "rank-not-reduced": ("rank-diverged",),
+    "scheduler-per-batch": ("stuck-update", "update-too-small"),
+    "rank-not-reduced": ("rank-diverged", "ranks-parted"),
     "rank-not-finite": LOST,
-    "input-not-normalised": ("saturated", "unit-off", "exploding-gradient", "update-too-large", "learning-rate-too-high"),
+    "input-not-normalised": ("saturated", "unit-off", "initial-loss", *LARGE),
+    "targets-scale": ("initial-loss", *LARGE),
+    "targets-out-of-range": ("saturated", "unfittable-labels"),
+    "clipped-before-unscale": ("always-clipped", "update-too-small"),
+    "frozen-by-name": ("no-gradient",),
+    "no-activation": ("unfittable-labels",),
+    "penalty-dominates": ("unfittable-labels",),
+    "softmax-axis": ("vanishing-gradient", "unfittable-labels"),
+    "softmax-of-one": ("vanishing-gradient", "unfittable-labels"),
     "in-two-optimizers": ("update-too-large", "learning-rate-too-high"),
-    "accumulated-gradient": ("exploding-gradient", "update-too-large", "learning-rate-too-high", "loss-spike"),
+    "accumulated-gradient": LARGE,
     "sigmoid-before-bce": LOST,
     "softmax-before-cross-entropy": ("vanishing-gradient", "unfittable-labels"),
     "sigmoid-twice": ("vanishing-gradient", "unfittable-labels"),
