@@ -7,8 +7,8 @@ import pytest
 from chainrule.diagnostics import CHECKS, findings_over_time
 from chainrule.diagnostics.causes import EFFECTS
 from chainrule.graph.history import Noticed
-from chainrule.monitor.runs import Found
 from chainrule.monitor.runs.found import by_cause, families, lines
+from chainrule.runs import Found
 from tests.findings.test_learning_rate import AFTER, CALM, jump_at, run
 from tests.findings.test_over_time import course, of_step, statistics
 
