@@ -114,8 +114,8 @@ TESTS = Path(__file__).parent
 PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
 DEEP = {
     # what is worth a test of its own
-    "capture.traits", "derivation.forward_values", "graph.comparison", "graph.reexecution", "graph.storage",
-    "graph.trees", "monitor.dashboard",
+    "capture.traits", "derivation.forward_values", "diagnostics.causes", "graph.comparison",
+    "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
     "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",

@@ -757,6 +757,28 @@ def rate_that_jumps_for_one_step():
     return train(model, batches(), optimizer, before_step=jump)
 
 
+@fault("learning-rate-jump", 40)
+def rate_of_a_schedule_that_is_resumed_in_the_wrong_unit():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def resume(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 25 else 10.0
+
+    return train(model, batches(), optimizer, before_step=resume)
+
+
+@fault("learning-rate-jump", 40)
+def rate_that_collapses_at_a_milestone():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def collapse(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 1e-3 if step < 15 else 1e-9
+
+    return train(model, batches(), optimizer, before_step=collapse)
+
+
 def micro_batches(data: Iterator[tuple[Tensor, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer):
     yield model
     while True:
