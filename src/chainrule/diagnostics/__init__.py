@@ -14,6 +14,7 @@ from chainrule.diagnostics import (
     depth,
     exceptions,
     gradients,
+    kept_graph,
     loss_curve,
     losses,
     nonfinite,
@@ -47,7 +48,8 @@ BY_TOPIC = {
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
     "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
-    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
+    "The graph of earlier steps": _checks_of(kept_graph), "The optimizer": _checks_of(optimizer),
+    "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
 }  # fmt: skip
 """The checks by topic, in the order in which they run and are documented."""
 

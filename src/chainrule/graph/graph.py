@@ -344,6 +344,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A graph of earlier steps that this step computed with: of how many `steps`, the `first`, and what made it."""
+
+    steps: int
+    first: int
+    made: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """A module that ran: its path, class name, and the call site that began it."""
 
@@ -371,6 +380,7 @@ class Graph:
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
     failures: tuple[Failure, ...] = ()
+    carried: Carried | None = None
 
     def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, directly or not."""
