@@ -100,7 +100,7 @@ def _name(context: StepContext, failure: Failure) -> str:
     """What the user's code calls the tensor in question; "" if that is not known."""
     if failure.name or failure.value is None:
         return failure.name
-    if failure.step is not None and failure.operation is None:  # its name in this step is none of the user's
+    if failure.node and failure.operation is None:  # its name in this step is none of the user's
         return failure.made.targets[0] if failure.made is not None and len(failure.made.targets) == 1 else ""
     return context.values[context.source(failure.value)].name.partition("@")[0]
 
