@@ -35,6 +35,7 @@ from chainrule.progress import bar
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
+    from chainrule.derivation.dependence import Dependence
     from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
@@ -220,6 +221,19 @@ class Recording:
         from chainrule.derivation.why import why
 
         return why(self.graph, self.derivation, self.notation, name, index)
+
+    @apart()
+    def depends(self, of: str, on: str) -> Dependence:
+        """Whether the value named `of` depends on the one named `on`, and along which axes; printed, it says so.
+
+        The operations between them show it for all finite numbers. Where they allow everything, it is measured for
+        these numbers: the positions of `on` are moved one by one, and the operations run again.
+
+        Raises MissingError for a name that does not exist.
+        """
+        from chainrule.derivation.dependence import depends
+
+        return depends(self.graph, self.notation, of, on)
 
     @apart()
     def verify(

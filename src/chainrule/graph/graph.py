@@ -256,7 +256,8 @@ class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the executions of these nodes.
 
     A pass of `torch.autograd.grad` does not accumulate into `.grad`: it returned `given`, the gradients of the values
-    that it was asked for. It was `differentiated` if a later pass went back through what it computed.
+    that it was asked for. It was `differentiated` if a later pass went back through what it computed. `position` is the
+    number of operations that had run before it.
     """
 
     index: int
@@ -266,6 +267,7 @@ class Backward:
     accumulates: bool = True
     given: dict[int, Snapshot] = field(default_factory=dict)
     differentiated: bool = False
+    position: int = 0
 
 
 def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
@@ -287,11 +289,14 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
             sums[key] = gradient if known is None else known + gradient
 
 
+UNSCALE = "unscale_"  # the kind of event by which a GradScaler divides gradients by its scale
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook.
 
-    `value` is what a hook changed the gradient of.
+    `value` is what a hook changed the gradient of; `operation` is the one that wrote to the gradient.
     """
 
     kind: str
@@ -299,6 +304,7 @@ class Event:
     position: int
     place: Place | None = None
     value: int | None = None
+    operation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,12 +360,16 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module that ran: its path, class name, and the call site that began it."""
+    """A module that ran: its path and class name, whether it ever ran in train mode, and its own parameters.
+
+    `drops` is the probability with which it drops an element in train mode.
+    """
 
     path: str
     class_name: str
     training: bool
     parameters: tuple[str, ...]
+    drops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -431,6 +441,11 @@ class Graph:
     def hooked(self) -> set[int]:
         """The values of which a hook changed the gradient."""
         return {event.value for event in self.events if event.kind == "hook" and event.value is not None}
+
+    def written_before(self, position: float) -> list[Event]:
+        """The writes to gradients between the last backward pass before a position and this position, in order."""
+        begun = max((each.position for each in self.accumulating if each.position <= position), default=0)
+        return [each for each in self.events if each.kind != "hook" and begun <= each.position <= position]
 
     def sent(self, parameter: Parameter) -> torch.Tensor | None:
         """The `.grad` that this rank's backward passes left, before it was combined with other ranks'."""

@@ -43,6 +43,8 @@ def check_indices(graph: Graph) -> None:
     _within((each.operation for each in graph.failures), operations, "a failure")
     _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
     _within((each.value for update in graph.updates for each in update.parameters), values, "an update")
+    _within((event.value for event in graph.events), values, "an event")
+    _within((event.operation for event in graph.events), operations, "an event")
     _within((each.reducer for each in graph.reductions.values()), len(graph.reducers), "a reduction")
 
 
