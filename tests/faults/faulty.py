@@ -829,3 +829,33 @@ def float16_without_a_scaler():
 @fault("fp16-underflow")
 def float16_with_a_loss_that_is_scaled_down():
     return in_float16(mlp(64, 64, 10), 1e-4)
+
+
+# -- the graph of earlier steps ----------------------------------------------------------------------------------------
+
+
+@fault("kept-graph", 30)
+def a_running_mean_that_keeps_its_history():
+    model, mean = nn.Linear(4, 4), torch.zeros(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    while True:
+        mean = 0.9 * mean + 0.1 * model(torch.randn(8, 4)).mean(0)
+        optimizer.zero_grad()
+        (mean - 1).square().mean().backward(retain_graph=True)
+        optimizer.step()
+        yield
+
+
+@fault("kept-graph", 30)
+def losses_that_are_averaged_with_their_history():
+    model, losses = mlp(64, 32, 10), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    for x, y in batches():
+        losses.append(F.cross_entropy(model(x), y))
+        torch.stack(losses).mean().item()
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+        yield

@@ -51,15 +51,24 @@ Explained = tuple[str, tuple[str, ...], str]
 """What happened, the evidence, and what to try."""
 
 
+NON_FINITE = ("nan values in its", "is non-finite")
+"""Exceptions of a check for such numbers: the findings of these name their origin."""
+
+
+def _failures(context: StepContext, backward: bool) -> Iterator[Failure]:
+    for each in context.graph.failures:
+        if each.backward == backward and not any(part in each.error for part in NON_FINITE):
+            yield each
+
+
 @BACKWARD_FAILED.in_step
 def _backward_failed(context: StepContext) -> Iterator[Finding]:
-    for failure in context.graph.failures:
-        if failure.backward:
-            text, evidence, advice = _explained(context, failure)
-            yield BACKWARD_FAILED.found(
-                _where(context, failure), text, (*evidence, _message(failure)), place=failure.place,
-                severity="error" if failure.ended else "note", advice=advice,
-            )  # fmt: skip
+    for failure in _failures(context, backward=True):
+        text, evidence, advice = _explained(context, failure)
+        yield BACKWARD_FAILED.found(
+            _where(context, failure), text, (*evidence, _message(failure)), place=failure.place,
+            severity="error" if failure.ended else "note", advice=advice,
+        )  # fmt: skip
 
 
 @BACKWARD_FAILED.over_time
@@ -69,11 +78,9 @@ def _backward_fails(run: Run) -> Iterator[Finding]:
 
 @FORWARD_FAILED.in_step
 def _forward_failed(context: StepContext) -> Iterator[Finding]:
-    for failure in context.graph.failures:
-        if not failure.backward:
-            text, evidence, advice, of_autograd = explained(failure)
-            if not text:
-                continue
+    for failure in _failures(context, backward=False):
+        text, evidence, advice, of_autograd = explained(failure)
+        if text:
             check = BACKWARD_FAILED if of_autograd else FORWARD_FAILED
             where = failure.module or failure.called or failure.error.partition(":")[0]
             yield check.found(where, text, (*evidence, _message(failure)), place=failure.place, advice=advice)
@@ -93,7 +100,7 @@ def _name(context: StepContext, failure: Failure) -> str:
     """What the user's code calls the tensor in question; "" if that is not known."""
     if failure.name or failure.value is None:
         return failure.name
-    if failure.step is not None and failure.operation is None:  # its name in this step is none of the user's
+    if failure.node and failure.operation is None:  # its name in this step is none of the user's
         return failure.made.targets[0] if failure.made is not None and len(failure.made.targets) == 1 else ""
     return context.values[context.source(failure.value)].name.partition("@")[0]
 

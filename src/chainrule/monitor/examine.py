@@ -191,8 +191,9 @@ def replayed(recording: Recording) -> Recording | None:
         return None
 
 
-def ending(step: int, error: BaseException | None) -> str:
+def ending(step: int, error: BaseException | None, missed: str = "") -> str:
     """A sentence on how an unfinished step ended."""
     site = exception_site(error.__traceback__) if error is not None else None
     cause = f": {brief(error)}" if error is not None else ""
-    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."
+    unseen = f" It was not recorded: {missed}." if missed else ""
+    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}.{unseen}"

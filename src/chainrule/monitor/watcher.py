@@ -205,13 +205,14 @@ class watch:  # noqa: N801 (read as a verb)
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. What fails is said once, and the other parts still run."""
         unfinished = None if self._failed else self._step.unfinished() or Recording.of_failure(error, self._step.log)
+        missed = self._boundaries.missed
         parts: tuple[Callable[[], None], ...] = (
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
             lambda: self._notice(self._every_step.read()),
             self._store_ready,
-            lambda: self._examine_unfinished(unfinished, error),
+            lambda: self._examine_unfinished(unfinished, error, missed),
             lambda: self._find(self._examiner.finish, since=self.step_number),
             lambda: self._save_last(unfinished),
             lambda: self._close_file(status),
@@ -221,7 +222,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._warn(f"the end of the watch failed in part: {'; '.join(failures)}")
 
     @apart()
-    def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
+    def _examine_unfinished(self, recording: Recording | None, error: BaseException | None, missed: str) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
         if recording is None or not self._examining:
             return
@@ -231,7 +232,7 @@ class watch:  # noqa: N801 (read as a verb)
             recording.at_once(cache, magnitudes=False)
         scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
-        self._examiner.examine_unfinished(recording, facts, ending(facts.step, error), cache, scaled)
+        self._examiner.examine_unfinished(recording, facts, ending(facts.step, error, missed), cache, scaled)
 
     def __enter__(self) -> Self:
         return self
@@ -286,10 +287,10 @@ class watch:  # noqa: N801 (read as a verb)
     def _end(self, missed: str) -> None:
         self.step_number += 1
         self.history.unstepped = None
-        self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if missed:
             self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
+        self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if recording is not None:
             self.watched += 1
             self._due = (self.step_number // self.every + 1) * self.every
