@@ -20,7 +20,8 @@ from chainrule.numbers import number
 
 SAME = Check(
     "same-batch", "A batch is the same as the one before", "note",
-    what="All inputs and targets of a watched step are those of the watched step before, at 5 steps or more.",
+    what="The inputs and targets of a watched step have the statistics of those of the watched step before, at 4 steps "
+    "of a run or more.",
     why="A training on all the data at once has such batches. Otherwise the rest of the data is not seen.",
     advice="If this is not all the data: take the next batch inside the loop, from one iterator for each epoch. "
     "next(iter(loader)) begins anew at each call.",
@@ -39,7 +40,8 @@ def _same_batch(run: Run) -> Iterator[Finding]:
     if len(repeats) >= MIN_REPEATS:
         batch = at[repeats[-1]]
         yield SAME.found(
-            "batch", f"{len(repeats)} of {len(steps)} watched steps have the same batch as the watched step before.",
+            "batch", f"{len(repeats)} of {len(steps)} watched steps have the batch of the watched step before, by its "
+            "statistics.",
             f"It is {listed(sorted(batch))}, with {sum(each.elements for each in batch.values()):,} numbers.",
             since=repeats[0],
         )  # fmt: skip
