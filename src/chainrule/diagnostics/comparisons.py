@@ -98,16 +98,16 @@ def _by_likelihood(context: StepContext, operation: Operation) -> Comparison | N
         if known is None or known.low < 0 or known.high != 1:
             return None
     kind = _probability(context, given)
-    if target is None or not kind or (kind == "sigmoid" and axis is not None):
+    if target is None or not kind or (kind == "one" and axis is not None):
         return None
     logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
     measured = (first_output(logarithms[0]) if logarithms else None) or out
-    scale: Scale = "probabilities" if kind == "sigmoid" else "classes"
+    scale: Scale = "probabilities" if kind == "one" else "classes"
     return Comparison(operation, given, target, measured, scale, True, axis)
 
 
 def _probability(context: StepContext, value: int) -> str:
-    """`softmax` for (log-)probabilities of classes, `sigmoid` for the logarithm of one probability; "" for others."""
+    """`classes` for their (log-)probabilities, `one` for the logarithm of a single probability; "" for others."""
     maker = context.producer(context.source(value))
     logarithm = maker is not None and facts_of(maker.name).logarithm
     if logarithm and maker is not None:
@@ -119,8 +119,8 @@ def _probability(context: StepContext, value: int) -> str:
     facts, other = facts_of(maker.name), argument(maker, "other")
     taken = context.producer(context.source(other)) if facts.difference and other is not None else None
     if taken is not None and facts_of(taken.name).sums_exponentials:
-        return "softmax"  # as torch.distributions.Categorical writes it
-    return "softmax" if facts.softmax or facts.takes == "scores" else "sigmoid" if facts.sigmoid and logarithm else ""
+        return "classes"  # as torch.distributions.Categorical writes it
+    return "classes" if facts.softmax or facts.takes == "scores" else "one" if facts.sigmoid and logarithm else ""
 
 
 def _before(context: StepContext, operation: Operation) -> Operation | None:
@@ -187,16 +187,16 @@ def chance(context: StepContext, comparison: Comparison) -> float | None:
     if comparison.scale == "probabilities":
         return None if comparison.likelihood else math.log(2)
     known, maker = context.statistics(comparison.target), context.producer(comparison.measured)
-    guesses = {"square": lambda std: std**2, "absolute": lambda std: OF_STD * std}
+    guesses = {"squares": lambda std: std**2, "sizes": lambda std: OF_STD * std}
     guess = guesses.get(size_taken(maker)) if maker is not None else None
     return None if known is None or guess is None else guess(known.std)
 
 
 def size_taken(operation: Operation) -> str:
-    """What an operation takes of its operand, or of a difference: `square`, `absolute`, `norm`; "" for others."""
+    """What an operation takes of its operand, or of a difference: `squares`, `sizes`, `norm`; "" for others."""
     given = argument(operation, "self")
     itself = given is not None and given == argument(operation, "other") and facts_of(operation.name).measures
-    return "square" if itself or operation.arguments.get("exponent") == 2 else facts_of(operation.name).size
+    return "squares" if itself or operation.arguments.get("exponent") == 2 else facts_of(operation.name).size
 
 
 def share_of_chance(context: StepContext) -> float | None:

@@ -326,7 +326,7 @@ def _pulls(context: StepContext, penalties: list[int]) -> list[tuple[set[int], f
         if not weights or before is None or sent is None:
             continue
         pull = sent.norm
-        if size == "square":
+        if size == "squares":
             pull = 2 * sent.norm / math.sqrt(sent.elements) * before.norm
         elif size == "norm" and operation.arguments.get("ord", operation.arguments.get("p")) == 1:
             pull = sent.norm * math.sqrt(before.elements)
