@@ -74,6 +74,7 @@ NO_OPERATION = {
         "prod",
         "select",
         "softmax",
+        "transpose",
         "var",
     },
     "verification/repair_pairs.py": {"add", "mul", "sub"},

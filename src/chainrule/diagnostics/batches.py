@@ -169,6 +169,8 @@ def _micro_batches(context: StepContext) -> list[list[MicroBatch]]:
 
 def _found(context: StepContext) -> Iterator[list[MicroBatch]]:
     updates, ends = context.graph.updates, [context.producer(each) for each in context.losses]
+    if not all(each.accumulates for each in context.graph.backwards):
+        return  # gradients of gradients: the inner losses are no micro-batches
     if any(end is not None and update.position <= end.index for update in updates for end in ends):
         return  # an update between the passes: they are those of several optimizers
     several: dict[object, list[tuple[int, MicroBatch]]] = defaultdict(list)
@@ -206,5 +208,5 @@ def _weight(context: StepContext, comparison: Comparison) -> tuple[float, float]
         or sent.low != sent.high
     ):
         return None
-    weight = sent.mean / loss_scale(context)
+    weight = abs(sent.mean) / loss_scale(context)
     return count, weight if comparison.reduction else weight * sent.elements

@@ -105,7 +105,7 @@ LEAST_SCALE = 16.0  # of a GradScaler; a smaller factor is the user's
 def loss_scale(context: StepContext) -> float:
     """The factor that a GradScaler gave the loss: a number that is data, and by far the largest one."""
     for maker in filter(None, map(context.producer, context.losses)):
-        factors = [argument(maker, name) for name in ("self", "other")] if facts_of(maker.name).measures else []
+        factors = operands(maker) if _scaled(context, maker) is not None else []
         for known in (context.statistics(each) for each in factors if each in context.data):
             if known is not None and known.elements == 1 and known.mean >= LEAST_SCALE:
                 return known.mean
@@ -206,7 +206,10 @@ def _is_cut(context: StepContext, value: int, used: set[int], learning: set[int]
     if value in learning or not _depends(context, value):
         return False
     whole = {value, _attached(context, value)}
-    return used.isdisjoint(whole) and learning.isdisjoint(context.graph.ancestors(whole) | whole)
+    before = context.graph.ancestors(whole) | whole
+    shared = {each for each in used & before if context.values[each].operation is not None} - context.data
+    constant = any(not context.values[each].requires_grad for each in shared)  # a teacher's entropy, say
+    return used.isdisjoint(whole) and learning.isdisjoint(before) and not constant
 
 
 def _attached(context: StepContext, value: int) -> int:
@@ -328,8 +331,8 @@ def _pulls(context: StepContext, penalties: list[int]) -> list[tuple[set[int], f
         pull = sent.norm
         if size == "squares":
             pull = 2 * sent.norm / math.sqrt(sent.elements) * before.norm
-        elif size == "norm" and operation.arguments.get("ord", operation.arguments.get("p")) == 1:
-            pull = sent.norm * math.sqrt(before.elements)
+        elif size == "norm" and (order := operation.arguments.get("ord", operation.arguments.get("p"))) != 2:
+            pull = sent.norm * math.sqrt(before.elements) if order == 1 else 0.0
         found.append((weights, pull))
     return found
 

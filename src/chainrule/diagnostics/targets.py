@@ -172,7 +172,7 @@ LISTED = 20  # classes
 
 @ONE_CLASS.in_step
 def _one_class(context: StepContext) -> Iterator[Finding]:
-    several = [each for each in comparisons(context) if each.scale != "numbers"]
+    several = [each for each in comparisons(context) if each.scale != "numbers" and _is_label(each)]
     known = [context.statistics(each.target) for each in several]
     first = known[0] if known else None
     if first is None or any(each is None or each.low != first.low or each.high != first.low for each in known):
@@ -188,6 +188,11 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
         place=context.place(comparison.operation), severity="note", rows=(int(first.low),),
         size=1 if comparison.scale == "probabilities" else 0,
     )  # fmt: skip
+
+
+def _is_label(comparison: Comparison) -> bool:
+    """Whether each target is one label; a row of ones and zeros has several numbers for it."""
+    return not comparison.likelihood or comparison.axis is not None
 
 
 def _makers(context: StepContext, value: int) -> Iterator[Operation]:
