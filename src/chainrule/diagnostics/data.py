@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from chainrule.diagnostics.batches import is_same
 from chainrule.diagnostics.check import Check
@@ -22,11 +23,15 @@ from chainrule.rules.facts import facts_of
 
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",
-    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread.",
+    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread. Pairs "
+    "of a sine and a cosine may be unequal: they stand for a time or a place.",
     why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others.",
     advice="Subtract the training data's mean and divide by its deviation, or divide pixels of 0 to 255 by 255.",
     source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3", thresholds=("input_size", "input_spread"),
 )  # fmt: skip
+
+
+ROUNDED = 1e-3
 
 
 @NOT_NORMALISED.in_step
@@ -62,9 +67,18 @@ def _fault(context: StepContext, value: Value, known: Statistics) -> str:
     varied = spread[spread > 0]
     if varied.numel() < 2 or varied.max() <= context.thresholds.input_spread * varied.min():
         return ""
+    narrow = ((spread > 0) & (spread * context.thresholds.input_spread < varied.max())).nonzero().flatten().tolist()
+    if all(_is_wave(dense(value.data), feature) for feature in narrow):
+        return ""
     widest, narrowest = int(spread.argmax()), int(torch.where(spread > 0, spread, math.inf).argmin())
     ratio = number(float(varied.max() / varied.min()))
     return f"its feature {widest} varies {ratio} times as much as feature {narrowest}"
+
+
+def _is_wave(data: Tensor, feature: int) -> bool:
+    """Whether another feature is the cosine of which this is the sine: long waves of a time or place hardly vary."""
+    squares = data.double().square()
+    return bool(((squares + squares[:, feature : feature + 1] - 1).abs().amax(0) < ROUNDED).any())
 
 
 UNFITTABLE = Check(
@@ -97,9 +111,10 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
         wrong = (kinds[sample] > 1).nonzero().flatten().tolist()
         if len(wrong) <= context.thresholds.conflicts * count:
             continue
-        other = next(other for other in wrong[1:] if sample[other] == sample[wrong[0]])
+        alike = (other for other in wrong[1:] if sample[other] == sample[wrong[0]])
+        other = next(other for other in alike if not torch.equal(pairs[other], pairs[wrong[0]]))
         names = ", ".join(context.name(each.index) for each in inputs)
-        tokens = not any(each.dtype.is_floating_point for each in inputs)
+        tokens = bool(((rows == 0) | (rows == 1)).all()) or not any(each.dtype.is_floating_point for each in inputs)
         yield UNFITTABLE.found(
             context.name(labels.index),
             f"{len(wrong)} of {count} samples have an input ({names}) that also occurs with another label.",

@@ -72,6 +72,7 @@ class Facts:
     lifts: bool = False  # its operand was just made from plain numbers, by PyTorch itself
     constrained: str = ""  # why the elements of its argument cannot be moved one by one
     updates_loss_scale: bool = False
+    unscales: bool = False  # it divides gradients by the scale of the loss
 
     keeps_numbers: bool = False  # it changes only their shape, order or number type
     weighs: tuple[str, str] | None = None  # it multiplies an input by a weight: the names of these arguments
@@ -227,6 +228,7 @@ _add(
 )
 _add("mkldnn_rnn_layer", unwritten=(3,))  # its workspace
 _add("_amp_update_scale_", updates_loss_scale=True)
+_add("_amp_foreach_non_finite_check_and_unscale_", unscales=True)
 
 # -- the gradient check -----------------------------------------------------------------------------------------------
 
@@ -313,7 +315,7 @@ _add(
 )
 _add(
     "exp expm1 sinh cosh",
-    advice="Subtract the largest exponent first, as logsumexp, log_softmax and the losses on logits do.",
+    advice="Bound the exponent: clamp it, scale it down, or use a function that grows more slowly, such as softplus.",
 )
 _add(
     "div reciprocal",
