@@ -36,6 +36,15 @@ THROWN = ("loss-spike", "learning-rate-too-high", "update-too-large", "unit-off"
 
 EFFECTS: dict[str, tuple[str, ...]] = {
     "learning-rate-jump": (*THROWN, "exploding-gradient", "stuck-update", "update-too-small"),
+    "loss-ascends": ("exploding-gradient", *THROWN),
+    "targets-scale": ("exploding-gradient", "always-clipped", *THROWN),
+    "targets-out-of-range": ("saturated", "unit-off", "vanishing-gradient", "zero-gradient", "unfittable-labels"),
+    "softmax-of-one": ("zero-gradient", "vanishing-gradient", "unfittable-labels"),
+    "softmax-axis": ("vanishing-gradient", "unfittable-labels"),
+    "penalty-dominates": ("vanishing-gradient", "update-too-large", "unit-off"),
+    "zero-batch": ("zero-gradient", "loss-spike"),
+    "one-class": ("learning-rate-too-high", "loss-spike"),
+    "micro-batch-scale": ("update-too-large", "learning-rate-too-high", "loss-spike"),
     "rank-not-reduced": ("rank-diverged",),
     "rank-not-finite": LOST,
     "not-normalised": ("saturated", "unit-off", "exploding-gradient", "update-too-large", "learning-rate-too-high"),
