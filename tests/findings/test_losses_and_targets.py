@@ -108,6 +108,13 @@ def test_an_optimizer_that_maximises(maximize):
     assert ("loss-ascends" in trained(model, lambda: -F.mse_loss(model(x), y), optimizer)) != maximize
 
 
+def test_one_optimizer_may_maximise_what_another_minimises():
+    model, weight, x, y = nn.Linear(8, 1), nn.Parameter(torch.ones(16, 1)), torch.randn(16, 8), torch.randn(16, 1)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD([weight], lr=0.1, maximize=True)]
+    loss = lambda: (weight * (model(x) - y) ** 2).mean()  # noqa: E731
+    assert "loss-ascends" not in trained(model, loss, *optimizers)
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_an_update_by_hand_along_the_gradient(sign):
     model, x, y = nn.Linear(8, 1), torch.randn(16, 8), torch.randn(16, 1)
@@ -144,8 +151,17 @@ def test_a_penalty_whose_gradient_drowns_that_of_the_loss(name):
         model.zero_grad()
         return found_in(step, keep="statistics", model=model)
 
-    assert "penalty-dominates" in found(10.0)
+    assert found(10.0)["penalty-dominates"].severity == "warning"
     assert "penalty-dominates" not in found(1e-2)
+
+
+def test_a_penalty_somewhat_larger_than_the_loss_is_a_note():
+    model, x, y = nn.Linear(64, 10), torch.randn(64, 64), torch.randint(10, (64,))
+    F.cross_entropy(model(x), y).backward()
+    coefficient = float(model.weight.grad.norm() / model.weight.detach().norm())
+    model.zero_grad()
+    loss = lambda: F.cross_entropy(model(x), y) + coefficient * model.weight.square().sum()  # noqa: E731
+    assert trained(model, loss)["penalty-dominates"].severity == "note"
 
 
 def test_a_penalty_may_be_large_when_the_loss_is_learnt():
