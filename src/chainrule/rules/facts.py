@@ -98,7 +98,7 @@ class Facts:
     sums_exponentials: bool = False  # and takes the logarithm of the sum
     makes_constant: bool = False  # its result has one number everywhere
     measures: bool = False  # it measures the size of a difference
-    size: str = ""  # what it takes of its operand, or of a difference: "square", "absolute" or "norm"
+    size: str = ""  # what it takes of its operand, or of a difference: "squares", "sizes" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
     slope: Slope | None = None
     sigmoid: bool = False
@@ -393,14 +393,14 @@ _add("nll_loss_forward nll_loss2d_forward", takes="log-probabilities", class_tar
 _add("sub", difference=True)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
-_add("mse_loss square", size="square")
-_add("l1_loss abs", size="absolute")
+_add("mse_loss square", size="squares")
+_add("l1_loss abs", size="sizes")
 _add("norm linalg_vector_norm", size="norm")
 _add("gather index", picks=True)
 _add("_local_scalar_dense", reads_number=True)
 _add("log", logarithm=True)
 _add("logsumexp", sums_exponentials=True)
-_add("zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full", makes_constant=True)
+_add("zeros_like ones_like full_like new_zeros new_ones new_full", makes_constant=True)
 
 # -- diagnostics: layers ----------------------------------------------------------------------------------------------
 
