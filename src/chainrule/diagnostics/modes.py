@@ -190,19 +190,19 @@ def _hit_by_digit(context: StepContext, frozen: dict[str, Parameter]) -> Iterato
     """Among layers with the same name but for their number: those are frozen that have a digit in the number."""
     layers: dict[tuple[str, str], dict[int, bool]] = {}
     for name in context.graph.parameters:
-        for match in re.finditer(r"(?<=\.)(\d+)(?=\.)|^(\d+)(?=\.)", name):
+        for match in re.finditer(r"(?<!\d)(\d+)(?=\.)", name):
             layers.setdefault((name[: match.start()], name[match.end() :]), {})[int(match[0])] = name in frozen
-    found: dict[tuple[str, tuple[int, ...]], str] = {}
-    for (stem, rest), numbers in layers.items():
-        hit = tuple(each for each, is_frozen in sorted(numbers.items()) if is_frozen)
-        if 2 <= len(hit) < len(numbers) and hit[-1] - hit[0] >= len(hit):
-            for digit in sorted(set.intersection(*({*str(each)} for each in hit))):
-                if hit == tuple(each for each in sorted(numbers) if digit in str(each)):
-                    found.setdefault((stem, hit), rest)
-    for (stem, hit), rest in found.items():
-        where = stem.rstrip(".") or "the layers"
+    found: dict[str, list[str]] = {}
+    for (stem, _), numbers in layers.items():
+        hit = [each for each, is_frozen in sorted(numbers.items()) if is_frozen]
+        if 2 <= len(hit) <= hit[-1] - hit[0] if hit else False:
+            for digit in set.intersection(*({*str(each)} for each in hit)):
+                within = [each for each in sorted(numbers) if digit in str(each)]
+                if hit in (within, [each for each in within if str(each).startswith(digit)]):
+                    found.setdefault(stem, [f"{stem}{each}" for each in hit])
+    for stem, names in found.items():
+        total = len({number for (other, _), numbers in layers.items() if other == stem for number in numbers})
         yield FROZEN_BY_NAME.found(
-            where, f"Of the numbered layers of {where}, {listed(hit)} are frozen: all with one digit in the number.",
-            f"{len(hit)} are frozen, among them {stem}{hit[0]}{rest} and {stem}{hit[-1]}{rest}, and those between "
-            "are not.", rows=hit,
+            names[1], f"{listed(names)} are frozen, and those between are not: all have one digit in their number.",
+            f"{len(names)} of {total} layers are frozen.",
         )  # fmt: skip
