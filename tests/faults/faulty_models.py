@@ -268,7 +268,7 @@ class Reader(nn.Module):
     def __init__(self, padding: int | None, hides: Any = lambda padded: None, dropout: float = 0.0) -> None:
         super().__init__()
         self.embed, self.head, self.hides = nn.Embedding(40, 16, padding_idx=padding), nn.Linear(16, 2), hides
-        self.layer = nn.TransformerEncoderLayer(16, 2, 16, dropout, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 16, dropout, batch_first=True)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.layer(self.embed(ids), src_key_padding_mask=self.hides(ids == 0)).mean(1))

@@ -324,7 +324,7 @@ def test_padding_is_hidden_or_not(keep, padding, dropout):
 
 
 def test_the_padding_of_large_batches_is_read_from_the_masks():
-    large = ids().repeat(32, 1)
+    large = ids().repeat(28, 1)
     found = found_in(Reader(0, lambda padded: ~padded, 0.1), large, keep="statistics")
     assert found["padding-attended"].evidence[0].startswith("100 % of the places")
     assert "padding-attended" not in found_in(Reader(0, lambda padded: padded, 0.1), large, keep="statistics")
