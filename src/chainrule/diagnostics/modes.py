@@ -29,7 +29,7 @@ MOST = 0.5  # share of the parameters in eval mode that learn, above which it is
 
 @EVAL_WHILE_TRAINING.in_step
 def _eval_while_training(context: StepContext) -> Iterator[Finding]:
-    modules = {module.path: module for module in context.graph.modules}
+    modules = {module.path: module for module in reversed(context.graph.modules)}  # a loss has no path of its own
     affected: dict[str, list[str]] = {}
     for path, kind in _switched_off(context, modules):
         owner = next((each for each in _around(path, modules) if not modules[each].training), path)
@@ -122,7 +122,7 @@ DROPOUT_IN_EVAL = Check(
 
 @DROPOUT_IN_EVAL.in_step
 def _dropout_in_eval(context: StepContext) -> Iterator[Finding]:
-    training = {module.path: module.training for module in context.graph.modules}
+    training = {module.path: module.training for module in reversed(context.graph.modules)}
     dropping: dict[str, list[Call]] = {}
     for call in context.graph.calls:
         if not training.get(call.module, True) and _drops(context, call):

@@ -180,8 +180,9 @@ def _in_loss(context: StepContext) -> Iterator[Finding]:
         if target is None or operation.arguments.get("reduction") == UNREDUCED:
             continue
         data = _rows(context, target)
-        token = None if data is None else _inferred(data)
-        if data is None or token not in known or token == operation.arguments.get("ignore_index"):
+        ignored = operation.arguments.get("ignore_index")
+        token = None if data is None else _inferred(data[:, ~(data == ignored).all(0)])  # the last one, where shifted
+        if data is None or token not in known or token == ignored:
             continue
         weight = argument(operation, "weight")
         if weight is not None and (each := context.values[weight].data) is not None and not float(each[token]):
@@ -189,7 +190,7 @@ def _in_loss(context: StepContext) -> Iterator[Finding]:
         count = int((data == token).sum())
         yield IN_LOSS.found(
             context.name(target), f"The loss counts padding: {count} of {data.numel()} targets are token {token}.",
-            f"ignore_index is {operation.arguments.get('ignore_index')}, so {100 * count / data.numel():.3g} % of the "
+            f"ignore_index is {ignored}, so {100 * count / data.numel():.3g} % of the "
             f"{base_name(operation.name).split('_forward')[0]} is about padding.",
             place=context.place(operation), advice=f"Pass ignore_index={token} to the loss.",
         )  # fmt: skip
