@@ -159,6 +159,22 @@ def test_evaluations_between_steps(evaluates, severity):
     assert (found and found.severity) == severity
 
 
+@pytest.mark.parametrize(("evaluates", "severity"), [(True, "warning"), (False, None)])
+def test_an_evaluation_far_from_watched_steps(evaluates, severity):
+    model = normed()
+
+    def between(step):
+        if step in (3, 17):
+            model.train(evaluates)
+            with torch.no_grad():
+                for _ in range(3):
+                    model(torch.randn(8, 64))
+            model.train()
+
+    found = watched(model, 41, between, every=5).get("train-while-evaluating")
+    assert (found and found.severity) == severity
+
+
 def test_dropout_follows_the_mode_of_its_module():
     x = torch.randn(8, 64)
     assert "dropout-in-eval" not in found_in(normed().eval(), x)

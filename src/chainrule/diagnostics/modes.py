@@ -87,8 +87,9 @@ def _size(parameters: Iterator[Parameter] | Sequence[Parameter]) -> int:
 
 TRAIN_WHILE_EVALUATING = Check(
     "train-while-evaluating", "A model in train mode is evaluated", "warning",
-    what="Before this step a model that is trained ran several times without gradients and in train mode, with batch "
-    "norms or dropouts in it. A watch sees it before the steps that it watches; before most of them it is a note.",
+    what="Between two steps a model that is trained ran several times without gradients and in train mode, with batch "
+    "norms or dropouts in it. A watch sees it before each step that it watches, and counts the batches of batch norms "
+    "between them. Before most watched steps it is a note.",
     why="Dropout makes the evaluation random, and batch norms use its batches: they move the running statistics.",
     advice="Call model.eval() before the evaluation and model.train() after it.",
     source="PyTorch's documentation of nn.Module.eval and torch.no_grad: neither implies the other")  # fmt: skip
@@ -105,8 +106,8 @@ def _train_while_evaluating(run: Run) -> Iterator[Finding]:
         often = len(after) > max(OFTEN * len(run.steps), SEVERAL)
         times = f"{len(after)} of {len(run.steps)} watched steps"
         yield TRAIN_WHILE_EVALUATING.found(
-            "the model", f"The model ran {after[-1].evaluated} times without gradients and in train mode before step "
-            f"{after[-1].step}.",
+            "the model", f"The model ran {after[-1].evaluated} times in train mode beside its training steps, before "
+            f"step {after[-1].step}.",
             f"So it did before {times}: its dropouts were on, or its batch norms took those batches' statistics.",
             severity="note" if often else "warning", since=after[0].step,
         )  # fmt: skip

@@ -181,7 +181,7 @@ def _in_loss(context: StepContext) -> Iterator[Finding]:
             continue
         data = _rows(context, target)
         ignored = operation.arguments.get("ignore_index")
-        token = None if data is None else _inferred(data[:, ~(data == ignored).all(0)])  # the last one, where shifted
+        token = None if data is None else _inferred(data[:, ~data.eq(ignored).all(0)])  # the last one, where shifted
         if data is None or token not in known or token == ignored:
             continue
         weight = argument(operation, "weight")
