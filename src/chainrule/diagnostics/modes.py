@@ -94,8 +94,6 @@ TRAIN_WHILE_EVALUATING = Check(
     advice="Call model.eval() before the evaluation and model.train() after it.",
     source="PyTorch's documentation of nn.Module.eval and torch.no_grad: neither implies the other")  # fmt: skip
 SEVERAL = 2  # passes: a single one may be of a GAN, or a target
-
-
 OFTEN = 0.5  # share of the watched steps: more is a part of the training itself, such as a target network
 
 

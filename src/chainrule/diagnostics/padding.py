@@ -180,7 +180,7 @@ def _in_loss(context: StepContext) -> Iterator[Finding]:
         if target is None or operation.arguments.get("reduction") == UNREDUCED:
             continue
         data = _rows(context, target)
-        ignored = operation.arguments.get("ignore_index")
+        ignored = int(operation.arguments.get("ignore_index", -100))
         token = None if data is None else _inferred(data[:, ~data.eq(ignored).all(0)])  # the last one, where shifted
         if data is None or token not in known or token == ignored:
             continue
