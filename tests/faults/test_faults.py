@@ -14,9 +14,7 @@ import torch
 
 from chainrule import runs
 from chainrule.diagnostics import CHECKS
-from tests.faults.faulty import FAULTS
-from tests.faults.faulty_models import train as _train  # noqa: F401  # enters its own
-from tests.faults.healthy import HEALTHY
+from tests.faults.every import FAULTS, HEALTHY
 from tests.faults.watched import watched
 
 pytestmark = pytest.mark.trains

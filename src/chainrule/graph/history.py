@@ -57,6 +57,21 @@ class StepFacts:
     evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
 
 
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What a look at every step noticed, whether or not the step was watched.
+
+    A rate that changed much is noticed at the step before the change and at the step after it.
+    """
+
+    step: int
+    rates: tuple[float, ...] = ()  # the learning rate of each parameter group
+    lost: bool = False  # its update made numbers of parameters NaN or infinite, which were finite before
+    parameters: tuple[str, ...] = ()  # these parameters, if they could be read at once
+    loss: float | None = None  # in the code around the optimizer's step, if `lost`
+    place: str = ""  # of the optimizer's step, if `lost`
+
+
 @dataclass(slots=True)
 class History:
     """All watched steps in their order, or the last of them with the loss of the first."""
@@ -64,6 +79,7 @@ class History:
     steps: list[StepFacts] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
+    noticed: list[Noticed] = field(default_factory=list)
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
         """Add the statistics of one tensor at one step."""

@@ -55,6 +55,10 @@ CREATE TABLE step (
     evaluated INTEGER NOT NULL,
     PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
+CREATE TABLE noticed (
+    run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, rates TEXT NOT NULL, lost INTEGER NOT NULL,
+    parameters TEXT NOT NULL, loss REAL, place TEXT NOT NULL, PRIMARY KEY (run, step)
+) WITHOUT ROWID;
 CREATE TABLE layout (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, kind TEXT NOT NULL, series BLOB NOT NULL
 );
@@ -69,7 +73,8 @@ CREATE TABLE histogram (
 CREATE TABLE finding (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, finding TEXT NOT NULL, severity TEXT NOT NULL,
     name TEXT NOT NULL, place TEXT NOT NULL, since INTEGER, until INTEGER, text TEXT NOT NULL, evidence TEXT NOT NULL,
-    advice TEXT NOT NULL, rows TEXT NOT NULL, size INTEGER NOT NULL, UNIQUE (run, finding, name)
+    advice TEXT NOT NULL, rows TEXT NOT NULL, size INTEGER NOT NULL, because TEXT NOT NULL,
+    UNIQUE (run, finding, name)
 );
 CREATE TABLE recording (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, file TEXT NOT NULL, reason TEXT NOT NULL,

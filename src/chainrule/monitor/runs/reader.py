@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, get_args
 import numpy as np
 
 from chainrule.errors import ChainruleError, MissingError, StorageError
-from chainrule.graph.history import History, Kind, Series, StepFacts
+from chainrule.graph.history import History, Kind, Noticed, Series, StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format, found
 from chainrule.monitor.runs.found import Found
@@ -130,6 +130,12 @@ class RunReader:
         return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
 
     @_reads
+    def noticed(self) -> list[Noticed]:
+        """What a look at every step noticed, also between the watched steps."""
+        columns = "step, rates, lost, parameters, loss, place"
+        return [_noticed(row) for row in self._of_run(columns, "noticed", "step")]
+
+    @_reads
     def losses(self) -> list[tuple[int, float]]:
         """The loss of each watched step that has one."""
         return [(step, float(loss)) for step, loss in self._of_run("step, loss", "step", "step") if loss is not None]
@@ -218,7 +224,13 @@ class RunReader:
             for facts in self.steps()
             if (first is None or facts.step >= first) and (last is None or facts.step <= last)
         ]
-        return self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
+        history = self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
+        history.noticed = [
+            each
+            for each in self.noticed()
+            if (first is None or each.step >= first) and (last is None or each.step <= last)
+        ]
+        return history
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -356,3 +368,11 @@ def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
         step in full, evaluated,
     )  # fmt: skip
+
+
+def _noticed(row: Sequence[Any]) -> Noticed:
+    step, rates, lost, parameters, loss, place = row
+    names = json.loads(parameters)
+    if not _are(str, names):
+        raise ValueError(f"parameters cannot be {parameters[:60]}")
+    return Noticed(step, _rates(rates), bool(lost), tuple(names), None if loss is None else float(loss), place)
