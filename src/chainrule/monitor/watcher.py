@@ -268,6 +268,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._ranks.call()
         if not self._ranks.leads:
             self._full = None  # rank 0 alone records in full
+        self._boundaries.evaluations.began(self._models.whole(), self.step_number)
         self._step.begin(self._models, self._full is not None, self._on_finding is not False, module, args)
 
     def _stepping(self, closure: bool) -> None:
@@ -293,6 +294,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if recording is not None:
             self.watched += 1
+            self._boundaries.evaluations.ended(self._models.whole(), self.step_number)
             self._due = (self.step_number // self.every + 1) * self.every
             full_every = self._full_every or 1
             self._full_due = (self.step_number // full_every + 1) * full_every
