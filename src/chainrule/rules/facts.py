@@ -111,6 +111,9 @@ class Facts:
     not_logarithms: str = ""  # what its results are, where they are certainly not logarithms of probabilities
     channels: bool = False  # units lie along axis 1 of its result
     normalises: bool = False
+    attends: bool = False  # a softmax over positions, or attention as a whole
+    slices: bool = False  # its result is a range of the positions along one axis
+    cuts: bool = False  # its results are parts of its operand, without a common element
     uses_batch: Callable[[Arguments], bool] | None = None  # whether a batch norm uses the statistics of its batch
 
 
@@ -373,6 +376,14 @@ _add(
 )
 _add("tanh sin cos", bounds=lambda arguments: (-1.0, 1.0))
 _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
+_add(
+    "_softmax _safe_softmax _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_fused_attention_overrideable",
+    attends=True,
+)
+_add("slice", slices=True)
+_add("split split_with_sizes unbind unsafe_split unsafe_split_with_sizes unsafe_chunk", cuts=True)
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
 _add("tanh", slope=Slope("1 - a^2", lambda m, s, n: 1 - s, lambda n: 1.0))
