@@ -2,7 +2,7 @@
 
 expect: no-gradient
 where: first.*
-source: [PyTorch forum: how not to lose the gradient](https://discuss.pytorch.org/t/argmax-with-pytorch/1528)
+source: [wonbeomjang/mobile-hair-segmentation-pytorch#3](https://github.com/wonbeomjang/mobile-hair-segmentation-pytorch/issues/3)
 """
 
 import torch

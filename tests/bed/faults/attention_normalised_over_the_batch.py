@@ -1,7 +1,7 @@
 """Attention weights that sum to 1 over the batch, not over the keys.
 
 expect: softmax-axis, samples-mix
-source: [PyTorch forum: softmax dim in attention](https://discuss.pytorch.org/t/softmax-dim-in-attention/66187)
+source: [fkodom/soft-mixture-of-experts#1](https://github.com/fkodom/soft-mixture-of-experts/pull/1), [ctallec/world-models#10](https://github.com/ctallec/world-models/issues/10)
 """
 
 import torch

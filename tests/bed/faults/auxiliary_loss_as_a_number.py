@@ -2,7 +2,7 @@
 
 expect: loss-part-without-gradient
 effects: no-gradient
-source: [PyTorch forum: adding two losses](https://discuss.pytorch.org/t/how-to-combine-multiple-criterions-to-a-loss-function/348)
+source: [thuml/predrnn-pytorch#11](https://github.com/thuml/predrnn-pytorch/issues/11)
 """
 
 import torch

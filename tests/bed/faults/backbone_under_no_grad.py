@@ -2,7 +2,7 @@
 
 expect: no-gradient
 where: backbone.*
-source: Jiang et al., TrainCheck, 2025; PyTorch forum on `no_grad` in fine-tuning
+source: [lucidrains/CoCa-pytorch#6](https://github.com/lucidrains/CoCa-pytorch/issues/6) (no gradient reaches the encoder)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: zero-gradient
 effects: saturated, unit-off
-source: [PyTorch forum: gradient of clamp](https://discuss.pytorch.org/t/exluding-torch-clamp-from-backpropagation-as-tf-stop-gradient-in-tensorflow/52404)
+source: [PyTorch forum 28628](https://discuss.pytorch.org/t/torch-round-gradient/28628) (clamp is flat outside of its range)
 """
 
 import torch

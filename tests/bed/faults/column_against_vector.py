@@ -1,7 +1,7 @@
 """Predictions (N, 1) against targets (N,): mse_loss broadcasts to N x N.
 
 expect: broadcast-in-loss
-source: [pytorch/pytorch#10148](https://github.com/pytorch/pytorch/issues/10148); the warning of `mse_loss`
+source: [pytorch/pytorch#16045](https://github.com/pytorch/pytorch/issues/16045), [pytorch/pytorch#19699](https://github.com/pytorch/pytorch/issues/19699)
 """
 
 import warnings

@@ -1,7 +1,7 @@
 """A consistency term whose both sides are computed under no_grad.
 
 expect: loss-part-without-gradient
-source: Jiang et al., Training with confidence (TrainCheck), 2025; Humbatova et al., 2020
+source: [oclivegriffin/crosscode#3](https://github.com/oclivegriffin/crosscode/pull/3) (an auxiliary loss without gradient)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: no-gradient
 where: encoder.*
-source: Jiang et al., TrainCheck, 2025; [PyTorch forum on detach](https://discuss.pytorch.org/t/why-we-use-detach-in-this-case/51519)
+source: [speechbrain/speechbrain#1396](https://github.com/speechbrain/speechbrain/issues/1396), [lucidrains/CoCa-pytorch#6](https://github.com/lucidrains/CoCa-pytorch/issues/6)
 """
 
 import torch

@@ -1,8 +1,7 @@
 """The mean squared error by hand, with a column against a vector: no warning at all.
 
 expect: broadcast-in-loss
-source: Humbatova et al., 2020 (wrong tensor shape); Cao et al., Understanding performance problems in deep learning
- systems, 2022
+source: [manzilzaheer/DeepSets#1](https://github.com/manzilzaheer/DeepSets/pull/1), [benedekrozemberczki/pytorch_geometric_temporal#233](https://github.com/benedekrozemberczki/pytorch_geometric_temporal/pull/233)
 """
 
 import torch

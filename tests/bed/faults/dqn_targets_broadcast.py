@@ -1,7 +1,7 @@
 """A DQN whose targets are a vector and whose values are a column.
 
 expect: broadcast-in-loss
-source: [PyTorch forum: target size warnings in DQN](https://discuss.pytorch.org/t/dqn-using-a-target-size-that-is-different-to-the-input-size/89543)
+source: [kengz/SLM-Lab#372](https://github.com/kengz/SLM-Lab/pull/372), [PacktPublishing/Deep-Reinforcement-Learning-Hands-On#33](https://github.com/PacktPublishing/Deep-Reinforcement-Learning-Hands-On/issues/33)
 """
 
 import copy

@@ -2,7 +2,7 @@
 
 expect: frozen-by-name, no-gradient
 where: layer10.*, layer11.*, layer12.*
-source: Humbatova et al., 2020 (wrong freezing of layers); PyTorch forum on freezing by name
+source: Humbatova et al., Taxonomy of real faults in deep learning systems, 2020 (layers frozen by mistake)
 """
 
 import torch

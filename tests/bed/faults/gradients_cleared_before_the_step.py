@@ -2,8 +2,7 @@
 
 expect: nothing-to-step, gradient-changed
 where: *.weight, *.bias
-source: [PyTorch forum on the order of zero_grad](https://discuss.pytorch.org/t/model-zero-grad-or-optimizer-zero-grad/28426);
- Humbatova et al., 2020
+source: [lucidrains/byol-pytorch#93](https://github.com/lucidrains/byol-pytorch/issues/93)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: no-gradient
 where: gate.*
-source: Humbatova et al., 2020 (non-differentiable operation); PyTorch forum on thresholded masks
+source: [wonbeomjang/mobile-hair-segmentation-pytorch#3](https://github.com/wonbeomjang/mobile-hair-segmentation-pytorch/issues/3) (an operation without a gradient)
 """
 
 import torch

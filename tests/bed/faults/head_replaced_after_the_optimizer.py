@@ -2,7 +2,7 @@
 
 expect: not-in-optimizer, nothing-to-step
 where: head.*
-source: [pytorch/pytorch#7844](https://github.com/pytorch/pytorch/issues/7844); PyTorch forum on replaced layers
+source: [LaurentMazare/ocaml-torch#36](https://github.com/LaurentMazare/ocaml-torch/issues/36), [floneum/kalosm#285](https://github.com/floneum/kalosm/pull/285)
 """
 
 import torch

@@ -1,8 +1,7 @@
 """kl_div gets probabilities as its input, where it expects logarithms.
 
 expect: nll-without-log
-source: [KLDivLoss](https://docs.pytorch.org/docs/stable/generated/torch.nn.KLDivLoss.html);
- [pytorch/pytorch#32520](https://github.com/pytorch/pytorch/issues/32520)
+source: [sebastian-hofstaetter/matchmaker#18](https://github.com/sebastian-hofstaetter/matchmaker/issues/18), [pytorch/pytorch#5282](https://github.com/pytorch/pytorch/issues/5282)
 """
 
 import torch

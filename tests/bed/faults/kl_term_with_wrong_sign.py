@@ -2,7 +2,7 @@
 
 expect: loss-ascends
 effects: update-too-large, loss-spike, learning-rate-too-high, non-finite-forward, penalty-dominates
-source: [pytorch/examples#399](https://github.com/pytorch/examples/issues/399) (sign and weight of the KL term)
+source: [FluxML/model-zoo#147](https://github.com/FluxML/model-zoo/pull/147); [wiseodd/generative-models#43](https://github.com/wiseodd/generative-models/issues/43)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: not-in-optimizer
 where: *layers*
-source: [PyTorch forum: the use of nn.ModuleList](https://discuss.pytorch.org/t/when-should-i-use-nn-modulelist-and-when-should-i-use-nn-sequential/5463)
+source: [pytorch/pytorch#666](https://github.com/pytorch/pytorch/issues/666), [pytorch/pytorch#715](https://github.com/pytorch/pytorch/issues/715)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: nll-without-log
 effects: update-too-large, loss-spike, learning-rate-too-high
-source: [PyTorch forum: negative NLLLoss](https://discuss.pytorch.org/t/nllloss-negative-loss/10539)
+source: [yanx27/Pointnet_Pointnet2_pytorch#30](https://github.com/yanx27/Pointnet_Pointnet2_pytorch/issues/30)
 """
 
 import torch

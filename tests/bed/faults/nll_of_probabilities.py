@@ -1,8 +1,7 @@
 """nll_loss gets the softmax, not its logarithm.
 
 expect: nll-without-log
-source: Humbatova et al., Taxonomy of real faults in deep learning systems, 2020 (wrong loss function);
- [NLLLoss](https://docs.pytorch.org/docs/stable/generated/torch.nn.NLLLoss.html)
+source: [AnubhavGupta3377/Text-Classification-Models-Pytorch#9](https://github.com/AnubhavGupta3377/Text-Classification-Models-Pytorch/issues/9), [clvrai/ACGAN-PyTorch#4](https://github.com/clvrai/ACGAN-PyTorch/pull/4)
 """
 
 import torch

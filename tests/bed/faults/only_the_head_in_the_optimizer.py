@@ -2,7 +2,7 @@
 
 expect: not-in-optimizer
 where: rnn.*, embed.*
-source: Humbatova et al., 2020 (wrong parameters for the optimiser)
+source: [zjunlp/HVPNeT#5](https://github.com/zjunlp/HVPNeT/issues/5)
 """
 
 import torch

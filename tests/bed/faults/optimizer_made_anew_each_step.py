@@ -3,8 +3,7 @@
 expect: step-counter-stands
 where: optimizer, *.weight
 effects: update-too-large
-source: [PyTorch forum on a new optimizer in each iteration](https://discuss.pytorch.org/t/re-initializing-optimizer/57459);
- Humbatova et al., 2020 (wrong optimiser use)
+source: [OpenNMT/OpenNMT-py#617](https://github.com/OpenNMT/OpenNMT-py/issues/617) (the constructor erases the state), [raskr/rust-autograd#16](https://github.com/raskr/rust-autograd/issues/16)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: nothing-to-step, not-in-optimizer
 where: *.weight, *.bias
-source: Jiang et al., TrainCheck, 2025 (optimizer detached from its model); PyTorch forum
+source: [Optimizers](https://docs.pytorch.org/docs/stable/optim.html) (parameters made anew after the optimizer); [namisan/mt-dnn#40](https://github.com/namisan/mt-dnn/pull/40)
 """
 
 import torch

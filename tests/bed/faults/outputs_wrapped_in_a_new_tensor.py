@@ -2,7 +2,7 @@
 
 expect: no-gradient
 where: scorer.*
-source: [PyTorch forum: torch.tensor of a list of tensors](https://discuss.pytorch.org/t/how-to-turn-a-list-of-tensor-to-tensor/8868)
+source: [open-mmlab/mmpose#2788](https://github.com/open-mmlab/mmpose/issues/2788) (a tensor wrapped in torch.tensor)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: zero-gradient
 where: encoder.*
-source: [PyTorch forum: torch.round() gradient](https://discuss.pytorch.org/t/torch-round-gradient/28628)
+source: [PyTorch forum 28628](https://discuss.pytorch.org/t/torch-round-gradient/28628)
 """
 
 import torch

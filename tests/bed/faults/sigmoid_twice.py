@@ -2,7 +2,7 @@
 
 expect: sigmoid-twice
 where: out
-source: [PyTorch forum: BCELoss vs BCEWithLogitsLoss](https://discuss.pytorch.org/t/bceloss-vs-bcewithlogitsloss/33586)
+source: [Turoad/lanedet#32](https://github.com/Turoad/lanedet/issues/32), [cvg/glue-factory#89](https://github.com/cvg/glue-factory/issues/89)
 """
 
 import torch

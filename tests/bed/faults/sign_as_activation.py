@@ -2,7 +2,7 @@
 
 expect: zero-gradient
 where: fc1.*
-source: [PyTorch forum: circumventing a non-differentiable sign, April 2019](https://discuss.pytorch.org/)
+source: PyTorch forum, "Circumventing an indifferentiability problem", April 2019
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: softmax-of-one, zero-gradient
 where: 3
-source: Zhang et al., AUTOTRAINER, 2021; Wardat et al., DeepLocalize, 2021 (softmax with one unit, Stack Overflow)
+source: [marian-nmt/marian-dev#21](https://github.com/marian-nmt/marian-dev/issues/21); Zhang et al., AUTOTRAINER, 2021
 """
 
 import torch

@@ -1,7 +1,7 @@
 """A softmax with dim=0 normalises over the batch.
 
 expect: softmax-axis
-source: [PyTorch forum: which dim for softmax](https://discuss.pytorch.org/t/implicit-dimension-choice-for-softmax-warning/12314)
+source: [perone/euclidesdb#2](https://github.com/perone/euclidesdb/issues/2), [Lackel/DPN#1](https://github.com/Lackel/DPN/issues/1)
 """
 
 import torch

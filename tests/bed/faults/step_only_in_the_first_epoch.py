@@ -3,7 +3,7 @@
 expect: step-not-called
 where: optimizer
 effects: accumulated-gradient
-source: Jiang et al., TrainCheck, 2025 (missing optimizer step); Islam et al., 2019 (missing API call)
+source: [zhaoyuzhi/deepfillv2#6](https://github.com/zhaoyuzhi/deepfillv2/issues/6) (a missing step)
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: sum-reduction
 effects: update-too-large, learning-rate-too-high, loss-spike, unit-off, zero-gradient
-source: Humbatova et al., 2020 (wrong loss); the option `reduction` of PyTorch's losses
+source: Humbatova et al., Taxonomy of real faults in deep learning systems, 2020 (wrong loss); the option `reduction` of the losses
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 expect: no-gradient
 where: features.*
-source: [PyTorch forum: numpy breaks the graph](https://discuss.pytorch.org/t/converting-tensor-to-numpy-breaks-the-graph/74206)
+source: PyTorch FAQ and forum: numpy does not record a graph
 """
 
 import numpy as np

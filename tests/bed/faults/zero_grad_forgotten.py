@@ -3,7 +3,7 @@
 expect: accumulated-gradient
 where: *.weight, *.bias
 effects: learning-rate-too-high, update-too-large, loss-spike
-source: [PyTorch forum 84911](https://discuss.pytorch.org/t/84911), reproduced by Jiang et al., TrainCheck, 2025
+source: [wenet-e2e/wekws#73](https://github.com/wenet-e2e/wekws/pull/73), [meta-pytorch/torchforge#71](https://github.com/meta-pytorch/torchforge/pull/71); Jiang et al., Training with confidence (TrainCheck), 2025
 """
 
 import torch

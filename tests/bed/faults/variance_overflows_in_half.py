@@ -1,0 +1,37 @@
+"""A variance computed in float16 overflows to infinity.
+
+expect: non-finite-forward
+effects: input-not-normalised
+source: [huggingface/transformers#5651](https://github.com/huggingface/transformers/issues/5651), [huggingface/transformers#4586](https://github.com/huggingface/transformers/issues/4586)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+torch.manual_seed(0)
+
+
+class HalfNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 1)
+
+    def forward(self, x):
+        h = self.fc1(x).half()
+        squares = h * h  # <- cause, right: h = h.float(); squares = h * h
+        return self.fc2((h / (squares.mean(1, keepdim=True) + 1e-3).sqrt()).float())
+
+
+model = HalfNorm()
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+for step in range(80):
+    x = torch.randn(32, 8)
+    y = x[:, :1]
+    if step == 50:
+        x = x * 2000
+    loss = F.mse_loss(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print("loss", round(loss.item(), 3))
