@@ -17,7 +17,7 @@ x = torch.tensor(pictures, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 0.6
 y = torch.tensor(labels)
 SIZE = 1  # <- cause, right: SIZE = 16
 model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for step in range(120):
     rows = torch.randint(len(x), (SIZE,))
     loss = F.cross_entropy(model(x[rows]), y[rows])  # <- cause

@@ -1,4 +1,4 @@
-"""Convolutions in a row, and relu only after the last one.
+"""Convolutions in a row without an activation: the network sees no more than a mean.
 
 expect: no-activation
 where: conv1*, conv2*, conv3*
@@ -26,12 +26,9 @@ class Net(nn.Module):
 
 model = Net()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-for step in range(100):
-    x = torch.randn(32, 1, 8, 8)
+for step in range(80):
     y = torch.randint(2, (32,))
-    x[y == 1] = x[y == 1].sign() * 1.6 * torch.rand_like(x[y == 1])
-    x[y == 1, :, ::2] *= -1
-    x[y == 1] = x[y == 1].abs() * torch.randint(0, 2, (int((y == 1).sum()), 1, 8, 8)).mul(2).sub(1) * 1.3
+    x = torch.randn(32, 1, 8, 8) * (0.5 + y)[:, None, None, None]
     loss = F.cross_entropy(model(x), y)
     optimizer.zero_grad()
     loss.backward()

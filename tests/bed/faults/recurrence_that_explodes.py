@@ -28,7 +28,7 @@ class Linear(nn.Module):
 
 
 model = Linear()
-optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 for step in range(60):
     x = torch.randn(16, 40, 3)
     loss = F.mse_loss(model(x), x[:, -4:, 0].sum(1, keepdim=True))

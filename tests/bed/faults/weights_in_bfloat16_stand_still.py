@@ -1,9 +1,8 @@
 """Weights in bfloat16 with a small rate: every update is rounded away.
 
 expect: stuck-update
-where: *.weight
-source: [kyegomez/SingLoRA#6](https://github.com/kyegomez/SingLoRA/issues/6); Zamirai et al., Revisiting bfloat16
- training, 2020
+where: *.weight, weight
+source: [kyegomez/SingLoRA#6](https://github.com/kyegomez/SingLoRA/issues/6); Zamirai et al., Revisiting bfloat16 training, 2020
 """
 
 import torch
@@ -11,15 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 torch.manual_seed(0)
-centres = torch.randn(5, 16)
-model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 5))
-nn.init.normal_(model[0].weight)
-nn.init.normal_(model[2].weight)
+centres = torch.randn(4, 512) / 2
+model = nn.Linear(512, 4)
+nn.init.uniform_(model.weight, 0.03, 0.06)
 model = model.to(torch.bfloat16)  # <- cause, right: pass
-optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+optimizer = torch.optim.Adam(model.parameters(), lr=4e-5)
 for step in range(100):
-    y = torch.randint(5, (64,))
-    x = (centres[y] + torch.randn(64, 16)).to(model[0].weight.dtype)
+    y = torch.randint(4, (64,))
+    x = (centres[y] + torch.randn(64, 512)).to(model.weight.dtype)
     loss = F.cross_entropy(model(x).float(), y)
     optimizer.zero_grad()
     loss.backward()

@@ -1,4 +1,4 @@
-"""Weights from a normal distribution of deviation 1 saturate every tanh.
+"""Weights from a normal distribution of deviation 3 saturate every tanh.
 
 expect: saturated
 effects: initial-loss
