@@ -2,7 +2,7 @@
 
 `--every N` and `--run STEP` choose the commands; by default `watch --every 1`, `--every 10`, and `run` at steps 1 and
 30. `--twins` runs the repaired twins of the faults instead. `--effect` compares how faults and twins train, bare.
-`--table` writes the sources into docs/findings-evidence.md.
+`--table` writes the sources into docs/findings-evidence.md. The exit status is 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 from tests.bed import Script, scripts
 from tests.bed.evidence import write_table
-from tests.bed.judging import Verdict, judge, report
+from tests.bed.judging import Verdict, judge, report, shortfalls
 from tests.bed.running import Result, run_all
 
 HOWS = ("every=1", "every=10", "step=1", "step=30")
@@ -47,9 +47,9 @@ def main() -> None:
     verdicts: list[Verdict] = []
     for result in run_all(jobs, options.workers):
         verdicts.append(judge(by_name[result.script], result, healthy=options.twins))
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        print(result.script, result.how, verdicts[-1].outcome, verdicts[-1].detail, file=sys.stderr, flush=True)
     print(report(verdicts, hows, verbose=options.verbose))
+    sys.exit(bool(shortfalls(verdicts, hows)))
 
 
 def compare(chosen: list[Script], workers: int) -> None:

@@ -11,10 +11,11 @@ HEAD = """# The evidence behind the findings
 
 <!-- Written by `python -m tests.bed --table` from the headers of the scripts in tests/bed. Do not edit. -->
 
-How often a cause is named is measured on FAULTS faults that others have described, and HEALTHY healthy trainings. Each is
-a script of its own in `tests/bed`, written for this purpose, with the cause marked in it. `python -m tests.bed` runs
-them through `chainrule watch` and `chainrule run`, and counts: **named** means that the first finding above a note has
-the expected id and points to the cause (its line, parameter or module).
+How often a cause is named is measured on FAULTS faults that others have described, and on HEALTHY healthy trainings.
+Each is a script of its own in `tests/bed`, written for this purpose. A fault has its cause marked in the code, and most
+have a repaired twin. `python -m tests.bed` runs them through `chainrule watch` and `chainrule run`, and counts.
+**Named** means that the first finding above a note has one of the ids below and points to the cause: its line, its
+parameter or its module.
 
 """
 

@@ -11,8 +11,9 @@ from tests.bed.running import Found, Result
 NAMED, FOUND, MISSED, MISLEADING = "named", "found, not first", "missed", "misleading"
 QUIET, ALARM = "quiet", "alarm"
 FAILED = "failed"
-GOALS = {"every=1": 0.90, "every=10": 0.75}
-MISLEADING_GOAL = 0.02
+GOALS = {"every=1": 0.90, "every=10": 0.75}  # the least share of causes that are named
+MISLEADING_GOAL = 0.02  # the largest share of faults
+ALARMS_GOAL = 2  # of healthy trainings in single steps; a watch must raise none
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,37 @@ def report(verdicts: list[Verdict], hows: list[str], verbose: bool = False) -> s
                     f"      {each.severity} {each.id} [{each.where}] {each.place}: {each.text}"
                     for each in row[how].result.found if each.severity != "note"
                 ]  # fmt: skip
-        printed = {row[how].result.printed for how in hows if how.startswith("every")}
-        if len(printed) > 1:
-            lines.append("    the script printed something else under each watch")
+        if len({row[how].result.figure for how in hows if how.startswith("every")}) > 1:
+            lines.append("    the script printed another figure under each watch")
     return "\n".join([*lines, "", *totals(verdicts, hows)])
 
 
 def totals(verdicts: list[Verdict], hows: list[str]) -> list[str]:
-    """One line per command and kind of script."""
-    lines = []
-    for how in hows:
-        counts = Counter(each.outcome for each in verdicts if each.result.how == how)
-        judged = sum(counts[each] for each in (NAMED, FOUND, MISSED, MISLEADING))
-        if judged:
-            shares = ", ".join(f"{counts[each]} {each}" for each in (NAMED, FOUND, MISSED, MISLEADING))
-            goal = f" (goal {GOALS[how]:.0%})" if how in GOALS else ""
-            named, misled = counts[NAMED] / judged, counts[MISLEADING] / judged
-            lines.append(
-                f"{how}: {judged} faults: {shares}; named {named:.0%}{goal}, misleading {misled:.0%} "
-                f"(goal at most {MISLEADING_GOAL:.0%})"
-            )
-        if healthy := counts[QUIET] + counts[ALARM]:
-            lines.append(f"{how}: {healthy} healthy: {counts[ALARM]} with an alarm above a note")
-        if counts[FAILED]:
-            lines.append(f"{how}: {counts[FAILED]} failed")
-    return lines
+    """One line per command and kind of script, and then what falls short of its goal."""
+    return [line for how in hows for line in _totals(verdicts, how)[0]] + shortfalls(verdicts, hows)
+
+
+def shortfalls(verdicts: list[Verdict], hows: list[str]) -> list[str]:
+    """The goals that are missed."""
+    return [line for how in hows for line in _totals(verdicts, how)[1]]
+
+
+def _totals(verdicts: list[Verdict], how: str) -> tuple[list[str], list[str]]:
+    counts = Counter(each.outcome for each in verdicts if each.result.how == how)
+    watched = how.startswith("every")
+    lines, missed = [], []
+    if judged := sum(counts[each] for each in (NAMED, FOUND, MISSED, MISLEADING)):
+        shares = ", ".join(f"{counts[each]} {each}" for each in (NAMED, FOUND, MISSED, MISLEADING))
+        named, misled = counts[NAMED] / judged, counts[MISLEADING] / judged
+        lines.append(f"{how}: {judged} faults: {shares}; named {named:.0%}, misleading {misled:.0%}")
+        if named < GOALS.get(how, 0):
+            missed.append(f"{how}: {named:.0%} of the causes are named; the goal is {GOALS[how]:.0%}")
+        if watched and misled > MISLEADING_GOAL:
+            missed.append(f"{how}: {misled:.0%} are misleading; the goal is at most {MISLEADING_GOAL:.0%}")
+    if healthy := counts[QUIET] + counts[ALARM]:
+        lines.append(f"{how}: {healthy} healthy: {counts[ALARM]} with an alarm above a note")
+        if counts[ALARM] > (goal := 0 if watched else ALARMS_GOAL):
+            missed.append(f"{how}: {counts[ALARM]} healthy trainings raise an alarm; the goal is at most {goal}")
+    if counts[FAILED]:
+        missed.append(f"{how}: {counts[FAILED]} scripts failed")
+    return lines, missed

@@ -24,7 +24,9 @@ class Capsules(nn.Module):
         self.weight = nn.Parameter(0.1 * torch.randn(32, 10, 8, 4))
 
     def forward(self, x):
-        u = squash(self.primary(F.relu(self.conv(x))).reshape(len(x), 8, 4, -1).permute(0, 1, 3, 2).reshape(len(x), -1, 4))
+        u = squash(
+            self.primary(F.relu(self.conv(x))).reshape(len(x), 8, 4, -1).permute(0, 1, 3, 2).reshape(len(x), -1, 4)
+        )
         votes = torch.einsum("jkdc,njc->njkd", self.weight, u)
         agreement = torch.zeros(len(x), 32, 10)
         for _ in range(2):
