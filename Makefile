@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Tests run in so many processes at once.
+WORKERS ?= 2
+TEST := pytest -q -n $(WORKERS) --dist worksteal
 RUN := .venv/bin/python -m
 READY := .venv/ready
 PEERS := .venv-peers
@@ -13,15 +16,15 @@ demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
 
 test: $(READY)
-	$(RUN) pytest -q -m "not slow" $(ARGS)
+	$(RUN) $(TEST) -m "not slow" $(ARGS)
 
 test-all: $(READY)
-	$(RUN) pytest -q $(ARGS)
+	$(RUN) $(TEST) $(ARGS)
 
 # Runs the tests that train with the rounding of PyTorch's default kernels, and then with another seed.
 test-steady: $(READY)
-	ATEN_CPU_CAPABILITY=default $(RUN) pytest -q -m "trains and not slow" $(ARGS)
-	CHAINRULE_TEST_SEED=1 $(RUN) pytest -q -m "trains and not slow and not printed" $(ARGS)
+	ATEN_CPU_CAPABILITY=default $(RUN) $(TEST) -m "trains and not slow" $(ARGS)
+	CHAINRULE_TEST_SEED=1 $(RUN) $(TEST) -m "trains and not slow and not printed" $(ARGS)
 
 # Rewrites the expected output of tests/golden. Review the diff.
 golden: $(READY)

@@ -21,7 +21,7 @@ ROOMS = (
     ("diagnostics",),
     ("report",),
     ("views",),
-    ("progress", "script", "verification_result", "recording", "verify_function"),
+    ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
     ("monitor",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
@@ -97,6 +97,8 @@ def test_the_public_names() -> None:
         "Recording",
         "Thresholds",
         "__version__",
+        "assert_causal",
+        "assert_independent",
         "callbacks",
         "distributed",
         "explain",

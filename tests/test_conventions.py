@@ -108,6 +108,14 @@ def eighths(x):
     return (x * 8).round().clamp(-9, 9) / 8
 
 
+def scaled_sign(x):
+    return x.abs().mean(1, keepdim=True) * x.sign()
+
+
+def slope_of_scaled_sign(u, x):
+    return u * (1 / x.shape[1] + x.abs().mean(1, keepdim=True) * (x.abs() <= 1))
+
+
 BY_DESIGN = {
     "round": (torch.round, lambda u, x: u, "straight-through estimator: the backward takes `round`"),
     "quarters": (lambda x: (x * 4).floor() / 4, lambda u, x: u, "straight-through estimator"),
@@ -116,6 +124,8 @@ BY_DESIGN = {
     "sign": (torch.sign, lambda u, x: u * (x.abs() <= 1), "straight-through estimator"),
     "step": (lambda x: (x > 0).to(x), lambda u, x: u.clamp(-1, 1), "straight-through estimator"),
     "spike": (lambda x: (x > 0).to(x), lambda u, x: u / (1 + 10 * x.abs()) ** 2, "surrogate gradient"),
+    "a sign and its scale": (scaled_sign, lambda u, x: u * (x.abs() <= 1), "straight-through estimator"),
+    "with the slope of the scale": (scaled_sign, slope_of_scaled_sign, "surrogate gradient"),
     "reversal": (lambda x: x.view_as(x), lambda u, x: -0.5 * u, "gradient reversal by 0.5"),
     "scaling": (lambda x: x.clone(), lambda u, x: 0.1 * u, "gradient scaling by 0.1"),
     "clipping": (lambda x: x.clone(), lambda u, x: u.clamp(-1, 1), "gradient clipping"),
@@ -138,6 +148,8 @@ WRONG = {
     "of its own numbers": (torch.round, lambda u, x: u * u),
     "ReLU without its mask": (F.relu, lambda u, x: u),
     "an identity here alone": (lambda x: x.clamp(-100, 100) * 1.0 + (x.abs() - x.abs()), lambda u, x: u * x),
+    "a pruned weight without its mask": (lambda x: x * (x.abs() > 0.5), lambda u, x: u),
+    "the sign of a sign and its scale": (scaled_sign, lambda u, x: -u),
     "twice": (lambda x: 2 * x, lambda u, x: -u),
     "a clamp of rounded numbers": (lambda x: x + (x * 4).round() / 4, lambda u, x: u * 3),
 }

@@ -17,6 +17,7 @@ from chainrule.errors import ChainruleError
 
 if TYPE_CHECKING:
     from chainrule import callbacks, distributed, runs
+    from chainrule.assertions import assert_causal, assert_independent
     from chainrule.diagnostics.thresholds import Thresholds
     from chainrule.monitor.watcher import watch
     from chainrule.recording import Recording, explain, load, record
@@ -27,6 +28,8 @@ __all__ = [
     "Recording",
     "Thresholds",
     "__version__",
+    "assert_causal",
+    "assert_independent",
     "callbacks",
     "distributed",
     "explain",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 _homes = {
+    "assert_causal": "chainrule.assertions",
+    "assert_independent": "chainrule.assertions",
     "verify": "chainrule.verify_function",
     "Thresholds": "chainrule.diagnostics.thresholds",
     "watch": "chainrule.monitor.watcher",

@@ -72,8 +72,26 @@ output_option = click.option(
 brief_option = click.option("--brief", is_flag=True, help="A screenful instead of the whole walk.")
 
 
+def _explain(ctx: click.Context, _: click.Parameter, id: str | None) -> None:
+    if id is not None:
+        from chainrule.reference import explanation
+
+        try:
+            click.echo(explanation(id))
+        except ChainruleError as error:
+            raise Failure(str(error)) from error
+        ctx.exit()
+
+
+explain_option = click.option(
+    "--explain", metavar="ID", is_eager=True, expose_value=False, callback=_explain,
+    help="Explain a kind of finding by its id (loss-spike), and exit.",
+)  # fmt: skip
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="chainrule")
+@explain_option
 def commands() -> None:
     """Backpropagation, worked out.
 
@@ -113,6 +131,7 @@ def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | No
 @step_option
 @brief_option
 @output_option
+@explain_option
 @click.option("--stop", is_flag=True, help="End the script right after the step.")
 def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str | None, stop: bool) -> NoReturn:
     """Run SCRIPT as python would, and show its N-th training step.
@@ -207,6 +226,7 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
     "--steps", type=click.IntRange(min=1), metavar="N", help="How many steps there will be, for the progress."
 )
 @click.option("--plain", is_flag=True, help="Lines instead of the dashboard.")
+@explain_option
 def watch(
     script: str,
     args: tuple[str, ...],
@@ -231,6 +251,8 @@ def watch(
 
     options = {"every": every, "to": to, "full_every": full_every, "on_finding": on_finding}
     outcome = watch_script(script, args, options, total=steps, plain=plain)
+    for line in outcome.lines():
+        _say(line)
     _say(outcome.sentence(script))
     sys.exit(outcome.status)
 
@@ -239,6 +261,7 @@ def watch(
 @click.argument("file", type=click.Path())
 @brief_option
 @output_option
+@explain_option
 def show(file: str, brief: bool, output: str | None) -> None:
     """Show a step or a whole run from its FILE.
 
@@ -284,6 +307,8 @@ def _show_run(file: str, output: str | None) -> None:
 def _say_shortfall(outcome: ScriptRun) -> None:
     if outcome.shortfall:
         _say(outcome.shortfall)
+    for found in outcome.explanations:
+        _say(str(found))
 
 
 def _say(sentence: str) -> None:

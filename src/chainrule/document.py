@@ -38,10 +38,10 @@ Text = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Words. `tone` is `plain`, `note`, or `warning` (probably not what the user wants)."""
+    """Words. `tone` is `plain`, `note`, `warning` (probably not what the user wants), or `error` (numbers are lost)."""
 
     text: Text
-    tone: Literal["plain", "note", "warning"] = "plain"
+    tone: Literal["plain", "note", "warning", "error"] = "plain"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@
      ├── RuleError             a rule broke its contract (number of gradients, shape)
      ├── StorageError          a file cannot be written or read
      ├── ThresholdError        a threshold of findings is no number that could be one
+     ├── DependenceError       what was asserted to be independent is not; also an AssertionError
      └── SilenceError          a kind of finding was to be silenced that does not exist
 
     ChainruleWarning          what a watch, or a recording that fails, says while a training runs on
@@ -56,6 +57,10 @@ class ThresholdError(ChainruleError, ValueError):
 
 class SilenceError(ChainruleError, ValueError):
     """A finding was to be left out by an id that no kind of finding has; the message names near matches."""
+
+
+class DependenceError(ChainruleError, AssertionError):
+    """Something depends on what it was asserted not to; the message names the positions and the path."""
 
 
 class ChainruleWarning(UserWarning):

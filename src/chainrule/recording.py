@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
+from chainrule.capture.failed_forward import lone
 from chainrule.capture.guard import Guard
 from chainrule.capture.lowering import free, lower
 from chainrule.capture.lowering.naming import variables_around
 from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
 from chainrule.capture.session import Session
+from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
 from chainrule.errors import RecordingError
 from chainrule.graph.graph import Graph, Node, Value
@@ -32,6 +35,7 @@ from chainrule.progress import bar
 
 if TYPE_CHECKING:
     from chainrule.derivation.backprop import Derivation, Step
+    from chainrule.derivation.dependence import Dependence
     from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
@@ -61,6 +65,14 @@ class Recording:
         recording.graph = graph
         recording._owners = owners or {}
         return recording
+
+    @classmethod
+    def of_failure(cls, error: BaseException | None, log: StepLog) -> Recording | None:
+        """What is known of the exception that ended a step which was not recorded; None if PyTorch did not raise it."""
+        recording = cls()
+        with suppress(Exception):  # the user's exception is on its way
+            recording._tape = None if error is None else lone(error, log)
+        return None if recording._tape is None else recording
 
     @cached_property
     @apart()
@@ -209,6 +221,19 @@ class Recording:
         from chainrule.derivation.why import why
 
         return why(self.graph, self.derivation, self.notation, name, index)
+
+    @apart()
+    def depends(self, of: str, on: str) -> Dependence:
+        """Whether the value named `of` depends on the one named `on`, and along which axes; printed, it says so.
+
+        The operations between them show it for all finite numbers. Where they allow everything, it is measured for
+        these numbers: the positions of `on` are moved one by one, and the operations run again.
+
+        Raises MissingError for a name that does not exist.
+        """
+        from chainrule.derivation.dependence import depends
+
+        return depends(self.graph, self.notation, of, on)
 
     @apart()
     def verify(

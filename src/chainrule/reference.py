@@ -17,6 +17,8 @@ import torch
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.diagnostics import BY_TOPIC, CHECKS, Check, Thresholds
+from chainrule.diagnostics.causes import EFFECTS
+from chainrule.diagnostics.check import check_id
 from chainrule.recording import record
 from chainrule.rules import Applied, Latex, Rule, Sample, registered
 
@@ -186,6 +188,21 @@ def _finding(check: Check) -> Iterator[str]:
     if check.thresholds:
         yield "- thresholds: " + ", ".join(f"[`{name}`](#thresholds)" for name in check.thresholds)
     yield f"- source: {_escape_words(check.source)}"
+
+
+def explanation(id: str) -> str:
+    """One kind of finding in plain text. Raises SilenceError for an id that no check has."""
+    check_id(id, "--explain")
+    check = CHECKS[id]
+    limits = {each.name: each for each in fields(Thresholds)}
+    rows = [
+        (check.id, f"{check.title}. {_severity(check)}"), ("what is found", check.what), ("why it matters", check.why),
+        ("what to try", check.advice), ("may cause", ", ".join(EFFECTS.get(id, ()))),
+        ("may be caused by", ", ".join(cause for cause, effects in EFFECTS.items() if id in effects)),
+        *((name, f"{limits[name].default:g} ({limits[name].metadata['unit']})") for name in check.thresholds),
+        ("source", check.source),
+    ]  # fmt: skip
+    return "\n".join(f"{name}: {words}" for name, words in rows if words)
 
 
 def _severity(check: Check) -> str:

@@ -17,7 +17,7 @@ from importlib.machinery import SourceFileLoader
 from itertools import dropwhile
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch.optim.optimizer import (
     Optimizer,
@@ -25,10 +25,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from chainrule.capture.lowering.naming import locals_of
-from chainrule.capture.source import is_library
+from chainrule.capture.source import Site, entries, is_library, locals_of, without_our_frames
+from chainrule.capture.step_log import StepLog
 from chainrule.errors import RecordingError
 from chainrule.recording import Recording, record
+
+if TYPE_CHECKING:
+    from chainrule.diagnostics import Finding
 
 Namespace = dict[str, Any]
 Ending = Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
@@ -51,11 +54,21 @@ class ScriptRun:
     ending: Ending
     status: int
     recording: Recording | None
+    failure: Recording | None = None  # of an exception in a step that was not recorded
 
     @property
     def complete(self) -> bool:
         """Whether the step asked for was recorded to its end."""
         return self.steps >= self.step
+
+    @property
+    def explanations(self) -> tuple[Finding, ...]:
+        """Why the exception was raised that ended the script, if PyTorch raised it."""
+        from chainrule.diagnostics.exceptions import EXPLAINED
+
+        known = (self.failure, self.recording if self.ending == "crashed" else None)
+        found = (each for recording in known if recording is not None for each in recording.findings())
+        return tuple(each for each in found if each.id in EXPLAINED and each.severity == "error")
 
     @property
     def shortfall(self) -> str | None:
@@ -102,7 +115,7 @@ def run_script(
     with _as_main(script, arguments) as namespace:
         recorder = _StepRecorder(session or (lambda names: record(namespace=names)), namespace, step, stop)
         ending, status = _execute(source, namespace, recorder)
-    return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording)
+    return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording, recorder.failure)
 
 
 def run_inside(
@@ -182,6 +195,8 @@ class _StepRecorder:
         self._stop = stop
         self._session: AbstractContextManager[Recording] | None = None
         self._stepping: Optimizer | None = None
+        self._log = StepLog()
+        self.failure: Recording | None = None
 
     def __enter__(self) -> None:
         self._before = register_optimizer_step_pre_hook(self._before_step)
@@ -196,10 +211,14 @@ class _StepRecorder:
         self._after.remove()
         if isinstance(error, SystemExit):  # an exit is no crash
             kind, error, trace = None, None, None
-        self._close([entry.tb_frame for entry in _entries(trace)], kind, error, trace)
+        if self._session is None and error is not None and not isinstance(error, _StepRecorded):
+            self.failure = Recording.of_failure(error, self._log)
+        self._close([entry.tb_frame for entry in entries(trace)], kind, error, trace)
 
     def _open(self) -> None:
         session = self._make_session(self._names)
+        if isinstance(session, record):
+            session.know_steps(self._log)
         self.recording = session.__enter__()
         self._session = session  # only now is there something to close
 
@@ -236,6 +255,7 @@ class _StepRecorder:
             return
         self._stepping = None
         self.steps += 1
+        self._log.end(self.steps, Site.of(sys._getframe()))
         if self.steps == self._step:
             self._close(_frames(sys._getframe()))
         elif self.steps == self._step - 1:
@@ -268,31 +288,10 @@ def _print_as_python(error: BaseException) -> None:
 
 
 def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Drop the frames that recording adds: ours, and PyTorch's on the way to and from us.
-
-    Under a function mode PyTorch's Python functions (`F.relu`, but not `F.linear`) come twice: on the way to us,
-    through `handle_torch_function`, and for the work.
-    """
-    kept: list[TracebackType] = []
-    ours = False
-    for entry in _entries(trace):
-        name = entry.tb_frame.f_globals.get("__name__", "")
-        came_from_us, ours = ours, _is_ours(name)
-        if ours:
-            if kept and kept[-1].tb_frame.f_code.co_name == "handle_torch_function":
-                del kept[-2:]
-        elif not (came_from_us and name == "torch._ops"):
-            kept.append(entry)
     rebuilt: TracebackType | None = None
-    for entry in reversed(kept):
+    for entry in reversed(without_our_frames(trace)):
         rebuilt = TracebackType(rebuilt, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return rebuilt
-
-
-def _entries(trace: TracebackType | None) -> Iterator[TracebackType]:
-    while trace is not None:
-        yield trace
-        trace = trace.tb_next
 
 
 def _frames(frame: FrameType | None) -> list[FrameType]:
@@ -302,7 +301,3 @@ def _frames(frame: FrameType | None) -> list[FrameType]:
         found.append(frame)
         frame = frame.f_back
     return found[::-1]
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "chainrule" and not module.startswith("chainrule.examples.")

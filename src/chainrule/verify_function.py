@@ -193,7 +193,7 @@ class _Function:
     def attempt(self, condition: Condition) -> _Attempt | None:
         """Run it under a condition and check every node; None where the function itself does not run there."""
         first = condition is GIVEN
-        with nothing_left_behind(), self.code.restored(), _numbers_restored(self.written), torch.enable_grad():
+        with nothing_left_behind(), self.code.restored(), numbers_restored(self.written), torch.enable_grad():
             arguments, keywords = self._inputs(condition)
             error = None
             with record(namespace={}) as recording:
@@ -357,7 +357,7 @@ def _is_finite(out: Tensor) -> bool:
 
 
 @contextmanager
-def _numbers_restored(tensors: list[Tensor]) -> Iterator[None]:
+def numbers_restored(tensors: list[Tensor]) -> Iterator[None]:
     """Restore the numbers of tensors that were written to, such as a module's buffers."""
     before = [(each, each.detach().clone()) for each in tensors]
     try:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 
 import chainrule
 from chainrule import runs
+from chainrule.diagnostics.ranks import of_ranks
 from chainrule.errors import RecordingError
-from chainrule.graph.history import joined
+from chainrule.graph.history import RankFacts, RankParameter, joined
 from chainrule.graph.statistics import Statistics
 from tests.distributed import workers
 
@@ -294,6 +296,31 @@ def test_a_watch_names_the_rank_with_a_nan(two, folder):
         found = {each.id: each for each in run.findings()}
     assert found["rank-not-finite"].where == "rank 1"
     assert found["rank-not-finite"].since == 2
+
+
+def of_ranks_in(path):
+    with runs.open(path) as run:
+        return {
+            (each.id, each.where, each.severity, each.since) for each in run.findings() if each.id.startswith("rank")
+        }
+
+
+def test_ranks_whose_gradients_are_reduced_by_hand_stay_together(two, folder):
+    assert of_ranks_in(folder / "by-hand.db") == set()
+
+
+def test_a_watch_names_the_parameter_in_which_the_ranks_parted(two, folder):
+    assert ("ranks-parted", "2.bias", "warning", 4) in of_ranks_in(folder / "parted.db")
+
+
+def test_ranks_that_part_after_the_first_step_may_be_meant_to():
+    facts = [RankFacts(rank, None, None, {"w": RankParameter(Statistics.of(torch.ones(3)))}) for rank in range(2)]
+    other = replace(facts[1], parameters={"w": RankParameter(Statistics.of(torch.zeros(3)))})
+    equal = {}
+    assert of_ranks(facts, equal) == ()
+    assert [(each.id, each.severity) for each in of_ranks([facts[0], other], equal)] == [("ranks-parted", "note")]
+    equal = {"w": 2}
+    assert [each.severity for each in of_ranks([facts[0], other], equal)] == ["warning"]
 
 
 @pytest.mark.slow

@@ -116,6 +116,8 @@ def record_steps(rank, ranks, folder):
         "watch alone": _watch_alone(rank, ranks, folder),
         "watch at different steps": watched(rank, ranks, folder, "different", start=rank),
         "watch nan": _watch_nan(rank, ranks, folder),
+        "by hand": _by_hand(rank, ranks, folder, "by-hand"),
+        "parted": _by_hand(rank, ranks, folder, "parted", left_out="2.bias"),
     }
 
 
@@ -333,6 +335,22 @@ def _watch_alone(rank, ranks, folder):
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
     return {"told": [], "parameters": [p.detach().clone() for p in model.parameters()]}
+
+
+def _by_hand(rank, ranks, folder, name, left_out=""):
+    """Gradients are reduced after backward, without a wrapper; from the third step on without those of `left_out`."""
+    model = built(small=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chainrule.watch(model, optimizer, to=folder / f"{name}.db"):
+        for step in range(STEPS):
+            x, y = data(step, rank, ranks)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            for key, parameter in model.named_parameters():
+                if step < 2 or key != left_out:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= ranks
+            optimizer.step()
 
 
 def _watch_nan(rank, ranks, folder):

@@ -503,13 +503,13 @@ def equal_pictures_with_other_labels():
     return train(mlp(64, 64, 10), ((x, y) for _ in range(100)))
 
 
-@fault("unfittable-labels")
+@fault("targets-out-of-range")
 def tanh_for_targets_beyond_one():
     model = nn.Sequential(mlp(8, 32, 1), nn.Tanh())
     return train(model, ((x, 5 * y) for x, y in points()), loss=F.mse_loss)
 
 
-@fault("unfittable-labels")
+@fault("targets-out-of-range")
 def labels_of_minus_one():
     return train(
         mlp(64, 32, 1), batches(),

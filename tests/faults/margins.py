@@ -14,8 +14,7 @@ from dataclasses import fields
 import torch
 
 from chainrule.diagnostics import Thresholds
-from tests.faults.faulty import FAULTS
-from tests.faults.healthy import HEALTHY
+from tests.faults.every import FAULTS, HEALTHY
 from tests.faults.watched import watched
 
 ALARM_BELOW = {"flat", "depth_ratio", "noise", "update_ratio_small", "stuck", "plateau", "same"}  # the rest: above it

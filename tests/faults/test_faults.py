@@ -14,8 +14,7 @@ import torch
 
 from chainrule import runs
 from chainrule.diagnostics import CHECKS
-from tests.faults.faulty import FAULTS
-from tests.faults.healthy import HEALTHY
+from tests.faults.every import FAULTS, HEALTHY
 from tests.faults.watched import watched
 
 pytestmark = pytest.mark.trains

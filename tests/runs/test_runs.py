@@ -134,7 +134,7 @@ def test_findings_take_the_place_of_those_before(path):
     writer.close()
     with runs.open(path) as run:
         assert run.findings() == (last, runs.Found("loss-spike", "error", "", "It jumped.", since=9))
-    assert str(last) == "warning from step 3 to 9: Units 2 and 3 are off.\n  of 8\n  Try."
+    assert str(last) == "warning from step 3 to 9: Units 2 and 3 are off (a.py:3).\n  of 8\n  Try."
 
 
 def test_a_second_run_in_the_file_is_another_run(path):

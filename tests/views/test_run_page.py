@@ -43,7 +43,7 @@ def test_everything_of_the_run_is_in_it(shown):
     assert shown["columns"][-1] == [3000, 3000]
     assert len(shown["rates"]) == 2
     assert [each["title"] for each in shown["maps"]] == ["gradient norm", "update / weight", "spread of outputs"]
-    assert [each["id"] for each in shown["findings"]] == ["vanishing-gradient", "loss-spike", "non-finite"]
+    assert [each["id"] for each in shown["findings"]] == ["non-finite", "vanishing-gradient", "loss-spike"]
     assert shown["recordings"] == [{"step": 1500, "reason": "loss-spike: the loss", "link": ""}]
     assert sum(shown["skipped"]) == 1
 

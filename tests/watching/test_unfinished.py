@@ -234,7 +234,7 @@ def test_a_script_tells_it(tmp_path):
     assert (status, found.since) == (1, 1)
     assert found.evidence[-1] == "Step 1 ended before its update: ValueError: infinite (train.py:6)."
     error = (
-        "chainrule: error since step 1: log turns finite numbers into infinity; it is the first to do so. (train.py:5)"
+        "chainrule: error since step 1: log turns finite numbers into infinity; it is the first to do so (train.py:5)."
     )
     assert error in said
     told = f"chainrule: {script} ended in the middle of its first training step: 1 finding."

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from chainrule.capture.data_parallel import RawArrival, storage_of
+from chainrule.capture.failed_backward import failed_backward
 from chainrule.capture.guard import here, this_thread
 from chainrule.capture.modes import Modes
 from chainrule.capture.source import Site
@@ -86,7 +87,7 @@ class NodeHooks:
         except BaseException as error:
             if guard.on:
                 with guard:
-                    ends.__exit__(type(error), error, None)
+                    ends.__exit__(type(error), error, error.__traceback__)  # None would be set as its traceback
             raise
         if guard.on:  # it may have ended within the pass
             with guard:
@@ -103,9 +104,10 @@ class NodeHooks:
 
         def end(kind: Any, error: BaseException | None, trace: Any) -> None:
             del self._running[running:]  # of functions that raised
+            self._note_task(backward, first)
             if isinstance(error, Exception):
                 backward.error = f"{type(error).__name__}: {error}"
-            self._note_task(backward, first)
+                tape.failures.all.append(failed_backward(error, tape, backward.roots, backward.site, first))
             backward.last = len(tape.operations) if create_graph else None
             for leaf in leaves if accumulates else ():
                 _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))

@@ -16,7 +16,7 @@ from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured
 from chainrule.graph.trees import map_leaves
 
-_only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged (a fused one may unscale it in place)
+_only_read = frozenset(  # optimizers of PyTorch's that leave `.grad` unchanged, but for `_writes_gradients`
     {optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad}
 )
 
@@ -31,7 +31,7 @@ def update_begun(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpda
     before = tape.overwritten(parameters)
     gradients = [p.grad for p in parameters]
     versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
-    if type(optimizer) not in _only_read or any(group.get("fused") for group in optimizer.param_groups):
+    if type(optimizer) not in _only_read or any(map(_writes_gradients, optimizer.param_groups)):
         tape.overwritten(gradient for gradient in gradients if gradient is not None)  # it may be working memory
     own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
     return RawUpdate(
@@ -44,6 +44,14 @@ def update_begun(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpda
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
         parts=[] if not all_have_numbers(*own) else list(map(part_of, own)),
     )
+
+
+def _writes_gradients(group: dict[str, Any]) -> bool:
+    """Whether an optimizer of `_only_read` writes to `.grad` with these options.
+
+    A fused one may unscale it, and Nesterov's momentum is added to it in place where all tensors are moved at once.
+    """
+    return bool(group.get("fused") or (group.get("nesterov") and group.get("foreach") is not False))
 
 
 def _copied(tape: Tape, tree: Any) -> Any:

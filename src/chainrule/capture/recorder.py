@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -416,13 +416,3 @@ def _library_function() -> str:
             name = frame.f_code.co_name
         frame = frame.f_back
     return name
-
-
-def exception_site(trace: TracebackType | None) -> Site | None:
-    """The innermost line of the user's own code that an exception came through."""
-    found = None
-    while trace is not None:
-        if not is_library(trace.tb_frame.f_code):
-            found = Site(trace.tb_frame.f_code, trace.tb_lasti)
-        trace = trace.tb_next
-    return found

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from chainrule.capture.failed_forward import note_end
 from chainrule.capture.guard import Guard
 from chainrule.capture.lowering.naming import note_names
 from chainrule.capture.policy import Policy
 from chainrule.capture.recorder import Recorder
+from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
 from chainrule.errors import ChainruleError
 from chainrule.gc_control import FewerCollections
@@ -33,6 +35,7 @@ class Session:
         self._policy: Policy | None = None
         self._models: list[torch.nn.Module] = []
         self._keeps_leaves = False
+        self._log: StepLog | None = None
         self._collections = FewerCollections()
         try:
             self._policy = Policy.of(keep, memory)
@@ -53,6 +56,8 @@ class Session:
         try:
             self._recorder = Recorder(self._policy, self.guard)
             self._recorder.tape.models = self._models
+            if self._log is not None:
+                self._recorder.tape.failures.log = self._log
             if self._recorder.tape.retention is not None:
                 self._recorder.tape.retention.keeps_leaves = self._keeps_leaves
             self._collections.begin()
@@ -75,7 +80,10 @@ class Session:
             with apart():
                 if error is not None:
                     recorder.tape.error = f"{type(error).__name__}: {error}"
+                    note_end(recorder.tape, error)
                 recorder.finish()
+                if self._log is not None:
+                    self._log.made = recorder.tape.lines_of_nodes()
                 note_names(recorder.tape, names())
                 with unobserved():
                     recorder.tape.end()
@@ -97,6 +105,10 @@ class Session:
     def know(self, models: Iterable[torch.nn.Module]) -> None:
         """Name whole models: paths begin at them, even if only parts of them are called."""
         self._models.extend(models)
+
+    def know_steps(self, log: StepLog) -> None:
+        """The steps before this one, whose graphs it may meet; the log gets the lines of this one when it ends."""
+        self._log = log
 
     def keep_leaves(self) -> None:
         """Keep what an optimizer overwrites, however large it is, so that the step can be recomputed."""

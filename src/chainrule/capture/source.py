@@ -6,12 +6,15 @@ While recording, only `(code, instruction)` is kept, which costs next to nothing
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -77,6 +80,16 @@ class Site:
     def argument_names(self) -> tuple[str, ...]:
         """What the operands are called where the call stands: `("output", "Y")` in `loss(output, Y)`; "" for none."""
         return _argument_names(self.code, self.instruction)
+
+
+def exception_site(trace: TracebackType | None) -> Site | None:
+    """The innermost line of the user's own code that an exception came through."""
+    found = None
+    while trace is not None:
+        if not is_library(trace.tb_frame.f_code):
+            found = Site(trace.tb_frame.f_code, trace.tb_lasti)
+        trace = trace.tb_next
+    return found
 
 
 Sites = dict[tuple[int, int, str], Site]
@@ -179,3 +192,42 @@ def _name(target: ast.expr) -> str:
     if isinstance(target, ast.Name):
         return "" if target.id == "_" else target.id
     return target.attr if isinstance(target, ast.Attribute) else ""
+
+
+def locals_of(frame: FrameType) -> dict[str, Any]:
+    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
+    shown = frame.f_locals
+    found = dict(shown)
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
+        shown.clear()
+    return found
+
+
+def entries(trace: TracebackType | None) -> Iterator[TracebackType]:
+    """The entries of a traceback, outermost first."""
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def without_our_frames(trace: TracebackType | None) -> list[TracebackType]:
+    """The entries of a traceback without those that recording adds: ours, and PyTorch's on the way to and from us.
+
+    Under a function mode PyTorch's Python functions (`F.relu`, but not `F.linear`) come twice: on the way to us,
+    through `handle_torch_function`, and for the work.
+    """
+    kept: list[TracebackType] = []
+    ours = False
+    for entry in entries(trace):
+        name = entry.tb_frame.f_globals.get("__name__", "")
+        came_from_us, ours = ours, _is_ours(name)
+        if ours:
+            if kept and kept[-1].tb_frame.f_code.co_name == "handle_torch_function":
+                del kept[-2:]
+        elif not (came_from_us and name == "torch._ops"):
+            kept.append(entry)
+    return kept
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "chainrule" and not module.startswith("chainrule.examples.")

@@ -16,9 +16,11 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
 from chainrule.capture.data_parallel import RawArrival, Reducers, own_part, storage_of
+from chainrule.capture.failure import Failures
 from chainrule.capture.guard import Guard
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
+from chainrule.capture.step_log import number_of
 from chainrule.capture.traits import Traits
 from chainrule.graph.opaque import is_opaque
 from chainrule.graph.statistics import Statistics
@@ -176,6 +178,7 @@ class Tape:
         self.reducers = Reducers()
         self.arrivals: list[RawArrival] = []
         self.error: str | None = None
+        self.failures = Failures()
         self.shared = False  # whether memory with several tensors in it was ever overwritten
         self.placeholders = Placeholders()
         self.retention: Retention | None = None  # None: everything is kept
@@ -274,6 +277,15 @@ class Tape:
         """Identifies the memory of a tensor as long as the tape lives."""
         original = self.placeholders.known.get(id(tensor))
         return storage_of(tensor) if original is None else original.storage
+
+    def lines_of_nodes(self) -> dict[int, Site]:
+        """The line that made each of autograd's nodes, by autograd's number of it."""
+        found = {}
+        for raw in self.nodes:
+            call = None if raw.operation is None else self.operations[raw.operation][4]
+            if call is not None and call < len(self.calls) and (site := self.calls[call].site) is not None:
+                found[number_of(raw.node)] = site
+        return found
 
     def end(self) -> None:
         """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from chainrule.graph.graph import Graph, Operation, references
+from chainrule.rules.facts import facts_of
 
 
 def no_gradient(graph: Graph, value: int | None, name: str) -> str:
     """Why no gradient arrived at a value, in one sentence."""
+    unused = f"{name} got no gradient, because the recorded forward pass did not use it."
     if value is None:
-        return f"{name} got no gradient, because the recorded forward pass did not use it."
+        return unused
     if not graph.backwards:
         return f"{name} has no gradient, because no backward pass ran."
     if not graph.values[value].requires_grad:
         frozen = "it is frozen" if name in graph.parameters else "nothing asked for one"
         return f"{name} has no gradient, because {frozen}: requires_grad is False."
+    if not is_used(graph, value):
+        return unused
     cut, arrives = _where_cut(graph, value)
     if cut is None and not arrives:
         return f"{name} got no gradient: it was used, but nothing made from it is on the way to the loss."
@@ -30,6 +34,15 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
     return (
         f"{name} got no gradient: on its way to the loss it passes `{called}`{place}, which no gradient passes back "
         "through (detached, under no_grad, or not differentiable)."
+    )
+
+
+def is_used(graph: Graph, value: int) -> bool:
+    """Whether an operation read a value. One that overwrites all of it, as an initialisation does, reads nothing."""
+    return any(
+        used == value and not (facts_of(operation.name).fills and argument == "self")
+        for operation in graph.operations
+        for argument, _, used in references(operation.arguments)
     )
 
 

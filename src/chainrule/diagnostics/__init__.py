@@ -6,10 +6,34 @@ finding is one block in its topic file (`Check`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from chainrule.derivation.backprop import Derivation
-from chainrule.diagnostics import data, depth, gradients, loss_curve, losses, nonfinite, optimizer, ranks, units
+from chainrule.diagnostics import (
+    attention,
+    batches,
+    data,
+    dependence,
+    depth,
+    exceptions,
+    gradients,
+    learning_rate,
+    linear_chains,
+    loss_curve,
+    loss_scale,
+    loss_terms,
+    losses,
+    modes,
+    nonfinite,
+    optimizer,
+    padding,
+    ranks,
+    schedules,
+    softmax,
+    targets,
+    units,
+)
+from chainrule.diagnostics.causes import HasCause, linked
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
@@ -26,17 +50,30 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _checks_of(module: object) -> list[Check]:
-    return [each for each in vars(module).values() if isinstance(each, Check)]
+def _checks_of(*modules: object) -> list[Check]:
+    return [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
 
 
-LAYERS = [units.BATCH_NORM_OF_ONE]
+LAYERS = [units.BATCH_NORM_OF_ONE, *_checks_of(linear_chains)]
 BY_TOPIC = {
+    "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
-    "Units": [each for each in _checks_of(units) if each not in LAYERS], "Losses": _checks_of(losses), "Layers": LAYERS,
-    "Data": _checks_of(data), "Gradients": _checks_of(gradients), "Gradients through depth": _checks_of(depth),
-    "The optimizer": _checks_of(optimizer), "The loss over a run": _checks_of(loss_curve), "Ranks": _checks_of(ranks),
-}  # fmt: skip
+    "Units": [each for each in _checks_of(units) if each not in LAYERS],
+    "Losses": _checks_of(losses, loss_terms, softmax),
+    "Layers": LAYERS,
+    "Attention": _checks_of(attention),
+    "Padding": _checks_of(padding),
+    "Modes and frozen parts": _checks_of(modes),
+    "Targets": _checks_of(targets),
+    "Data": _checks_of(data, batches),
+    "What depends on what": _checks_of(dependence),
+    "Gradients": _checks_of(gradients, loss_scale),
+    "Gradients through depth": _checks_of(depth),
+    "The optimizer": _checks_of(optimizer),
+    "The learning rate": _checks_of(learning_rate, schedules),
+    "The loss over a run": _checks_of(loss_curve),
+    "Ranks": _checks_of(ranks),
+}
 """The checks by topic, in the order in which they run and are documented."""
 
 
@@ -53,10 +90,12 @@ def findings(
 
     `cache` holds statistics of its tensors that others have measured or will ask for. Without a derivation, or if a
     value's numbers were not stored, the checks that need them are left out. An `unfinished` step, which never reached
-    its update, only gets the checks that apply to it. Raises SilenceError for an id in `silence` that no check has.
+    its update, only gets the checks that apply to it, and so does one that an exception of PyTorch's ended. Raises
+    SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     limits = check_thresholds(thresholds)
+    unfinished = unfinished or any(each.ended for each in graph.failures)
     context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
@@ -69,15 +108,18 @@ def findings_over_time(
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
     unfinished: int | None = None,
+    earlier: Iterable[HasCause] = (),
 ) -> tuple[Finding, ...]:
     """All findings of a run: what its history shows, and what single steps showed, with the step since which it holds.
 
     `step_findings` gives the findings of every examined step, empty if there were none; `unfinished` is the step among
-    them, if any, that never reached its update. Raises SilenceError for an id in `silence` that no check has.
+    them, if any, that never reached its update. Findings of `earlier` steps, which the history no longer has, may be
+    causes. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
     run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
-    return in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+    found = in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
+    return tuple(linked(run, found, earlier))
 
 
 def _of_run(run: Run) -> Iterator[Finding]:

@@ -103,8 +103,13 @@ def check_silence(silence: Collection[str]) -> frozenset[str]:
         )
     given = [silence] if isinstance(silence, str) else list(silence)
     for each in given:
-        if each not in CHECKS:
-            near = get_close_matches(str(each), CHECKS, n=3, cutoff=0.4)
-            known = f"Near matches: {', '.join(map(repr, near))}." if near else f"There are {', '.join(CHECKS)}."
-            raise SilenceError(f"silence: no finding has the id {each!r}. {known}")
+        check_id(each, "silence")
     return frozenset(given)
+
+
+def check_id(id: object, option: str) -> None:
+    """Raise SilenceError, with near matches, unless a check has this id."""
+    if id not in CHECKS:
+        near = get_close_matches(str(id), CHECKS, n=3, cutoff=0.6)
+        known = f"Near matches: {', '.join(map(repr, near))}." if near else f"There are {', '.join(CHECKS)}."
+        raise SilenceError(f"{option}: no finding has the id {id!r}. {known}")

@@ -7,24 +7,31 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 import torch
+from torch import Tensor
 
+from chainrule.diagnostics.batches import is_same
 from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import looked_up
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
-from chainrule.graph.comparison import FLOAT32, dense, same_statistics
-from chainrule.graph.graph import Operation, Value
+from chainrule.graph.comparison import dense
+from chainrule.graph.graph import Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",
-    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread.",
+    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread. Pairs "
+    "of a sine and a cosine may be unequal: they stand for a time or a place.",
     why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others.",
     advice="Subtract the training data's mean and divide by its deviation, or divide pixels of 0 to 255 by 255.",
     source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3", thresholds=("input_size", "input_spread"),
 )  # fmt: skip
+
+
+ROUNDED = 1e-3
 
 
 @NOT_NORMALISED.in_step
@@ -60,70 +67,28 @@ def _fault(context: StepContext, value: Value, known: Statistics) -> str:
     varied = spread[spread > 0]
     if varied.numel() < 2 or varied.max() <= context.thresholds.input_spread * varied.min():
         return ""
+    narrow = ((spread > 0) & (spread * context.thresholds.input_spread < varied.max())).nonzero().flatten().tolist()
+    if all(_is_wave(dense(value.data), feature) for feature in narrow):
+        return ""
     widest, narrowest = int(spread.argmax()), int(torch.where(spread > 0, spread, math.inf).argmin())
     ratio = number(float(varied.max() / varied.min()))
     return f"its feature {widest} varies {ratio} times as much as feature {narrowest}"
 
 
+def _is_wave(data: Tensor, feature: int) -> bool:
+    """Whether another feature is the cosine of which this is the sine: long waves of a time or place hardly vary."""
+    squares = data.double().square()
+    return bool(((squares + squares[:, feature : feature + 1] - 1).abs().amax(0) < ROUNDED).any())
+
+
 UNFITTABLE = Check(
     "unfittable-labels", "Labels that can't be fitted", "warning",
-    what="Targets lie outside the range of the output's last function (or of a binary cross-entropy), or equal inputs "
-    "have different labels. Over a run: the loss stays up for one repeated batch that the network could memorise.",
+    what="Equal inputs have different labels. Over a run: the loss stays up for one repeated batch that the network "
+    "could memorise.",
     why="The loss stays above 0. A batch that can't be memorised points to a fault in the data or the last layer.",
-    advice="Compare inputs and labels as the network gets them: their order, scale, and the last function's range.",
+    advice="Compare inputs and labels as the network gets them: their order, and their scale.",
     source="Karpathy, A recipe for training neural networks, 2019: overfit one batch; Zhang et al., 2017",
     thresholds=("conflicts", "plateau"))  # fmt: skip
-BEYOND = 1e-3  # rounding of targets at the very end of the range
-
-
-@UNFITTABLE.in_step
-def _out_of_reach(context: StepContext) -> Iterator[Finding]:
-    """Targets outside the range of the function that computes the prediction."""
-    for operation, prediction, target in _comparisons(context):
-        logits = facts_of(operation.name).takes == "logits"
-        known, maker = context.statistics(target), context.producer(context.source(prediction))
-        made = "" if maker is None else base_name(maker.name).strip("_")
-        bounds = facts_of(maker.name).bounds if maker is not None else None
-        low, high = -math.inf, math.inf
-        if logits:
-            low, high = 0.0, 1.0
-        elif maker is not None and bounds is not None:
-            low, high = bounds(maker.arguments)
-        if known is None or not known.elements:
-            continue
-        if known.low >= low - BEYOND and known.high <= high + BEYOND:
-            continue
-        what = "a probability" if logits else f"{context.name(prediction)} ({made})"
-        limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        yield UNFITTABLE.found(
-            context.name(target), f"The targets {context.name(target)} are out of reach: {what} is {limits}.",
-            context.between(target), place=context.place(operation),
-            advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
-        )  # fmt: skip
-
-
-def _comparisons(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
-    """(operation, prediction, target) of every loss, and of differences outside the modules."""
-    for operation in context.graph.operations:
-        facts = facts_of(operation.name)
-        by_hand = facts.difference and _is_measured(context, operation)
-        pair = argument(operation, "self"), argument(operation, "target" if facts.compares else "other")
-        if not (facts.compares or by_hand) or facts.class_target or None in pair:
-            continue
-        ordered: list[int] = [each for each in pair if each is not None]
-        if by_hand:  # in either order
-            ordered.sort(key=lambda value: not context.values[value].requires_grad)
-        prediction, target = ordered
-        boolean = context.values[context.source(target)].dtype == torch.bool
-        if context.values[prediction].requires_grad and target in context.data and not boolean:
-            yield operation, prediction, target
-
-
-def _is_measured(context: StepContext, operation: Operation) -> bool:
-    """Whether a difference is taken outside the modules and then measured, which makes it a loss written by hand."""
-    outside = operation.call is not None and not context.graph.calls[operation.call].module
-    uses = [use for out in operation.outputs if out is not None for use in context.uses.get(out, ())]
-    return outside and bool(uses) and all(facts_of(use.name).measures for use in uses)
 
 
 @UNFITTABLE.in_step
@@ -139,16 +104,17 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
             continue
         rows = torch.cat([dense(each.data).flatten(1).double() for each in inputs if each.data is not None], 1)
         _, sample, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-        if counts.numel() == count:
+        if counts.numel() == count or (rows.shape[1] > 1 and not rows.any()):  # see `zero-batch`
             continue
         pairs = torch.cat([sample.unsqueeze(1).double(), dense(labels.data).double().reshape(count, -1)], 1)
         _, kinds = pairs.unique(dim=0)[:, 0].unique(return_counts=True)
         wrong = (kinds[sample] > 1).nonzero().flatten().tolist()
         if len(wrong) <= context.thresholds.conflicts * count:
             continue
-        other = next(other for other in wrong[1:] if sample[other] == sample[wrong[0]])
+        alike = (other for other in wrong[1:] if sample[other] == sample[wrong[0]])
+        other = next(other for other in alike if not torch.equal(pairs[other], pairs[wrong[0]]))
         names = ", ".join(context.name(each.index) for each in inputs)
-        tokens = not any(each.dtype.is_floating_point for each in inputs)
+        tokens = bool(((rows == 0) | (rows == 1)).all()) or not any(each.dtype.is_floating_point for each in inputs)
         yield UNFITTABLE.found(
             context.name(labels.index),
             f"{len(wrong)} of {count} samples have an input ({names}) that also occurs with another label.",
@@ -167,10 +133,7 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
 def _inputs(context: StepContext, labels: Value) -> list[Value] | None:
     """The inputs of the network, one row per sample; None if unknown, as when the labels are among them."""
     found = {given for given, _, _ in context.weighed if given in context.data}
-    lookups = context.operations_that(lambda facts: facts.looks_up)
-    indices = (argument(each, facts_of(each.name).looks_up) for each in lookups)
-    sources = {context.source(each) for each in indices if each is not None}
-    found |= {each for each in sources if each in context.data}
+    found |= {each for each in looked_up(context) if each in context.data}
     values = [context.values[index] for index in sorted(found)]
     rows = all(v.data is not None and len(v.shape) > 1 and v.shape[0] == labels.shape[0] for v in values)
     return values if values and rows and labels.index not in found else None
@@ -213,6 +176,5 @@ def _over_time(run: Run) -> Iterator[Finding]:
 
 
 def _same(statistics: Sequence[Statistics]) -> bool:
-    """Whether the tensor was the same at all steps, by its statistics; sums may be in another order."""
-    exact = {(each.elements, each.low, each.high, each.zeros, each.not_finite) for each in statistics}
-    return len(exact) == 1 and all(same_statistics(each, statistics[0], FLOAT32) for each in statistics)
+    """Whether the tensor was the same at all steps."""
+    return all(is_same(each, statistics[0]) for each in statistics)

@@ -21,7 +21,8 @@ class Finding:
     """One unhealthy thing: where it is, what it is, the numbers that show it, and what to do.
 
     `title` is that of its check. In a run, it holds `since` a step without a break; if it has ended, it was last seen
-    at `until`. `rows` are the units, rows or elements concerned, out of `size`.
+    at `until`. `rows` are the units, rows or elements concerned, out of `size`. `because` names the finding that most
+    likely caused it, as `id: where`.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Finding:
     until: int | None = None
     rows: tuple[int, ...] = ()
     size: int = 0
+    because: str = ""
 
     @property
     def sentence(self) -> str:

@@ -11,25 +11,28 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from chainrule.derivation.no_gradient import no_gradient
+from chainrule.derivation.no_gradient import is_used, no_gradient
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
+from chainrule.diagnostics.loss_scale import unscaled_by
+from chainrule.diagnostics.optimizer import holds_another_model
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, sent_by
-from chainrule.document import Code
+from chainrule.diagnostics.step_context import StepContext, sent_by
+from chainrule.document import Code, Span
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Place, Value
+from chainrule.graph.graph import UNSCALE, Place, Value
 from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 NO_GRADIENT = Check(
     "no-gradient", "A parameter got no gradient", "warning",
     what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The finding says why: "
     "it was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
-    why="It does not learn. This is a note if it is frozen, or if no optimizer that stepped holds it.",
+    why="It does not learn. This is a note if it is frozen, if no optimizer that stepped holds it, or if the step used "
+    "nothing that the optimizer holds (see `not-in-optimizer`).",
     advice="If it should learn, use it in the computation of the loss, without detach(), item() or no_grad().",
     source="PyTorch's documentation: Autograd mechanics", lasts=5,  # an expert of a mixture may be unused in some
 )  # fmt: skip
@@ -48,48 +51,31 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             (f"{len(missing)} parameters: {listed([each.name for each in missing])}.",), severity="note",
             advice="Call backward() on the loss inside the recorded block.",
         )  # fmt: skip
-    elif missing and graph.error:
-        yield _cut_short(context, missing)
-    else:
+    elif not graph.error and not graph.failures:  # what is missing then is an effect of the exception
+        stranger = holds_another_model(context)
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
             # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
-            severity: Severity = "note" if frozen or not context.may_learn(parameter) else "warning"
+            learns = context.may_learn(parameter) and not (stranger and parameter.value is None)
+            severity: Severity = "note" if frozen or not learns else "warning"
             yield NO_GRADIENT.found(
                 parameter.name, no_gradient(graph, parameter.value, parameter.name),
                 f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",
                 place=context.place_of(parameter), severity=severity,
-                advice=FROZEN if frozen else NOT_USED if parameter.value is None else "",
+                advice=FROZEN if frozen else "" if _is_used(context, parameter) else NOT_USED,
             )  # fmt: skip
 
 
-def _cut_short(context: StepContext, missing: list[Parameter]) -> Finding:
-    """One finding for all parameters if an exception ended the step; PyTorch does not say what overwrote a tensor."""
-    error = str(context.graph.error)
-    writes = list(_overwrites(context, error)) if OVERWRITTEN in error else []
-    reason = ", as a tensor that backward needs was overwritten" if writes else ""
-    return NO_GRADIENT.found(
-        missing[0].name if len(missing) == 1 else f"{len(missing)} parameters",
-        f"The step ended in an exception{reason}. {listed([each.name for each in missing])} had no gradient by then.",
-        (error.split(". ")[0].removesuffix(".") + ".", *writes), severity="warning" if writes else "note",
-        advice=OUT_OF_PLACE if writes else "Look at the exception first.",
-    )  # fmt: skip
+@NO_GRADIENT.over_time
+def _without_gradient_for_long(run: Run) -> Iterator[Finding]:
+    """A parameter that had a gradient before may belong to a task that is rare."""
+    for stretch, found in NO_GRADIENT.carried(run):
+        rare = len(stretch.steps) < run.thresholds.window and run.had_gradient(found.where)
+        yield replace(found, severity="note") if rare else found
 
 
-OVERWRITTEN = "modified by an inplace operation"
-OUT_OF_PLACE = "Write to a new tensor (`x = x + 1` for `x += 1`, no inplace=True), or to a clone()."
-
-
-def _overwrites(context: StepContext, error: str) -> Iterator[str]:
-    """Every write over a result of the shape that the exception names: the operation, the value and their places."""
-    for operation in context.graph.operations:
-        written = argument(operation, "self") if base_name(operation.name).endswith("_") else None
-        value = None if written is None else context.values[written]
-        if value is None or not (value.requires_grad or value.kind == "parameter"):
-            continue
-        if f"{list(value.shape)}" in error:
-            at, made = (f" ({each})" if each else "" for each in (context.place(operation), value.place))
-            yield f"`{base_name(operation.name)}`{at} wrote over {context.name(value.index)}{made}."
+def _is_used(context: StepContext, parameter: Parameter) -> bool:
+    return parameter.value is not None and is_used(context.graph, parameter.value)
 
 
 def _moved(parameter: Parameter) -> str:
@@ -101,7 +87,7 @@ def _moved(parameter: Parameter) -> str:
 
 ACCUMULATED = Check(
     "accumulated-gradient", "A gradient was there before the backward pass", "warning",
-    what="After backward, `.grad` contains more than the backward passes of this step sent.",
+    what="After backward, `.grad` of a parameter that may learn contains more than the step's backward passes sent.",
     why="The gradients of earlier steps are added to those of this one, like an unintended momentum of 1.",
     advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
     source="PyTorch's documentation of zero_grad", thresholds=("accumulated",))  # fmt: skip
@@ -115,13 +101,14 @@ def _accumulated(context: StepContext) -> Iterator[Finding]:
     for parameter in context.graph.parameters.values():
         if parameter.value is None or not context.graph.backwards or parameter.value in context.graph.hooked:
             continue
+        if not context.may_learn(parameter):
+            continue  # nothing uses it now, and its own optimizer may clear it: the other half of a GAN
         evidence = _more_than(context, parameter, sent.get(parameter.value, [])) or _larger(context, parameter)
         if evidence:
             yield ACCUMULATED.found(
                 parameter.name,
                 f"{parameter.name} already had a gradient when backward began, and the new one was added to it.",
                 evidence, place=context.graph.accumulating[0].place,
-                severity="warning" if context.may_learn(parameter) else "note",  # nothing uses it now
             )  # fmt: skip
 
 
@@ -187,8 +174,9 @@ Change = tuple[str, Tensor, Tensor | None]
 
 @CHANGED.in_step
 def _changed(context: StepContext) -> Iterator[Finding]:
-    found: dict[str, tuple[Place | None, list[Change]]] = {}
+    found: dict[tuple[str, ...], tuple[Place | None, list[Change]]] = {}
     for update in context.graph.updates:
+        written = context.graph.written_before(update.position)
         for member in update.parameters:
             known, used = context.parameter(member), member.grad
             if known is None or not has_numbers(known.grad) or not (used is None or has_numbers(used)):
@@ -196,23 +184,35 @@ def _changed(context: StepContext) -> Iterator[Finding]:
             left, used = dense(known.grad), None if used is None else dense(used)
             if used is not None and context.cache.are_twins(left, used):
                 continue
-            before = (e for e in context.graph.events if e.text == member.name and e.position <= update.position)
-            event = next(before, None)
-            if event is None and len(context.graph.accumulating) > 1:
+            events = [event for event in written if event.text == member.name]
+            if not events and len(context.graph.accumulating) > 1:
                 continue  # a later backward pass may have written what `.grad` contains at the end
-            cause, place = ("your code", None) if event is None else (event.kind, event.place)
-            found.setdefault(cause, (place, []))[1].append((member.name, left, used))
-    for cause, (place, changes) in found.items():
+            unscaled = left * unscaled_by(context.graph, events)
+            scaler = [event for event in events if event.kind == UNSCALE]
+            causes = [event for event in events if event.kind != UNSCALE]
+            if scaler and (not causes or (used is not None and _same(context, used, unscaled))):
+                causes = scaler  # nothing else changed it
+            else:
+                left = unscaled
+            place = next((event.place for event in causes), None)
+            kinds = tuple(dict.fromkeys(event.kind for event in causes)) or ("your code",)
+            found.setdefault(kinds, (place, []))[1].append((member.name, left, used))
+    for kinds, (place, changes) in found.items():
         before_norm = norm_of(*(left for _, left, _ in changes))
         after_norm = norm_of(*(used for _, _, used in changes if used is not None))
         cleared = all(used is None or not used.any() for _, _, used in changes) and before_norm > 0
         verb, names = "cleared" if cleared else "changed", listed([name for name, _, _ in changes])
         yield CHANGED.found(
             changes[0][0] if len(changes) == 1 else f"{len(changes)} parameters",
-            ("Between backward and the optimizer's step, ", Code(cause), f" {verb} the gradient of {names}."),
+            ("Between backward and the optimizer's step, ", *_codes(kinds), f" {verb} the gradient of {names}."),
             (f"Their joint norm was {number(before_norm)}, and is {number(after_norm)}.", *_factor(context, changes)),
             place=place, severity="warning" if cleared else "note", advice=CLEARED if cleared else "",
         )  # fmt: skip
+
+
+def _codes(kinds: tuple[str, ...]) -> Iterator[Span]:
+    for place, kind in enumerate(kinds):
+        yield from (" and ", Code(kind)) if place else (Code(kind),)
 
 
 def _factor(context: StepContext, changes: list[Change]) -> tuple[str, ...]:

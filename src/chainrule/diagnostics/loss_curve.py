@@ -9,13 +9,15 @@ from statistics import mean, median, pstdev
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.run_context import Run, robust_spread
+from chainrule.diagnostics.run_context import Run, autocorrelation, robust_spread
 from chainrule.graph.history import Kind, Series
 from chainrule.numbers import number
 
 RATE_TOO_HIGH = Check(
     "learning-rate-too-high", "The learning rate is too high", "warning",
-    what="The loss ends above its start, is thrown far above it, or oscillates; and the updates are large.",
+    what="The loss ends above its start, is thrown far above it, or oscillates; and the updates are large. Losses are "
+    "not compared if they are around 0 at the start, if steps grow, as the episodes of a policy do, or if tasks take "
+    "turns.",
     why="Every step overshoots the minimum: the loss does not fall, or falls far more slowly than it could.",
     advice="Divide the rate by 3 or 10; warm it up over the first hundreds of steps; clip the gradient.",
     source="Goodfellow, Bengio and Courville, 2016, 8.3 and 11.4.1; LeCun et al., 1998: beyond twice the inverse of "
@@ -23,13 +25,17 @@ RATE_TOO_HIGH = Check(
     thresholds=("loss_rise", "loss_swing", "update_ratio_lively", "enough"))  # fmt: skip
 THROWN = 3.0  # times the loss at the start, after an update of a third of a weight's size
 HEAVY = 10.0  # times `update_ratio_lively`
+ZIGZAG = 0.85  # share of the steps at which the loss turns, where tasks take turns; two thirds for noise
 SWINGING = 0.1  # standard deviation of the loss over its mean
 MIN_SWINGS = 16  # steps, so that noise does not look like an oscillation: 0.6 is then 2.4 of its standard deviations
 
 
 @RATE_TOO_HIGH.over_time
 def _rate_too_high(run: Run) -> Iterator[Finding]:
-    if not run.enough or not run.losses or not run.first_loss > 0:
+    if not run.enough or not run.losses:
+        return
+    # The loss of a policy, or of a critic, is an estimate around 0: it has no start to rise from.
+    if not min(run.first_loss, *(loss for _, loss in run.losses[: int(run.thresholds.enough)])) > 0:
         return
     reason = _diverges(run) or _thrown(run) or _swings(run)
     if reason is not None:
@@ -44,14 +50,27 @@ Reason = tuple[int, str, tuple[str, ...]]
 def _diverges(run: Run) -> Reason | None:
     losses = run.losses
     half = losses[len(losses) // 2 :]
-    level, limit = median([loss for _, loss in half]), run.thresholds.loss_rise * run.first_loss
+    limit = run.thresholds.loss_rise * run.first_loss
+    low, level = (sorted(loss for _, loss in half)[int(share * len(half))] for share in (0.25, 0.5))
     lively = max(run.lively, _largest_ratio(run, half[0][0]))
-    if not level > limit or lively < run.thresholds.update_ratio_lively:
+    if not low > limit or lively < run.thresholds.update_ratio_lively:
+        return None
+    if run.grows or run.takes_turns([step for step, _ in half]) or not _both_rise(run, losses):
         return None
     since = next(step for step, loss in losses if loss > limit)
     return since, f"The loss rises from {number(run.first_loss)} at the start to {number(losses[-1][1])} at the end.", (
-        f"Its median over the last half is {number(level)}.", _large_updates(lively),
+        f"Over the last half its median is {number(level)}, its lower quartile {number(low)}.", _large_updates(lively),
     )  # fmt: skip
+
+
+def _both_rise(run: Run, losses: list[tuple[int, float]]) -> bool:
+    """Whether, of losses that alternate, those of the even steps and those of the odd ones end above their start."""
+    numbers = [loss for _, loss in losses[: 2 * int(run.thresholds.enough)]]
+    rises = [after > before for before, after in pairwise(numbers)]
+    if sum(one != other for one, other in pairwise(rises)) < ZIGZAG * (len(rises) - 1):
+        return True
+    numbers = [loss for _, loss in losses]
+    return all(median(each[len(each) // 2 :]) > min(each[:2]) for each in (numbers[::2], numbers[1::2]))
 
 
 def _large_updates(ratio: float) -> str:
@@ -65,7 +84,7 @@ def _thrown(run: Run) -> Reason | None:
     if not before or not peak > THROWN * run.first_loss:
         return None
     ratio = _largest_ratio(run, step)
-    if ratio < HEAVY * run.thresholds.update_ratio_lively:
+    if ratio < HEAVY * run.thresholds.update_ratio_lively or run.is_another_task(step, before) or run.grows:
         return None
     return before[-1], f"A large update threw the loss from {number(run.first_loss)} at the start to {number(peak)}.", (
         f"The largest update before that was {number(ratio)} times as large as its weight.",
@@ -89,9 +108,8 @@ def _swings(run: Run) -> Reason | None:
     level, spread = mean(losses), pstdev(losses)
     if not spread > SWINGING * level:
         return None
-    products = sum((a - level) * (b - level) for a, b in pairwise(losses))
-    correlation = products / (spread * spread * (len(losses) - 1))
-    if correlation > -run.thresholds.loss_swing:
+    correlation = autocorrelation(losses)
+    if correlation > -run.thresholds.loss_swing or run.takes_turns([step for step, _ in half]):
         return None
     return half[0][0], f"The loss oscillates between {number(min(losses))} and {number(max(losses))}.", (
         f"Over the last {len(losses)} steps its autocorrelation at lag 1 is {number(correlation)}.",
@@ -102,7 +120,8 @@ def _swings(run: Run) -> Reason | None:
 SPIKE = Check(
     "loss-spike", "The loss jumps up", "warning",
     what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, "
-    "and as a share of the loss at the start. The finding names the layer in which another number jumped first.",
+    "and as a share of the loss at the start, and it does not do so now and then, as that of a rare task. The finding "
+    "names the layer in which another number jumped first.",
     why="One bad batch or one bad update can undo hours of training, and the loss may not recover.",
     advice="Look at that batch and layer; clip the gradient, skip steps with extreme ones, or lower rate or beta2.",
     source="Chowdhery et al., PaLM, 2022, 5.1: spikes come of certain batches with a certain state of the weights; "
@@ -121,8 +140,11 @@ REPORTED = 3  # spikes that are reported one by one
 def _spikes(run: Run) -> Iterator[Finding]:
     window, found, quiet_from = int(run.thresholds.window), 0, 0
     for index, (step, loss) in enumerate(run.losses):
+        steps = [each for each, _ in run.losses[max(quiet_from, index - window) : index]]
         before = [each for _, each in run.losses[max(quiet_from, index - window) : index]]
-        if found == REPORTED or len(before) < MIN_BEFORE or not _is_spike(run, loss, before):
+        if found == REPORTED or len(before) < MIN_BEFORE or not is_spike(run, loss, before):
+            continue
+        if run.is_another_task(step, steps) or _recurs(loss, before):
             continue
         found += 1
         quiet_from = index + 1  # later steps are compared with those after the spike
@@ -140,7 +162,8 @@ def _spikes(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
+def is_spike(run: Run, loss: float, before: list[float]) -> bool:
+    """Whether a loss lies far above those before it."""
     usual, limits = median(before), run.thresholds
     if usual > limits.loss_rise * abs(run.first_loss):
         return False  # it was rising before, see `learning-rate-too-high`
@@ -148,6 +171,13 @@ def _is_spike(run: Run, loss: float, before: list[float]) -> bool:
     far = loss - usual > limits.spike_sigmas * robust_spread(before)
     multiple = loss - usual > (limits.spike_factor - 1) * abs(usual)  # also for a loss below 0, such as a critic's
     return high and far and multiple
+
+
+def _recurs(loss: float, before: list[float]) -> bool:
+    """Whether it had such peaks before, after it first came down to its usual level: a task of its own now and then."""
+    usual = median(before)
+    came_down = next(place for place, each in enumerate(before) if each <= usual)
+    return any(each - usual > (loss - usual) / 2 for each in before[came_down:])
 
 
 def _first_jump(run: Run, index: int) -> tuple[float, Series, int] | None:

@@ -118,7 +118,8 @@ def _not_logarithms(facts: Facts) -> str:
 
 BROADCAST_IN_LOSS = Check(
     "broadcast-in-loss", "Predictions and targets are broadcast against each other", "warning",
-    what="A loss or a difference broadcasts (N, 1) against (N,), or a loss broadcasts any other two shapes.",
+    what="A loss, a difference or a product broadcasts (N, 1) against (N,), or a loss broadcasts any other two shapes: "
+    "predictions, and targets that are data or were computed from it without a gradient.",
     why="Each prediction is compared with every target. Nothing fails; the network learns to predict the mean.",
     advice="Give both the same shape: squeeze(1) the predictions, or unsqueeze(1) the targets.",
     source="PyTorch's broadcasting semantics; the warning of mse_loss about a target size that is different",
@@ -129,12 +130,13 @@ BROADCAST_IN_LOSS = Check(
 def _broadcast_in_loss(context: StepContext) -> Iterator[Finding]:
     for call in context.graph.calls:
         refs = [each.value for each in call.arguments[:2] if isinstance(each, Ref)]
-        refs += [v.value for k, v in call.keywords.items() if k in ("target", "other") and isinstance(v, Ref)]
-        if len(refs) != 2 or context.data.isdisjoint(refs):
+        refs += [v.value for k, v in call.keywords.items() if k in ("input", "target", "other") and isinstance(v, Ref)]
+        if len(refs) != 2 or not context.from_data.issuperset(refs):
             continue
         first, second = (context.values[ref] for ref in refs)
         shape = _common(first.shape, second.shape)
-        if shape is None or not (first.requires_grad or second.requires_grad) or not _crossed(call, first, second):
+        # A target has no gradient: it is data, or was computed under no_grad (a bootstrapped return), or detached.
+        if shape is None or first.requires_grad == second.requires_grad or not _crossed(call, first, second):
             continue
         if not any(_wide(context, context.graph.operations[index], shape) for index in call.operations):
             continue

@@ -14,14 +14,15 @@ from torch import Tensor
 from chainrule.derivation.backprop import Derivation, NodeStep
 from chainrule.derivation.contributions import aligned
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, Severity, listed
+from chainrule.diagnostics.finding import RANK, Finding, Severity, listed
+from chainrule.diagnostics.nonfinite_advice import at_zero
 from chainrule.diagnostics.nonfinite_origin import Origin, Origins, advice_for, evidence_of, on_purpose, origins_of
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, element_of, operands, sent_by
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation, Value
 from chainrule.graph.history import Kind as SeriesKind
-from chainrule.graph.history import Series
+from chainrule.graph.history import Noticed, Series
 from chainrule.graph.names import element
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -35,7 +36,8 @@ FORWARD = Check(
     source="IEEE 754: the results of 0 / 0, the log of a negative number and inf - inf", unfinished=True)  # fmt: skip
 BACKWARD = Check(
     "non-finite-backward", "The backward pass produces a non-finite number", "error",
-    what="The first node that turns a finite gradient into NaN or infinity, as the square root does at 0.",
+    what="The first node that turns a finite gradient into NaN or infinity, as the square root does at 0. It is a note "
+    "if the gradients of all parameters are finite, or if a GradScaler left the update out because of it.",
     why="The loss looks fine, and the next update makes parameters NaN.",
     advice="The derivative is not finite at this point: keep the operand away from it. Add a small epsilon inside a "
     "square root or a logarithm, or clamp the operand (not the result).",
@@ -129,6 +131,32 @@ def _count(known: Statistics, of: str = "") -> str:
 
 @BACKWARD.in_step
 def _backward(context: StepContext) -> Iterator[Finding]:
+    """The first node that turns a finite gradient into NaN or infinity; a note if that does no harm."""
+    harmless = _harmless(context)
+    for found in _first_in_backward(context):
+        evidence = (*found.evidence, harmless) if harmless else found.evidence
+        yield replace(found, severity="note" if harmless else found.severity, evidence=evidence)
+
+
+def _harmless(context: StepContext) -> str:
+    """Why what is not finite in the backward pass reaches no update; "" if it may."""
+    graph = context.graph
+    used = [context.gradient(member) for member in context.members]
+    if any(each is not None and each.not_finite for each in used):
+        return ""
+    for operation in context.operations_that(lambda facts: facts.unscales):
+        found_inf = [each.data for each in graph.values if each.operation == operation.index and not each.shape]
+        if any(each is not None and each.item() for each in found_inf):
+            return "The GradScaler left this update out, and lowers its scale: now and then this is as it should be."
+    kept = [context.gradient(each) for each in graph.parameters.values()]
+    kept += [context.cache.of(each) for backward in graph.backwards for each in backward.given.values()]
+    known = [each for each in kept if each is not None]
+    if not known or any(each.not_finite for each in known) or (context.unfinished and None in kept):
+        return ""
+    return f"It reaches no gradient of a parameter: all {len(known)} are finite."
+
+
+def _first_in_backward(context: StepContext) -> Iterator[Finding]:
     """The first node that turns a finite gradient into NaN or infinity, with its operands."""
     if context.derivation is None:
         yield from _backward_by_statistics(context)
@@ -152,7 +180,7 @@ def _backward(context: StepContext) -> Iterator[Finding]:
                     f"The backward pass of {context.called(operation)} turns a finite gradient into {kind}; "
                     "it is the first to do so.",
                     _gradient_evidence(context, step, operation, value, dense(sent)),
-                    place=context.graph.nodes[step.node].place,
+                    place=context.graph.nodes[step.node].place, advice=at_zero(context, operation),
                 )  # fmt: skip
                 return
 
@@ -217,7 +245,7 @@ def _gradient_evidence(
 
 def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
     """Without a derivation: the last operation with finite gradients of its results and not of an operand."""
-    if origins_of(context).every or any(map(context.lost, context.losses)):
+    if any(map(context.lost, context.losses)):
         return
     lost = any(value.grad_statistics is not None and value.grad_statistics.not_finite for value in context.values)
     if not lost and context.cache.all_finite(value.grad for value in context.values):
@@ -226,6 +254,8 @@ def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
         arrived = [context.statistics(out, gradient=True) for out in operation.outputs if out is not None]
         if not any(arrived) or any(each is not None and each.not_finite for each in arrived):
             continue
+        if any(map(context.lost, operands(operation))):
+            continue  # it only passes on what the forward pass lost
         for index in operands(operation):
             known = context.lost(index, gradient=True)
             if known is not None and len(context.uses.get(index, ())) == 1:
@@ -234,14 +264,16 @@ def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
                     f"The backward pass of {context.called(operation)} turns a finite gradient into a non-finite one; "
                     "it is the first to do so.",
                     (_count(known, f" of dJ/d{context.name(index)}"),), place=context.place(operation),
+                    advice=at_zero(context, operation),
                 )  # fmt: skip
                 return
 
 
 @FORWARD.over_time
 def _forward_over_time(run: Run) -> Iterator[Finding]:
-    yield from (found for _, found in FORWARD.carried(run) if not _follows(run, found))
-    if not any(True for check in (FORWARD, BACKWARD) for _ in run.stretches(check.id)):
+    yield from (found for _, found in _births(run, FORWARD))
+    yield from _between(run, FORWARD)
+    if not any(check.id in run.seen for check in (FORWARD, BACKWARD)):
         yield from _first_of_history(run)
 
 
@@ -249,17 +281,57 @@ def _forward_over_time(run: Run) -> Iterator[Finding]:
 def _backward_over_time(run: Run) -> Iterator[Finding]:
     """A GradScaler now and then tries a scale that is too large and skips that step, which is no fault."""
     skipped = {each.step for each in run.steps if each.skipped}
-    for stretch, found in BACKWARD.carried(run):
-        left_out = set(stretch.steps) <= skipped and len(skipped) < len(run.steps) / 2
-        if not _follows(run, found):
-            yield replace(found, severity="note") if left_out else found
+    for steps, found in _births(run, BACKWARD):
+        left_out = set(steps) <= skipped and len(skipped) < len(run.steps) / 2
+        yield replace(found, severity="note") if left_out else found
+    yield from _between(run, BACKWARD)
+
+
+def _births(run: Run, check: Check) -> Iterator[tuple[list[int], Finding]]:
+    """For each place the steps at which it lost numbers, and the first of the gravest findings there."""
+    for stretch, found in check.carried(run):
+        if _follows(run, found):
+            continue
+        at = run.seen[check.id][found.where]
+        steps = sorted(at)
+        if steps[0] < stretch.steps[0]:  # it came before, and was gone in between
+            first = min(steps, key=lambda step: (RANK[at[step].severity], step))
+            again = f"It came at {len(steps)} examined steps: {listed(steps)}."
+            found = replace(at[first], since=first, until=found.until, evidence=(*at[first].evidence, again))
+        yield steps, found
 
 
 def _follows(run: Run, found: Finding) -> bool:
     """Whether it follows from an earlier one: numbers were lost, and the loss has not been finite since."""
-    first = min(stretch.steps[0] for check in (FORWARD, BACKWARD) for stretch in run.stretches(check.id))
-    at = found.since
-    return at is not None and at > first and not any(first < step < at for step, _ in run.losses)
+    births = [step for check in (FORWARD, BACKWARD) for at in run.seen.get(check.id, {}).values() for step in at]
+    first = min(births + [each.step for each in run.history.noticed if each.lost])
+    return found.since is not None and found.since > first and not any(
+        first < step <= found.since for step, _ in run.losses
+    )  # fmt: skip
+
+
+def _between(run: Run, check: Check) -> Iterator[Finding]:
+    """Numbers that were lost at a step that was not watched: the step, and how to see the cause."""
+    for each in run.history.noticed:
+        # Without a finite loss the forward pass lost them. If the loss is unknown, so is which of the passes did.
+        of_backward = each.loss is not None and math.isfinite(each.loss)
+        if not each.lost or (check is BACKWARD) != of_backward:
+            continue
+        before = max((facts.step for facts in run.steps if facts.step < each.step), default=None)
+        watched = f"after the watched step {before}" if before is not None else "before the first watched step"
+        after = min((facts.step for facts in run.steps if facts.step > each.step), default=None)
+        what = listed(each.parameters) if each.parameters else "parameters"
+        yield check.found(
+            f"step {each.step}", f"The update of step {each.step} makes {what} NaN or infinite{_at(each)}.",
+            (f"It is {watched}{f' and before {after}' if after is not None else ''}, so nothing of it was recorded.",
+             f"The loss was {number(each.loss)} in it." if each.loss is not None else ""),
+            since=each.step, until=each.step, advice=f"Run it again with the same seed and `--every 1` to see which "
+            f"operation loses them, or record the step in full: `chainrule run SCRIPT --step {each.step}`.",
+        )  # fmt: skip
+
+
+def _at(noticed: Noticed) -> str:
+    return f" ({noticed.place})" if noticed.place else ""
 
 
 ORDER: tuple[SeriesKind, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.contributions import aligned
+from chainrule.diagnostics import nonfinite_advice
 from chainrule.diagnostics.step_context import StepContext, argument, element_of, operands
 from chainrule.graph.comparison import dense, identical
 from chainrule.graph.graph import Graph, Operation, Ref, Value
@@ -192,7 +193,7 @@ def _operands(context: StepContext, operation: Operation, at: Index) -> Iterator
 
 def advice_for(context: StepContext, operation: Operation) -> str:
     """What to try for an operation; "" if nothing more is known than for any."""
-    return OF_NOTHING if _mean_of_nothing(context, operation) else facts_of(operation.name).advice
+    return OF_NOTHING if _mean_of_nothing(context, operation) else nonfinite_advice.advice_for(context, operation)
 
 
 def _mean_of_nothing(context: StepContext, operation: Operation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -14,19 +15,26 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
 from chainrule.diagnostics.step_context import StepContext, type_name
-from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.snapshot import Parameter, ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Check(
     "not-in-optimizer", "A parameter has a gradient, and no optimizer holds it", "warning",
     what="A parameter got a gradient, and no optimizer that stepped holds it. In one step this is a note, as another "
-    "optimizer may step later (a GAN has two); over a run no optimizer ever moved it.",
+    "optimizer may step later (a GAN has two), unless the optimizer holds only parameters that the step did not use; "
+    "over a run no optimizer ever moved it.",
     why="It does not learn, and its gradient grows for ever if only the optimizer clears gradients.",
-    advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced. If the parameter "
-    "should not learn, requires_grad_(False) also saves its gradient.",
-    source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed",
+    advice="Pass all of model.parameters() to the optimizer, after every layer was made or replaced; a plain tensor is "
+    "not among them, an nn.Parameter is. If it should not learn, requires_grad_(False) also saves its gradient.",
+    source="PyTorch's documentation of torch.optim: the parameters are given when the optimizer is constructed; of "
+    "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip
+ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
+PLAIN = "model.parameters() leaves out what a plain list or dict holds: use nn.ModuleList, ModuleDict or ParameterList."
+MADE = (
+    "Make the layer once, in `__init__`, so that an optimizer can hold it: one made in forward() is new in each step."
+)
 
 
 @NOT_IN_OPTIMIZER.in_step
@@ -40,15 +48,32 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         known = name in own or name.partition("@")[0] in own
         if known and name not in context.held and parameter.has_gradient and parameter.value is not None:
             left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    stranger = holds_another_model(context)
     for owner, names in left_out.items():
-        gradients = [context.gradient(context.graph.parameters[name]) for name in names]
+        parameters = [context.graph.parameters[name] for name in names]
+        gradients = [context.gradient(parameter) for parameter in parameters]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
         has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
             owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
-            f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
-            severity="note",
+            (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
+             "This step used none of those: the optimizer was made for another model." if stranger else ""),
+            severity="warning" if stranger else "note",
+            advice="" if stranger else MADE if _made(context, parameters) else PLAIN if "[" in owner else ANOTHER,
         )  # fmt: skip
+
+
+def holds_another_model(context: StepContext) -> bool:
+    """Whether the step used no parameter of the optimizers that stepped, and none of them has a gradient."""
+    known = [(member.gradient, context.parameter(member)) for member in context.members]
+    return bool(known) and all(grad is None and (each is None or each.value is None) for grad, each in known)
+
+
+def _made(context: StepContext, parameters: Iterable[Parameter]) -> bool:
+    """Whether the step made these parameters, and not those that the optimizer holds."""
+    held = [context.graph.parameters[name] for name in context.held]
+    new = [each.value is not None and context.values[each.value].operation is not None for each in parameters]
+    return all(new) and any(each.value is not None and context.values[each.value].operation is None for each in held)
 
 
 @NOT_IN_OPTIMIZER.over_time
@@ -57,7 +82,9 @@ def _never_in_optimizer(run: Run) -> Iterator[Finding]:
     moved = {series.name for series in run.history.of_kind("update")}
     moved |= {each.name for each in run.history.of_kind("parameter") if len({known.norm for _, known in each}) > 1}
     for found in NOT_IN_OPTIMIZER.lasting(run):
-        yield replace(found, severity="note") if any(_belongs(name, found.where) for name in moved) else found
+        moves = found.advice != MADE and any(_belongs(name, found.where) for name in moved)
+        advice = NOT_IN_OPTIMIZER.advice if found.advice == ANOTHER and not moves else found.advice
+        yield replace(found, severity="note" if moves else found.severity, advice=advice)
 
 
 def _belongs(name: str, owner: str) -> bool:
@@ -107,7 +134,8 @@ SOURCE = "Karpathy, CS231n, Neural networks part 3: the ratio of updates to weig
 TOO_LARGE = Check(
     "update-too-large", "Updates are too large for their weights", "warning",
     what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
-    "too large. In one step it is a note if the ratio is above ten times that threshold.",
+    "too large, and does not fall. In one step it is a note if the ratio is above ten times that threshold. An update "
+    "that is withdrawn does not count.",
     why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
     advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
     source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
@@ -129,6 +157,7 @@ def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+FALLS = 0.7  # times the ratios at the start
 PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
 
 
@@ -143,8 +172,8 @@ def _too_large(run: Run) -> Iterator[Finding]:
     for name, ratios in judged.items():
         if len(ratios) >= run.thresholds.enough:
             last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]])
-            peak = max(ratio for _, ratio in ratios) if run.began_at_its_size(name) else 0.0
-            if last > limit:
+            peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0
+            if last > limit and not _falls(ratios, window):
                 over.append((last, name, "in the median over the last watched steps"))
             elif peak > PEAK * limit:
                 over.append((peak, name, "at their largest, which replaced the weight"))
@@ -157,6 +186,21 @@ def _too_large(run: Run) -> Iterator[Finding]:
              run.learning_rate),
             since=next(step for step, ratio in judged[name] if ratio > limit),
         )  # fmt: skip
+
+
+def _falls(ratios: list[tuple[int, float]], window: int) -> bool:
+    """Whether the ratios of a short run fall: a weight that begins small soon grows."""
+    quarter = len(ratios) // 4
+    first, last = (median([ratio for _, ratio in part]) for part in (ratios[: quarter + 1], ratios[-quarter - 1 :]))
+    return len(ratios) < 2 * window and last < FALLS * first
+
+
+def _lasting_peak(run: Run, name: str) -> float:
+    """The largest ratio of an update that the weight shows at the next watched step; a search may withdraw one."""
+    norms = [(step, known.norm) for step, known in run.history.series["parameter", name]]
+    after = {step: later / norm for (step, norm), (_, later) in pairwise(norms) if norm}
+    kept = (ratio for step, ratio in run.ratios[name] if after.get(step, 0.0) > (ratio - 1) / 2)
+    return max(kept, default=0.0)
 
 
 def _grown(ratios: list[tuple[int, float]], limit: float) -> list[tuple[int, float]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, in_order, listed, plural
+from chainrule.diagnostics.finding import Finding, Severity, in_order, listed, plural
 from chainrule.graph.comparison import FLOAT32, same_statistics
 from chainrule.graph.history import RankFacts
 from chainrule.graph.statistics import Statistics
@@ -26,11 +27,21 @@ DIVERGED = Check(
     source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
 NOT_REDUCED = Check(
     "rank-not-reduced", "A gradient was not reduced across the ranks", "warning",
-    what="A parameter is the same on all ranks before the step, and its `.grad` after backward is not.",
+    what="A parameter is the same on all ranks before the step, and its `.grad` after backward is not, nor the one that "
+    "the optimizer uses, if it is reduced by hand.",
     why="Each rank takes a different step, and from then on the ranks train different models.",
     advice="Call the wrapped model (not model.module), leave no_sync() before the last backward pass of the step, and "
     "use every parameter on every rank.",
     source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
+PARTED = Check(
+    "ranks-parted", "Ranks were equal and are not any more", "warning",
+    what="Parameters were the same on all ranks at two watched steps in a row, or once while others that learn still "
+    "are, and differ at this one, whatever reduces their gradients. If all part after the first step it is a note.",
+    why="From then on each rank trains a model of its own, of which only one is saved.",
+    advice="Reduce the gradient of every parameter on every rank (a layer that was added later, one that was left "
+    "out), and change parameters by the optimizer alone. It is right between the exchanges of a local SGD.",
+    source="Jiang et al., TrainCheck, 2025: silent errors of distributed training; Lin et al., Don't use large "
+    "mini-batches, use local SGD, 2020", across_ranks=True)  # fmt: skip
 UNEQUAL_BATCH = Check(
     "rank-unequal-batch", "The ranks have batches of different sizes", "warning",
     what="The ranks took different numbers of samples in this step.",
@@ -47,9 +58,14 @@ NOT_FINITE = Check(
     source="IEEE 754: a sum with a NaN is NaN", across_ranks=True)  # fmt: skip
 
 
-def of_ranks(ranks: Sequence[RankFacts]) -> tuple[Finding, ...]:
-    """All findings of a step that compare its ranks."""
-    return in_order([*_not_finite(ranks), *_differing(ranks), *_unequal_batch(ranks)])
+def of_ranks(ranks: Sequence[RankFacts], equal: dict[str, int] | None = None) -> tuple[Finding, ...]:
+    """All findings of a step that compare its ranks.
+
+    `equal` counts, for each parameter, the steps in a row at which it was the same on all ranks; it is brought up to
+    date.
+    """
+    parted = _parted(ranks, equal) if equal is not None else ()
+    return in_order([*_not_finite(ranks), *_differing(ranks), *parted, *_unequal_batch(ranks)])
 
 
 def _not_finite(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -79,20 +95,40 @@ Numbers = dict[int, tuple[Statistics | None, int | None]]
 def _differing(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     """Parameters that differ before the step, and gradients that differ although their parameters do not."""
     every = {each.rank: each.parameters for each in ranks}
-    first = ranks[0].parameters if len(ranks) > 1 else {}
-    shared = [name for name in first if all(name in each and not each[name].sharded for each in every.values())]
-    before: dict[str, Numbers] = {
-        name: {rank: (each[name].before, each[name].before_mark) for rank, each in every.items()} for name in shared
-    }
+    before = _before(ranks)
     gradients: dict[str, Numbers] = {
         name: {rank: (each[name].mean, each[name].mean_mark) for rank, each in every.items()}
-        for name in shared
+        for name in before
         if not _outsiders(before[name])
     }
-    diverged = {name: before[name] for name in shared if any(each[name].combined for each in every.values())}
+    diverged = {name: before[name] for name in before if any(each[name].combined for each in every.values())}
     yield from _grouped(DIVERGED, diverged, "is not the same on all ranks before the step")
     words = "was the same on all ranks before the step, and its gradient after backward is not"
     yield from _grouped(NOT_REDUCED, gradients, words)
+
+
+def _parted(ranks: Sequence[RankFacts], equal: dict[str, int]) -> Iterator[Finding]:
+    """Parameters that were the same on all ranks; those of a reducer are `_differing`."""
+    before, every = _before(ranks), [each.parameters for each in ranks]
+    now = {name for name, numbers in before.items() if not _outsiders(numbers)}
+    for name in now:
+        equal[name] = equal.get(name, 0) + 1
+    learn_alike = any(equal[name] > 1 and every[0][name].mean is not None for name in now)
+    apart: dict[Severity, dict[str, Numbers]] = {"warning": {}, "note": {}}
+    for name, numbers in before.items():
+        if name not in now and equal.get(name) and not any(each[name].combined for each in every):
+            apart["warning" if learn_alike or equal[name] > 1 else "note"][name] = numbers
+    words = "was the same on all ranks, and is not before this step"
+    for severity, found in apart.items():
+        yield from (replace(each, severity=severity) for each in _grouped(PARTED, found, words))
+
+
+def _before(ranks: Sequence[RankFacts]) -> dict[str, Numbers]:
+    """The parameters of which every rank has a copy, before the step."""
+    first = ranks[0].parameters if len(ranks) > 1 else {}
+    shared = (n for n in first if all(n in each.parameters and not each.parameters[n].sharded for each in ranks))
+    known = {name: [(each.rank, each.parameters[name]) for each in ranks] for name in shared}
+    return {name: {rank: (each.before, each.before_mark) for rank, each in of} for name, of in known.items()}
 
 
 def _grouped(check: Check, found: dict[str, Numbers], words: str) -> Iterator[Finding]:

@@ -8,16 +8,22 @@ and the step was finished.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from statistics import median
+from statistics import correlation, mean, median, pstdev
 
 from chainrule.diagnostics.finding import RANK, Finding, listed
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.history import History, StepFacts
 from chainrule.numbers import number
+
+RARE = 0.25  # share of the steps: what fewer of them compute is another task
+BEGINNING = 5  # steps
+GROWN = 1.25  # times the numbers of a step at the start
+FOLLOWS = 0.5  # correlation of the loss with the numbers of a step: it is their sum
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Run:
         return self.history.steps
 
     @cached_property
-    def _seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
+    def seen(self) -> dict[str, dict[str, dict[int, Finding]]]:
         """Check id -> place -> step -> the most severe finding."""
         seen: dict[str, dict[str, dict[int, Finding]]] = {}
         for step in sorted(self.step_findings):
@@ -73,7 +79,7 @@ class Run:
         """The last unbroken row of every place at which a check found something."""
         examined = sorted(self.step_findings)
         full = {each.step for each in self.steps if each.full}
-        for at in self._seen.get(id, {}).values():
+        for at in self.seen.get(id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
             asked = [step for step in asked if step != self.unfinished or step in at]
             first = last = asked.index(max(at))
@@ -81,6 +87,13 @@ class Run:
                 first -= 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
+
+    def in_steps(self, id: str) -> list[tuple[int, Finding | None]]:
+        """Every examined step, with the first finding of a check in it."""
+        return [
+            (step, next((each for each in self.step_findings[step] if each.id == id), None))
+            for step in sorted(self.step_findings)
+        ]
 
     @cached_property
     def losses(self) -> list[tuple[int, float]]:
@@ -95,6 +108,22 @@ class Run:
         return min((loss for _, loss in self.losses[:3]), default=math.nan)
 
     @cached_property
+    def rates(self) -> list[tuple[int, tuple[float, ...]]]:
+        """(step, rate of each parameter group) of the watched steps, and of those at which a rate changed much."""
+        noticed = {each.step: each.rates for each in self.history.noticed if each.rates}
+        watched = {each.step: each.rates for each in self.steps if each.rates}
+        return sorted((noticed | watched).items())
+
+    def has_finite_parameters(self, after: int, until: int) -> bool:
+        """Whether a watched step after one and until another began with finite parameters."""
+        broken: dict[int, bool] = {}
+        for series in self.history.of_kind("parameter"):
+            for step, known in series:
+                if after < step <= until:
+                    broken[step] = broken.get(step, False) or known.not_finite > 0
+        return not all(broken.values())
+
+    @cached_property
     def consecutive(self) -> bool:
         """Whether every step was watched, so that each change from one step to the next is visible."""
         steps = [step for step, _ in self.losses]
@@ -102,7 +131,10 @@ class Run:
 
     @cached_property
     def ratios(self) -> dict[str, list[tuple[int, float]]]:
-        """For each weight (step, norm of its update / its norm). Biases are left out, as they begin at 0."""
+        """For each weight (step, norm of its update / its norm), without updates that were withdrawn.
+
+        Biases are left out, as they begin at 0.
+        """
         found = {}
         for series in self.history.of_kind("update"):
             weight = self.history.series.get(("parameter", series.name))
@@ -113,7 +145,8 @@ class Run:
                 (step, update.norm / known[step].norm)
                 for step, update in series
                 if step in known and known[step].norm and not update.not_finite
-            ]
+                and not (update.norm and known[step] == known.get(step + 1))  # withdrawn: the weight is what it was
+            ]  # fmt: skip
         return {name: ratios for name, ratios in found.items() if ratios}
 
     @cached_property
@@ -126,6 +159,66 @@ class Run:
         """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow."""
         ratios = self.ratios.get(name)
         return bool(ratios) and ratios[0][0] == self.steps[0].step  # type: ignore[index]
+
+    @cached_property
+    def _computed(self) -> dict[int, dict[str, int]]:
+        """For each step the data and results that it had, by name, and how many numbers these were."""
+        found: dict[int, dict[str, int]] = {}
+        for series in (*self.history.of_kind("input"), *self.history.of_kind("value")):
+            name = series.name.partition("#")[0].partition("@")[0]
+            for step, known in series:
+                names = found.setdefault(step, {})
+                names[name] = names.get(name, 0) + known.elements
+        return found
+
+    def is_another_task(self, step: int, before: Sequence[int]) -> bool:
+        """Whether a step computed something that few of the steps before did, or not what most did, or on more data."""
+        now = self._computed.get(step, {})
+        if sum(now.values()) > GROWN * median([sum(self._computed.get(each, {}).values()) for each in before]):
+            return True
+        counts = Counter(name for each in before for name in self._computed.get(each, {}))
+        return any(
+            count < RARE * len(before) if name in now else count > (1 - RARE) * len(before)
+            for name, count in ((name, counts[name]) for name in now.keys() | counts.keys())
+        )
+
+    def takes_turns(self, steps: Sequence[int]) -> bool:
+        """Whether the data or the computation alternates from step to step."""
+        present = Counter(name for each in steps for name in self._computed.get(each, {}))
+        pairs = list(pairwise(steps))
+        for name, count in present.items():
+            seen = sum((name in self._computed.get(a, {})) != (name in self._computed.get(b, {})) for a, b in pairs)
+            if RARE < count / len(steps) < 1 - RARE and seen > (1 - RARE) * len(pairs):
+                return True
+        wanted = set(steps)
+        norms = ([known.norm for step, known in series if step in wanted] for series in self.history.of_kind("input"))
+        return any(autocorrelation(each) < -self.thresholds.loss_swing for each in norms if len(each) == len(steps))
+
+    @cached_property
+    def grows(self) -> bool:
+        """Whether the steps of the last half compute more, or their data is larger, or the loss follows their size.
+
+        An episode gets longer, or its returns larger, as a policy gets better.
+        """
+        steps = [step for step, _ in self.losses]
+        halves = steps[:BEGINNING], steps[len(steps) // 2 :]
+        size = {step: sum(self._computed.get(step, {}).values()) for step in steps}
+        if median(size[step] for step in halves[1]) > GROWN * median(size[step] for step in halves[0]):
+            return True
+        losses = [loss for _, loss in self.losses]
+        if len(set(size.values())) > 1 and len(set(losses)) > 1 and correlation([*size.values()], losses) > FOLLOWS:
+            return True
+        for series in self.history.of_kind("input"):
+            known = {step: each.norm / math.sqrt(each.elements) for step, each in series if each.elements}
+            norms = [[known[step] for step in half if step in known] for half in halves]
+            if all(norms) and median(norms[1]) > self.thresholds.loss_rise * median(norms[0]):
+                return True
+        return False
+
+    def had_gradient(self, name: str) -> bool:
+        """Whether a parameter of the history had a gradient; its name there may lack that of the model."""
+        series = self.history.of_kind("parameter gradient")
+        return any(each.name == name or name.endswith(f".{each.name}") for each in series if each.steps)
 
     @property
     def enough(self) -> bool:
@@ -159,6 +252,13 @@ def is_bias(name: str) -> bool:
     """Whether the name of a parameter is that of a bias or of a norm's scale, which begin at 0 and 1."""
     last = name.rsplit(".", 1)[-1].partition("#")[0]
     return "bias" in last or "norm" in name.lower()
+
+
+def autocorrelation(numbers: Sequence[float]) -> float:
+    """Of a series at lag 1: -1 if it alternates, 0 for noise; 0 if it is constant."""
+    level, spread = mean(numbers), pstdev(numbers)
+    products = sum((a - level) * (b - level) for a, b in pairwise(numbers))
+    return products / (spread * spread * (len(numbers) - 1)) if spread > 0 and len(numbers) > 1 else 0.0
 
 
 def robust_spread(numbers: Sequence[float]) -> float:

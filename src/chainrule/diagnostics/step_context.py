@@ -156,6 +156,15 @@ class StepContext:
                 found.update(out for out in operation.outputs if out is not None and not values[out].requires_grad)
         return frozenset(found)
 
+    @cached_property
+    def from_data(self) -> frozenset[int]:
+        """The inputs, and every value that depends on one."""
+        found = set(self.data)
+        for operation in self.graph.operations:
+            if not found.isdisjoint(operands(operation)):
+                found.update(out for out in operation.outputs if out is not None)
+        return frozenset(found)
+
     def operations_that(self, wanted: Wanted) -> Iterator[Operation]:
         """The operations whose facts are as wanted, in order."""
         return (operation for operation in self.graph.operations if wanted(facts_of(operation.name)))

@@ -58,8 +58,23 @@ class Thresholds:
     clipped_share: float = _limit(0.95, "share of the steps", "a larger share counts as always", "Pascanu et al., 2013")
     clipped_factor: float = _limit(10.0, "norm before / norm after", "a larger median is a warning, not a note",
         "the effective learning rate is smaller by this factor")
+    collapsed: float = _limit(0.01, "learning rate / its largest", "a smaller one has collapsed",
+        "PyTorch's tutorials: epochs end it, of hundreds of steps each")
+    collapse_steps: float = _limit(500, "steps", "a rate that collapses within them does so at each batch", "the same")
+    # attention
+    uniform: float = _limit(2e-3, "deviation of the weights / their mean", "less is uniform attention",
+        "our runs: small initial weights give 0.01 or more")
+    one_token: float = _limit(0.98, "mean weight of a head's first token", "more is attention to one token alone",
+        "Xiao et al., Efficient streaming language models with attention sinks, 2024: sinks leave some to the others")
+    to_padding: float = _limit(0.01, "share of the attention", "more on padding is reported", "our runs: 0 with a mask")
+    # the learning rate
+    rate_jump: float = _limit(3.0, "learning rate / highest one before", "a larger one after which the loss jumps is "
+        "a jump", "our runs: schedules restart at their highest rate, and a warm-up in stages lowers the loss")
+    rate_collapse: float = _limit(1e3, "learning rate of the step before / learning rate", "more is a collapse",
+        "schedules in stages divide it by 10, some by 100")
     # the loss
-    loss_rise: float = _limit(1.5, "loss / loss at the start", "a larger median of the last half diverges", "our runs")
+    loss_rise: float = _limit(1.5, "loss / loss at the start",
+        "if three quarters of the last half are larger, it diverges", "our runs")
     loss_swing: float = _limit(0.6, "negative autocorrelation of the loss at lag 1", "a loss above it oscillates",
         "0 for noise, 1 for a loss that alternates around a minimum")
     spike_factor: float = _limit(2.0, "loss / median of the window before", "a larger loss may be a spike", "our runs")
@@ -67,7 +82,16 @@ class Thresholds:
         "estimated from the median difference between steps, so a trend does not count")
     spike_height: float = _limit(0.5, "share of the loss at the start", "a spike also lies this far above the median",
         "our runs: hard samples late in training are no spikes")
+    penalty: float = _limit(4.0, "norm of the penalty's gradient / of the rest", "a larger one drowns the loss",
+        "our runs: usual coefficients give less than 0.1 as long as nothing is learnt")
+    excess: float = _limit(3.0, "loss - loss of a guess (or as a multiple of it)",
+        "a larger initial loss is reported",
+        "Karpathy, A recipe for training neural networks, 2019: verify loss @ init")
     # the data
+    target_size: float = _limit(100.0, "root mean square", "larger targets may be too large for the outputs",
+        "LeCun et al., Efficient backprop, 1998, 4.5; our runs")
+    target_ratio: float = _limit(30.0, "root mean square of the targets / of the outputs", "a larger one is too large",
+        "our runs: outputs and targets of the same scale need no factor to be learnt")
     input_size: float = _limit(10.0, "absolute mean, or standard deviation", "a larger one is not normalised",
         "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1")
     input_spread: float = _limit(1e3, "largest / smallest deviation of a feature", "more is not normalised", "the same")

@@ -74,8 +74,10 @@ def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.operations_that(lambda facts: facts.rectifies):
         (out,) = operation.outputs
-        if out is None or context.values[out].has_numbers or not context.values[out].requires_grad:
+        if out is None or not context.values[out].requires_grad:
             continue
+        if context.values[out].has_numbers and context.derivation is not None:
+            continue  # see `_units_off`
         known, shape = context.statistics(out), context.values[out].shape
         if known is not None and known.elements and known.zeros == known.elements:
             units = shape[-1] if shape else 1

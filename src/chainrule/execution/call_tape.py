@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from chainrule.capture.lowering.naming import function_name, locals_of
-from chainrule.capture.source import Site, is_library
+from chainrule.capture.lowering.naming import function_name
+from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.graph.graph import Place
 from chainrule.graph.trees import map_leaves, tensors_in
 

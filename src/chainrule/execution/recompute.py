@@ -113,11 +113,11 @@ class _Reexecution:
         arguments: dict[str, Any] = self.working.filled(operation.arguments)
         written = [name for name in arguments if name in written_by(operation.function)]
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
-        arguments |= {name: _cloned(arguments[name]) for name in written}
+        arguments |= {name: cloned(arguments[name]) for name in written}
         if operation.random_state is not None:
             torch.set_rng_state(operation.random_state)
         try:
-            out = _once_more(operation, arguments)
+            out = run_again(operation, arguments)
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise ReplayError(f"{_called(self.old, operation)} cannot be run again ({said}). {NO_WAY}") from error
@@ -307,7 +307,7 @@ class _Reexecution:
         return replace(value, gradient=value.gradient.filled(gradient))
 
 
-def _once_more(operation: Operation, arguments: dict[str, Any]) -> Any:
+def run_again(operation: Operation, arguments: dict[str, Any]) -> Any:
     function: Any = operation.function
     if isinstance(getattr(function, "function", None), type):  # a user's own
         return UserCode(function.function, arguments).run(lambda: function(arguments), arguments)
@@ -340,7 +340,7 @@ def _filled(recorded: tuple[Snapshot | None, ...], gradients: Gradients) -> tupl
     )
 
 
-def _cloned(tree: Any) -> Any:
+def cloned(tree: Any) -> Any:
     """Tensors to write to, with all of the memory that they are a part of: each stands where it stood."""
 
     def copied(leaf: Any) -> Any:

@@ -256,7 +256,8 @@ class Backward:
     """One backward pass: `roots` are (node, slot) where it began, with their seeds in the executions of these nodes.
 
     A pass of `torch.autograd.grad` does not accumulate into `.grad`: it returned `given`, the gradients of the values
-    that it was asked for. It was `differentiated` if a later pass went back through what it computed.
+    that it was asked for. It was `differentiated` if a later pass went back through what it computed. `position` is the
+    number of operations that had run before it.
     """
 
     index: int
@@ -266,6 +267,7 @@ class Backward:
     accumulates: bool = True
     given: dict[int, Snapshot] = field(default_factory=dict)
     differentiated: bool = False
+    position: int = 0
 
 
 def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
@@ -287,11 +289,14 @@ def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor |
             sums[key] = gradient if known is None else known + gradient
 
 
+UNSCALE = "unscale_"  # the kind of event by which a GradScaler divides gradients by its scale
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """An event between operations that a reader must know: gradients cleared, clipped, changed by a hook.
 
-    `value` is what a hook changed the gradient of.
+    `value` is what a hook changed the gradient of; `operation` is the one that wrote to the gradient.
     """
 
     kind: str
@@ -299,16 +304,63 @@ class Event:
     position: int
     place: Place | None = None
     value: int | None = None
+    operation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTensor:
+    """A tensor that a function got when it raised an exception, with its smallest and largest number."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception of PyTorch's in the step, and what was known of its cause when it was raised.
+
+    Where it came out of a backward pass: `node` is autograd's node that it came to, made by `operation` at `made` in
+    training step `step`, and `value` (`name`, if it has none) is what the node saved, or the tensor through which
+    backward reached it; `writes` are what wrote over it since, and `freed` is the pass that freed the node. `raised_in`
+    is the user's function that ran inside of backward. `module` and `given` are the layer and the tensors of a forward
+    pass. With `ended` the exception ended the step; otherwise the user's code went on.
+    """
+
+    error: str
+    place: Place | None = None
+    ended: bool = False
+    backward: bool = False
+    raised_in: str = ""
+    called: str = ""
+    module: str = ""
+    layer: str = ""
+    given: tuple[GivenTensor, ...] = ()
+    node: str = ""
+    operation: int | None = None
+    made: Place | None = None
+    step: int | None = None
+    value: int | None = None
+    name: str = ""
+    writes: tuple[tuple[str, Place | None], ...] = ()
+    freed: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module that ran: its path, class name, and the call site that began it."""
+    """A module that ran: its path and class name, whether it ever ran in train mode, and its own parameters.
+
+    `drops` is the probability with which it drops an element in train mode.
+    """
 
     path: str
     class_name: str
     training: bool
     parameters: tuple[str, ...]
+    drops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -328,6 +380,7 @@ class Graph:
     notes: tuple[str, ...] = field(default=())
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
+    failures: tuple[Failure, ...] = ()
 
     def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, directly or not."""
@@ -378,6 +431,11 @@ class Graph:
     def hooked(self) -> set[int]:
         """The values of which a hook changed the gradient."""
         return {event.value for event in self.events if event.kind == "hook" and event.value is not None}
+
+    def written_before(self, position: float) -> list[Event]:
+        """The writes to gradients between the last backward pass before a position and this position, in order."""
+        begun = max((each.position for each in self.accumulating if each.position <= position), default=0)
+        return [each for each in self.events if each.kind != "hook" and begun <= each.position <= position]
 
     def sent(self, parameter: Parameter) -> torch.Tensor | None:
         """The `.grad` that this rank's backward passes left, before it was combined with other ranks'."""

@@ -54,6 +54,22 @@ class StepFacts:
     clipped: tuple[float, float] | None = None  # norm of all gradients before and after clipping
     passes: int = 1  # backward passes: micro-batches whose gradients were added up
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
+    evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What a look at every step noticed, whether or not the step was watched.
+
+    A rate that changed much is noticed at the step before the change and at the step after it.
+    """
+
+    step: int
+    rates: tuple[float, ...] = ()  # the learning rate of each parameter group
+    lost: bool = False  # its update made numbers of parameters NaN or infinite, which were finite before
+    parameters: tuple[str, ...] = ()  # these parameters, if they could be read at once
+    loss: float | None = None  # in the code around the optimizer's step, if `lost`
+    place: str = ""  # of the optimizer's step, if `lost`
 
 
 @dataclass(slots=True)
@@ -63,6 +79,7 @@ class History:
     steps: list[StepFacts] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
+    noticed: list[Noticed] = field(default_factory=list)
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
         """Add the statistics of one tensor at one step."""

@@ -39,8 +39,12 @@ def check_indices(graph: Graph) -> None:
     for backward in graph.backwards:
         _within((backward.loss, *backward.given), values, f"backward pass {backward.index}")
         _within((node for node, _ in backward.roots), nodes, f"backward pass {backward.index}")
+    _within((each.value for each in graph.failures), values, "a failure")
+    _within((each.operation for each in graph.failures), operations, "a failure")
     _within((parameter.value for parameter in graph.parameters.values()), values, "a parameter")
     _within((each.value for update in graph.updates for each in update.parameters), values, "an update")
+    _within((event.value for event in graph.events), values, "an event")
+    _within((event.operation for event in graph.events), operations, "an event")
     _within((each.reducer for each in graph.reductions.values()), len(graph.reducers), "a reduction")
 
 

@@ -40,7 +40,7 @@ from chainrule.graph.reexecution import Reexecution, WriteThroughView
 from chainrule.graph.snapshot import Snapshot
 
 FORMAT = "chainrule-recording"
-VERSION = 4
+VERSION = 5
 IN_HEADER = 2**24  # characters of JSON; longer JSON is stored beside the tensors, as a header takes 100 MB at most
 
 _kinds = {

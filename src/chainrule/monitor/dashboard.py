@@ -19,6 +19,7 @@ from rich.text import Text
 
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
+from chainrule.monitor.runs.found import by_cause
 from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 from chainrule.views.blocks import printable
@@ -86,13 +87,16 @@ class Display:
     def __exit__(self, *error: Any) -> None:
         pass
 
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """Show the findings after the end of the training, where there is a place for them."""
+
 
 class Lines(Display):
     """Prints a line for a step every few seconds, and one for each new finding."""
 
     def __init__(self, console: Console, total: int | None = None) -> None:
         super().__init__(console, total)
-        self._printed: set[tuple[str, str]] = set()
+        self._printed: dict[tuple[str, str], str] = {}  # the severity with which a finding was printed
         self._next = 0.0
 
     def report(self, facts: StepFacts, figures: Iterable[Figure], findings: Sequence[Found]) -> None:
@@ -102,14 +106,20 @@ class Lines(Display):
             self._next = now + LINE_EVERY
             self._last.take(facts, figures)
             self._print(self._last.sentence(self._total))
-        self.conclude(findings, f"at step {facts.step:,}")
+        self._tell(findings, f"at step {facts.step:,}")
 
-    def conclude(self, findings: Sequence[Found], when: str = "") -> None:
-        """Print the findings that have not been printed."""
-        for found in findings:
-            if (found.id, found.where) not in self._printed:
-                self._printed.add((found.id, found.where))
-                self._print(f"{found.severity} {when or found.when}: {found.text}{_place(found)}")
+    def _tell(self, findings: Sequence[Found], when: str) -> None:
+        """Print the findings that are new, with their evidence, and those whose severity has changed."""
+        for found in by_cause(findings):
+            before = self._printed.get((found.id, found.where))
+            if before == found.severity:
+                continue
+            self._printed[found.id, found.where] = found.severity
+            changed = f" (before: {before})" if before is not None else ""
+            because = f" (because of {found.because})" if found.because else ""
+            self._print(f"{found.severity}{changed} {when}: {found.statement}{because}")
+            for each in found.evidence if before is None else ():
+                self._print(f"  {each}")
 
     def _print(self, sentence: str) -> None:
         self._console.print(Text(f"chainrule: {printable(sentence)}"), soft_wrap=True)
@@ -182,12 +192,9 @@ class Dashboard(Display):
 
 def _finding(found: Found) -> Text:
     when = f" {found.when}" if found.when else ""
-    text = printable(found.text + _place(found))
-    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), text)
-
-
-def _place(found: Found) -> str:
-    return f" ({found.place})" if found.place else ""
+    because = f" (because of {found.because})" if found.because else ""
+    text, evidence = printable(found.statement + because), printable(" ".join(found.evidence[:1]))
+    return Text.assemble((f"{found.severity}{when}: ", STYLES.get(found.severity, "")), text, (f" {evidence}", "dim"))
 
 
 def sparkline(numbers: Sequence[float]) -> str:

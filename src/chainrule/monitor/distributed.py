@@ -161,16 +161,19 @@ def facts_of_rank(recording: Recording, marks: bool = True) -> RankFacts:
     graph = recording.graph
     batches = [each.batch for each in graph.reducers if each.batch is not None]
     rank = graph.reducers[0].rank if graph.reducers else dist.get_rank()
-    parameters = {name: _parameter(graph, each, marks) for name, each in graph.parameters.items()}
+    used = {each.name: each.gradient for update in graph.updates for each in update.parameters}
+    parameters = {name: _parameter(graph, each, used.get(name), marks) for name, each in graph.parameters.items()}
     return RankFacts(rank, batches[0] if batches else None, recording.loss, parameters)
 
 
-def _parameter(graph: Graph, parameter: Parameter, marks: bool) -> RankParameter:
+def _parameter(graph: Graph, parameter: Parameter, used: Snapshot | None, marks: bool) -> RankParameter:
+    """What the optimizer `used` may have been reduced by hand after backward."""
     reduction = graph.reductions.get(parameter.name)
     sharded = reduction is not None and graph.reducers[reduction.reducer].kind == "reduce-scatter"
     local = None if reduction is None else _statistics(reduction.sent)
-    before, mean = (_mark(parameter.before), _mark(parameter.grad)) if marks else (None, None)
-    start, gradient = _statistics(parameter.start), _statistics(parameter.gradient)
+    received = parameter.gradient if reduction is not None or used is None else used
+    before, mean = (_mark(parameter.before), _mark(data_of(received))) if marks else (None, None)
+    start, gradient = _statistics(parameter.start), _statistics(received)
     return RankParameter(start, local, gradient, before, mean, sharded, reduction is not None)
 
 

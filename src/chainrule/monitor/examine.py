@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from chainrule.capture.policy import default_memory
-from chainrule.capture.recorder import exception_site
+from chainrule.capture.source import exception_site
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
 from chainrule.errors import ReplayError, brief
-from chainrule.graph.history import History, StepFacts
+from chainrule.graph.history import History, Noticed, StepFacts
 from chainrule.monitor.runs import Figure, Found
 
 if TYPE_CHECKING:
@@ -101,6 +101,12 @@ class Examiner:
         self.fresh = ()
         return self._examine_course() if self._pending else []
 
+    def notice(self, noticed: Noticed) -> list[Found]:
+        """Add what a look at a step noticed; lost numbers have the course examined at once."""
+        self.history.noticed.append(noticed)
+        self.fresh, self._pending = (), True
+        return self._examine_course() if noticed.lost else []
+
     def requested(self, on_finding: OnFinding) -> str | None:
         """The first new finding that requests a step in full: one above a note, or the choice of a function."""
         if callable(on_finding):
@@ -111,7 +117,11 @@ class Examiner:
 
     def _examine_course(self) -> list[Found]:
         began = time.monotonic()
-        found = findings_over_time(self.history, self._in_steps, unfinished=self._unfinished, **self._options)
+        first = self.history.steps[0].step if self.history.steps else 0
+        earlier = [each for each in self._found.values() if each.since is not None and each.since < first]
+        found = findings_over_time(
+            self.history, self._in_steps, unfinished=self._unfinished, earlier=earlier, **self._options
+        )
         seen = [Found.of(each) for each in found]
         changed = [each for each in (*seen, *self._passed(seen)) if self._found.get((each.id, each.where)) != each]
         self.fresh = tuple(each for each in changed if (each.id, each.where) not in self._found)
@@ -147,6 +157,7 @@ class Examiner:
             history.first_loss = min(losses, default=None)
         first = history.steps[-WINDOW].step
         history.steps[:] = [facts for facts in history.steps if facts.step >= first]
+        history.noticed[:] = [noticed for noticed in history.noticed if noticed.step >= first]
         self._in_steps = {step: found for step, found in self._in_steps.items() if step >= first}
         for key, series in list(history.series.items()):
             kept = [place for place, step in enumerate(series.steps) if step >= first]

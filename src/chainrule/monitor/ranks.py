@@ -96,6 +96,7 @@ class WatchingRanks:
         self.active = False
         self.apart: str | None = None  # why the ranks do not watch together any more
         self._called = False
+        self._equal: dict[str, int] = {}  # for `of_ranks`
         self._inbox: Inbox | None = None
         self._outbox: Outbox | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -130,10 +131,10 @@ class WatchingRanks:
             waiting.complete = True
             self._outbox.send(now(step.facts.step), _Sent.of(step, own).pack)
         elif self._inbox is not None:
-            mine = _Sent.of(step, own)
+            mine, equal = _Sent.of(step, own), self._equal
 
             def complete(others: Sequence[str]) -> None:
-                waiting.step, waiting.complete = _joined(step, [mine, *map(_Sent.unpack, others)]), True
+                waiting.step, waiting.complete = _joined(step, [mine, *map(_Sent.unpack, others)], equal), True
 
             waiting.expected = Expected(now(step.facts.step), complete)
             self._inbox.expect(waiting.expected)
@@ -178,7 +179,7 @@ def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _joined(step: Step, ranks: Sequence[_Sent]) -> Step:
+def _joined(step: Step, ranks: Sequence[_Sent], equal: dict[str, int]) -> Step:
     """A step of rank 0 joined with the parts of all ranks, its own first."""
     own = ranks[0].rank
     sharded = {name for name, each in own.parameters.items() if each.sharded}
@@ -186,7 +187,7 @@ def _joined(step: Step, ranks: Sequence[_Sent]) -> Step:
         (each.kind, each.name): replace(each, statistics=_statistics(each, ranks, sharded)) for each in step.figures
     }
     every = tuple(replace(each.rank, rank=rank) for rank, each in enumerate(ranks))
-    found = (*step.found, *of_ranks(every))
+    found = (*step.found, *of_ranks(every, equal))
     return Step(_facts(step.facts, ranks, bool(sharded)), list(whole.values()), found)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from chainrule.monitor.dashboard import Dashboard, Lines
 from chainrule.monitor.runs import Found
+from chainrule.monitor.runs.found import lines
 from chainrule.monitor.watcher import watch
 from chainrule.script import Namespace, run_inside
 
@@ -37,6 +38,13 @@ class Outcome:
                 "call one, or use `chainrule.watch(...)` in the script and call its step()."
             )
         return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}{self._missed()}"
+
+    def lines(self) -> Iterator[str]:
+        """The findings above a note: the most likely cause first, its effects below it."""
+        found = list(lines(self.findings))
+        if found:
+            yield "The most likely cause first:"
+        yield from found
 
     def _missed(self) -> str:
         """A hint for a script that failed in a step that was not watched."""

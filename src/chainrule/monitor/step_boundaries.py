@@ -31,6 +31,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
 from chainrule.graph.reexecution import apart
+from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
 
@@ -74,6 +75,7 @@ class Boundaries:
         self.stepped_by_hook = False  # since this was last set to False
         self.rounds = Rounds(optimizers, self._note_uneven)
         self.elsewhere = 0  # steps of optimizers in other threads
+        self.evaluations = Evaluations(lambda: self.rounds.current)  # before the step
         self._foreign = 0  # steps of optimizers that are not watched since one that is
         self._models, self._calls = models, calls
         self._by_hand = UpdatesByHand(whole)
@@ -179,6 +181,7 @@ class Boundaries:
             return
         trains = module.training or any(part.training for part in module.modules())
         if not torch.is_grad_enabled() and not (trains and _in_custom_function()):
+            self.evaluations.see(module)
             self._missed = "its forward pass ran without gradients"
             return
         if not trains and self._eval is False:
@@ -245,6 +248,7 @@ class Boundaries:
             self._adapt()
         self._armed = self._recording = False
         self._calls.end(missed)
+        self.evaluations.clear()
         self.rounds.pass_over()
         self.arm()
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.step_log import StepLog
 from chainrule.errors import RecordingError
 from chainrule.monitor.arguments import WatchedModels
 from chainrule.recording import Recording, record
@@ -23,12 +24,14 @@ class StepRecording:
         self._passes = 0  # backward passes before the last optimizer's step in it
         self._failures = 0  # recordings in a row that failed
         self._abandoned = False
+        self.log = StepLog()
 
     def begin(self, models: WatchedModels, full: bool, keeps_leaves: bool, module: nn.Module | None, args: Any) -> None:
         """Begin to record; drops what was recorded so far. `module` is one whose forward pass begins."""
         self.leave()
         session = record(namespace=models.named(), keep=None if full else "statistics")
         session.know(models.whole())
+        session.know_steps(self.log)
         if keeps_leaves:
             session.keep_leaves()
         self.session = session

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.graph.graph import Graph, Value
+from chainrule.diagnostics.loss_scale import CLIPS, unscaled_by
+from chainrule.graph.graph import UNSCALE, Event, Graph, Value, references
 from chainrule.graph.history import Kind, RankFacts, StepFacts
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
 from chainrule.graph.statistics import Statistics
@@ -31,7 +32,6 @@ from chainrule.rules.facts import facts_of as facts_of_operation
 if TYPE_CHECKING:
     from chainrule.recording import Recording
 
-CLIPS = "clip_grad"
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, and of torch.compile
 
 
@@ -51,6 +51,7 @@ class WatchContext:
     cache: StatisticsCache  # of the step's tensors
     histograms: bool
     unmeasured: set[str] = field(default_factory=set)  # names of tensors whose numbers cannot be read, found on the way
+    evaluated: int  # forward passes before it without gradients and in train mode
     alone: bool  # no other rank watches; among ranks it is not known which inputs are equal and which are parts
 
     def statistics(self, snapshot: Snapshot | None) -> Statistics | None:
@@ -74,6 +75,7 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     return StepFacts(
         context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
         scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
+        evaluated=context.evaluated,
     )  # fmt: skip
 
 
@@ -214,13 +216,43 @@ def divided(statistics: Statistics, scale: float) -> Statistics:
 
 
 def _clipped(graph: Graph, context: WatchContext) -> tuple[float, float] | None:
-    """The norm of all gradients after backward, and as the optimizer used them; None if nothing clipped them."""
-    if not any(event.kind.startswith(CLIPS) for event in graph.events):
-        return None
-    left = [context.statistics(each.gradient) for each in graph.parameters.values()]
-    used: Iterable[Statistics | None] = context.gradients.values()
-    used = used or [context.statistics(each.gradient) for each in _last_updates(graph).values()]
-    return _norm(left) / (context.scale or 1), _norm(used)
+    """The joint norm of the gradients that were clipped, before and after, without the scale; None if there are none.
+
+    It is read off the operations that clipped: later passes add to `.grad`, and an update by hand reads it unseen.
+    """
+    ends = [math.inf] if context.closure or not graph.updates else [update.position for update in graph.updates]
+    written = [event for end in ends for event in graph.written_before(end)]
+    clips = {each.operation for each in written if each.kind.startswith(CLIPS) and each.operation is not None}
+    factors = {clip: _without_scale(graph, clip, written, context) for clip in clips}
+    # value -> what its norm is to be multiplied by
+    before = {
+        value: factor
+        for clip, factor in factors.items()
+        for _, _, value in references({"self": graph.operations[clip].arguments["self"]})
+    }
+    after = {each.index: factors[each.operation] for each in graph.values if each.operation in factors}
+    again = before.keys() & after.keys()  # what one function clipped, and another clips again
+    met, left = (_norm_of(graph, context, {v: each[v] for v in each if v not in again}) for each in (before, after))
+    if left is None:  # unscaling wrote over it
+        names = {event.text for event in written if event.operation in clips}
+        left = _norm(context.statistics(each.gradient) for name, each in _last_updates(graph).items() if name in names)
+    return None if not clips or met is None else (met, left)
+
+
+def _without_scale(graph: Graph, clip: int, written: Sequence[Event], context: WatchContext) -> float:
+    """What a gradient that an operation clipped is to be multiplied by to be without the loss scale."""
+    names = {event.text for event in written if event.operation == clip}
+    unscaling = [event for event in written if event.kind == UNSCALE and event.text in names]
+    if not unscaling:
+        return 1 / (context.scale or 1)
+    return 1.0 if (unscaling[0].operation or 0) < clip else unscaled_by(graph, unscaling[:1])
+
+
+def _norm_of(graph: Graph, context: WatchContext, factors: Mapping[int, float]) -> float | None:
+    """The joint norm of values, each multiplied by its factor; None if one of them was not measured."""
+    known = [(context.statistics(graph.values[value].snapshot), factor) for value, factor in factors.items()]
+    whole = [divided(each, 1 / factor) for each, factor in known if each is not None]
+    return _norm(whole) if len(whole) == len(known) else None
 
 
 def _last_updates(graph: Graph) -> dict[str, ParameterUpdate]:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,12 +22,14 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
+from chainrule.capture.source import Site
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
-from chainrule.graph.history import History, StepFacts
+from chainrule.graph.history import History, Noticed, StepFacts
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
+from chainrule.monitor.every_step import EveryStep, rates_of
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, surely
 from chainrule.monitor.ranks import Step, WatchingRanks
@@ -44,10 +47,10 @@ from chainrule.monitor.step_series import (
     rank_of,
     skipped_in,
 )
+from chainrule.recording import Recording
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
-    from chainrule.recording import Recording
 
 T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
@@ -119,6 +122,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._due = self._full_due = self.step_number + 1
             self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
             self._scaler = ScalerView(scaler)
+            self._every_step = EveryStep(self._models.names)
             self._ranks = WatchingRanks()
             self._examining = self._ranks.leads  # the other ranks record for rank 0, which stores and examines
             self._on_finding = self._examining and on_finding
@@ -197,11 +201,12 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. What fails is said once, and the other parts still run."""
-        unfinished = None if self._failed else self._step.unfinished()
+        unfinished = None if self._failed else self._step.unfinished() or Recording.of_failure(error, self._step.log)
         parts: tuple[Callable[[], None], ...] = (
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
+            lambda: self._notice(self._every_step.read),
             self._store_ready,
             lambda: self._examine_unfinished(unfinished, error),
             lambda: self._find(self._examiner.finish, since=self.step_number),
@@ -275,6 +280,7 @@ class watch:  # noqa: N801 (read as a verb)
 
     def _end(self, missed: str) -> None:
         self.step_number += 1
+        self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if missed:
             self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
@@ -286,6 +292,15 @@ class watch:  # noqa: N801 (read as a verb)
             self._take_step(recording)
         elif self._ranks.step_ended():
             self._store_ready()
+        watched = recording is not None
+        self._notice(lambda: self._every_step.look(self.step_number, watched, self._boundaries.rounds.current))
+
+    def _notice(self, look: Callable[[], Iterable[Noticed]]) -> None:
+        """Store and examine what a look at a step notices."""
+        for each in look() if self._examining else ():
+            if self.writer is not None:
+                self.writer.add_noticed(each)
+            self._find(partial(self._examiner.notice, each), since=each.step)
 
     @apart()
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
@@ -335,7 +350,7 @@ class watch:  # noqa: N801 (read as a verb)
         optimizers = self._boundaries.rounds.current
         context = WatchContext(
             step=self.step_number,
-            rates=tuple(float(group["lr"]) for each in optimizers for group in each.param_groups if "lr" in group),
+            rates=rates_of(optimizers),
             scale=self._scaler.scale,
             passes_before=self._step.passes_before,
             closure=self._step.closure,
@@ -345,6 +360,7 @@ class watch:  # noqa: N801 (read as a verb)
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
+            evaluated=self._boundaries.evaluations.passes,
             alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):

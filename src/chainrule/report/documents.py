@@ -85,10 +85,9 @@ def summary(context: Context) -> Iterator[Block]:
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
-        if finding.severity == "note":
-            yield Paragraph(finding.text, "note")
-        else:
-            yield Paragraph((*finding.text, f" {finding.advice}"), "warning")
+        place = (f" ({finding.place})",) if finding.place else ()
+        advice = (f" {finding.advice}",) if finding.severity != "note" else ()
+        yield Paragraph((*finding.text, *place, *advice), finding.severity)
 
 
 def many(count: int, thing: str) -> str:

@@ -20,14 +20,15 @@ NUMBERS = 4  # elements of a wrong gradient that are listed
 
 
 def headline(check: GradientCheck) -> Verdict:
-    """The verdict on the whole step, in a sentence."""
-    text = [span for place, part in enumerate(_parts(check)) for span in (("; ",) if place else ()) + part]
-    return Verdict(check.verdict, tuple(text))
-
-
-def _parts(check: GradientCheck) -> Iterator[Text]:
+    """The verdict on the whole step, in a sentence. It only agrees where every node that has a gradient was checked."""
     idle = {row.node.index for row in check.idle}
     rows = [row for row in check.rows if row.node.index not in idle]
+    in_part = check.passed and any(row.verdict == "not checked" for row in rows)
+    text = [span for place, part in enumerate(_parts(check, rows)) for span in (("; ",) if place else ()) + part]
+    return Verdict("not checked" if in_part else check.verdict, tuple(text))
+
+
+def _parts(check: GradientCheck, rows: Sequence[Row]) -> Iterator[Text]:
     count = Counter(row.verdict for row in rows)
     convention = f", {count['by convention']} by convention" if count["by convention"] else ""
     yield (f"{count['agrees']} of {len(rows)} autograd nodes agree{convention}",)
@@ -46,8 +47,8 @@ def _parts(check: GradientCheck) -> Iterator[Text]:
     others = [row for row in rows if row.verdict == "not checked" and not row.own]
     if others:
         yield (f"{len(others)} of PyTorch's own not checked: ", *_listed(check, others))
-    if idle:
-        yield (f"{len(idle)} more had no gradient",)
+    if check.idle:
+        yield (f"{len(check.idle)} more had no gradient",)
     if check.left_out:
         yield (f"{check.left_out} more were not looked at ({check.chosen})",)
     if compared := _compared(rows):

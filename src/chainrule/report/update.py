@@ -113,8 +113,8 @@ def update(context: Context, number: int, step: Update) -> Section:
 
 def _events(context: Context, step: Update) -> Iterator[Block]:
     seen: set[str] = set()
-    for event in context.graph.events:
-        if event.position <= step.position and event.kind not in seen:
+    for event in context.graph.written_before(step.position):
+        if event.kind not in seen:
             seen.add(event.kind)
             where = f" ({event.place})" if event.place else ""
             yield Paragraph(

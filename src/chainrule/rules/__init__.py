@@ -244,6 +244,7 @@ def rule(
         **{"topic": samples.__module__.rsplit(".", 1)[-1], **more},
     )
     _all.append(made)
+    _by_operation.cache_clear()
     for node in nodes:
         _by_node.setdefault(plain(node), []).append(made)
     for call in made.calls:
@@ -365,6 +366,20 @@ def for_node(node: str, op: Applied | None = None) -> Rule | None:
     """The rule that answers to an autograd node's name (`MulBackward0`), or None; version suffixes are ignored."""
     load()
     return _choose(_by_node.get(plain(node), []), op)
+
+
+def for_operation(op: Applied) -> Rule | None:
+    """The rule that answers to the node that an operation has, or would have where a gradient is wanted, or None."""
+    load()
+    return _choose(_by_operation().get(re.sub(r"^aten\.|\..*|_", "", op.name).lower(), []), op)
+
+
+@cache
+def _by_operation() -> dict[str, list[Rule]]:
+    found: dict[str, list[Rule]] = {}
+    for node, several in _by_node.items():
+        found.setdefault(node.removesuffix("Backward").lower(), []).extend(several)
+    return found
 
 
 def all_for_call(call: str) -> tuple[Rule, ...]:

@@ -8,6 +8,7 @@ stand here, apart from the rules, since recording needs some of them and does no
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -71,6 +72,7 @@ class Facts:
     lifts: bool = False  # its operand was just made from plain numbers, by PyTorch itself
     constrained: str = ""  # why the elements of its argument cannot be moved one by one
     updates_loss_scale: bool = False
+    unscales: bool = False  # it divides gradients by the scale of the loss
 
     keeps_numbers: bool = False  # it changes only their shape, order or number type
     weighs: tuple[str, str] | None = None  # it multiplies an input by a weight: the names of these arguments
@@ -83,10 +85,17 @@ class Facts:
     undefined: str = ""  # why its result is NaN, where there is one usual reason
     overflows: bool = False  # its result may be too large for its number type
     notation: str = ""  # two operands as a calculation, `{} + {}`
+    calculates: Callable[[float, float], float] | None = None  # the same with two numbers
     passes_gradient: bool = False  # a gradient that is not 0 reaches an operand as one that is not 0
     difference: bool = False  # of two operands
     adds_up: bool = False  # the elements of its operand
+    picks: bool = False  # elements of its operand by their indices
+    reads_number: bool = False  # its result is a number of Python's
+    logarithm: bool = False
+    sums_exponentials: bool = False  # and takes the logarithm of the sum
+    makes_constant: bool = False  # its result has one number everywhere
     measures: bool = False  # it measures the size of a difference
+    size: str = ""  # what it takes of its operand, or of a difference: "square", "absolute" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
     slope: Slope | None = None
     sigmoid: bool = False
@@ -219,6 +228,7 @@ _add(
 )
 _add("mkldnn_rnn_layer", unwritten=(3,))  # its workspace
 _add("_amp_update_scale_", updates_loss_scale=True)
+_add("_amp_foreach_non_finite_check_and_unscale_", unscales=True)
 
 # -- the gradient check -----------------------------------------------------------------------------------------------
 
@@ -305,7 +315,7 @@ _add(
 )
 _add(
     "exp expm1 sinh cosh",
-    advice="Subtract the largest exponent first, as logsumexp, log_softmax and the losses on logits do.",
+    advice="Bound the exponent: clamp it, scale it down, or use a function that grows more slowly, such as softplus.",
 )
 _add(
     "div reciprocal",
@@ -330,16 +340,31 @@ _add(
 )
 _add("norm linalg_vector_norm", advice="Add a small epsilon inside the norm, or leave out the rows that are 0.")
 _add("exp expm1 sinh cosh add sub mul pow square prod sum cumsum mm bmm addmm _to_copy", overflows=True)
-for _name, _sign in (("add", "+"), ("sub", "-"), ("mul", "*"), ("div", "/")):
-    _add(_name, notation=f"{{}} {_sign} {{}}")
+for _name, _sign, _function in (
+    ("add", "+", operator.add), ("sub", "-", operator.sub), ("mul", "*", operator.mul), ("div", "/", operator.truediv),
+):  # fmt: skip
+    _add(_name, notation=f"{{}} {_sign} {{}}", calculates=_function)
 _add("pow", notation="pow({}, {})")
 
 # -- diagnostics: activations and losses ------------------------------------------------------------------------------
 
+
+def _plain(limit: Any, without: float) -> float:
+    """A limit that is a number."""
+    return float(limit) if isinstance(limit, (int, float)) else without
+
+
 _UNIT, _POSITIVE = (lambda arguments: (0.0, 1.0)), (lambda arguments: (0.0, math.inf))
 _add("sigmoid _softmax hardsigmoid", bounds=_UNIT)
-_add("relu softplus exp", bounds=_POSITIVE)
-_add("tanh", bounds=lambda arguments: (-1.0, 1.0))
+_add("relu softplus exp abs square", bounds=_POSITIVE)
+_add("_log_softmax log_sigmoid_forward", bounds=lambda arguments: (-math.inf, 0.0))
+_add("gelu silu hardswish", bounds=lambda arguments: (-0.5, math.inf))
+_add("elu", bounds=lambda arguments: (-arguments.get("alpha", 1) * arguments.get("scale", 1), math.inf))
+_add(
+    "clamp clamp_min clamp_max",
+    bounds=lambda arguments: (_plain(arguments.get("min"), -math.inf), _plain(arguments.get("max"), math.inf)),
+)
+_add("tanh sin cos", bounds=lambda arguments: (-1.0, 1.0))
 _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
@@ -361,6 +386,14 @@ _add("nll_loss_forward nll_loss2d_forward", takes="log-probabilities", class_tar
 _add("sub", difference=True)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
+_add("mse_loss square", size="square")
+_add("l1_loss abs", size="absolute")
+_add("norm linalg_vector_norm", size="norm")
+_add("gather index", picks=True)
+_add("_local_scalar_dense", reads_number=True)
+_add("log", logarithm=True)
+_add("logsumexp", sums_exponentials=True)
+_add("zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full", makes_constant=True)
 
 # -- diagnostics: layers ----------------------------------------------------------------------------------------------
 

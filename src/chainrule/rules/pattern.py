@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Shape = Sequence[int]
 Axis = tuple[str, int]  # what it is called, its size: two axes are the same where both agree
 
 
@@ -25,7 +26,8 @@ class Pattern:
 
     `nonzero` entries can differ from zero, or where it is not `exact` at most so many. `block` is LaTeX of what each
     block equals, a template as in a rule ("" where the blocks differ). `mask` marks the entries that can differ from
-    zero: for proofs, at small sizes.
+    zero: for proofs, at small sizes. `carry(labels, into, out)` gives for each output element the largest label of the
+    input elements that it can depend on; `into` and `out` are the shapes, and labels may be broadcast to theirs.
     """
 
     words: str
@@ -34,6 +36,7 @@ class Pattern:
     exact: bool = True
     block: str = ""
     mask: Callable[[], Tensor] | None = None
+    carry: Callable[[Tensor, Shape, Shape], Tensor] | None = None
 
     def at_most(self) -> Pattern:
         """The same where more may be zero for a reason that the axes do not show."""
@@ -65,7 +68,38 @@ def product(out: Iterable[Axis], into: Iterable[Axis], block: str = "") -> Patte
         count * high * wide,
         block=block,
         mask=lambda: _labels(out, shared)[:, None] == _labels(into, shared)[None],
+        carry=lambda labels, own, made: _carry(labels, (own, into), (made, out), shared),
     )
+
+
+def _carry(labels: Tensor, into: tuple[Shape, list[Axis]], out: tuple[Shape, list[Axis]], shared: list[Axis]) -> Tensor:
+    labels = reshaped(labels, into[0], [size for _, size in into[1]])
+    if mixed := [place for place, axis in enumerate(into[1]) if axis not in shared]:
+        labels = labels.amax(mixed)
+    labels = labels.permute([shared.index(axis) for axis in out[1] if axis in shared])
+    for place, axis in enumerate(out[1]):
+        labels = labels if axis in shared else labels.unsqueeze(place)
+    return reshaped(labels, [size for _, size in out[1]], out[0])
+
+
+def reshaped(labels: Tensor, before: Shape, after: Shape) -> Tensor:
+    """Labels of a tensor in another shape; an axis along which they are all the same may have the size 1."""
+    if [size for size in before if size != 1] != [size for size in after if size != 1]:
+        return compact(labels.expand(tuple(before)).reshape(tuple(after)))
+    for axis in reversed(range(len(before))):
+        labels = labels.squeeze(axis) if before[axis] == 1 else labels
+    for axis, size in enumerate(after):
+        labels = labels.unsqueeze(axis) if size == 1 else labels
+    return labels
+
+
+def compact(labels: Tensor) -> Tensor:
+    """The same labels, with the size 1 for each axis along which they are all the same."""
+    for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
+        first = labels.narrow(axis, 0, min(size, 1))
+        if size > 1 and (stride == 0 or torch.equal(first.expand_as(labels), labels)):
+            labels = first
+    return labels
 
 
 def _size(found: Iterable[Axis]) -> int:
@@ -110,7 +144,13 @@ def triangular(shape: Sequence[int], dim: int) -> Pattern:
         return whole.mask() & (place.reshape(-1)[:, None] >= place.reshape(-1)[None])
 
     blocks = whole.nonzero // (size * size) if size else 0
-    return replace(whole, words=f"{whole.words}, lower-triangular", nonzero=blocks * size * (size + 1) // 2, mask=mask)
+    return replace(
+        whole,
+        words=f"{whole.words}, lower-triangular",
+        nonzero=blocks * size * (size + 1) // 2,
+        mask=mask,
+        carry=lambda labels, into, out: labels.cummax(dim).values if shape else labels,
+    )
 
 
 def copied(out: int, into: int, origins: Callable[[], Tensor] | None = None, filled: bool = False) -> Pattern:

@@ -23,6 +23,8 @@ from chainrule.verification.differences import ArgumentCheck, AtConvention
 
 STRAIGHT, SURROGATE, REVERSAL = "arXiv:1308.3432", "arXiv:1901.09948", "arXiv:1409.7495"
 STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"}
+COMPARISONS = {"gt", "ge", "lt", "le"}
+ROW = 4  # elements from which on it is no chance that all have the same ratio
 CROSSED = 0.02  # of the elements: so many of a staircase may lie so near to a step that a small move crosses it
 FLAT = 1e-3  # relative: how far off the slope of a staircase as a whole is known
 
@@ -58,12 +60,15 @@ def _meanings(experiment: Experiment, points: list[FunctionTrace], finding: Argu
     forward = Forward(Probe(experiment, finding.edge))
     if alike and forward.is_identity:
         yield from _of_identity(pairs)
-    factor, taken = _straight_through(points, position)
-    if taken and (factor == 1 or (factor > 0 and not alike)):  # a scale may learn more slowly than what it scales
-        times = "" if factor == 1 else f", times {factor:.6g}"
-        yield f"straight-through estimator: the backward takes `{taken}` as the identity{times}", STRAIGHT
+    for mode in (_Straight(), _Left()):
+        factor, taken = _straight_through(points, position, mode)
+        if taken and (factor == 1 or (factor > 0 and not alike)):  # a scale may learn more slowly than what it scales
+            times = "" if factor == 1 else f", times {factor:.6g}"
+            yield f"straight-through estimator: the backward {mode.words.format(f'`{taken}`')}{times}", STRAIGHT
     if alike and forward.is_staircase:
         yield from _of_staircase(pairs, forward.rise)
+    elif alike and _has_steps(points[0], position) and forward.is_scaled_staircase:
+        yield from _of_staircase(pairs, 0.0)
 
 
 class Forward:
@@ -88,8 +93,24 @@ class Forward:
     @property
     def is_staircase(self) -> bool:
         """Whether the output stays what it is when the input moves a little, wherever it is."""
-        step = max(2.0**-30, 64 * self.probe.grain) * self.probe.scale
-        return all(self._stays(x, x + step * (1 + self.drawn.abs())) for x in self.points)
+        step = max(2.0**-30, 64 * self.probe.grain)
+        return all(self._few(self.probe.f(x) != self.probe.f(self._moved(x, step))) for x in self.points)
+
+    @property
+    def is_scaled_staircase(self) -> bool:
+        """Whether, when the input moves a little, all elements of a row stay, but for one factor: mean(|x|) sign(x)."""
+        if self.probe.shape[-1:] < (ROW,) or self.probe.y.numel() != self.probe.x.numel():
+            return False
+
+        def rows(x: Tensor) -> Tensor:
+            out = self.probe.f(x).reshape(self.probe.shape)
+            return out / out.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(out.dtype).tiny)
+
+        near = max(16 * self.probe.grain, 2.0**-40)  # a continuous function moves by far more
+        return all(self._few((rows(x) - rows(self._moved(x, 2.0**-12))).abs() > near) for x in self.points)
+
+    def _moved(self, x: Tensor, step: float) -> Tensor:
+        return x + step * self.probe.scale * (1 + self.drawn.abs())
 
     @cached_property
     def rise(self) -> float:
@@ -97,8 +118,7 @@ class Forward:
         far = 1e6 * self.probe.scale
         return float((self.probe.f(self.probe.x + far) - self.probe.f(self.probe.x - far)).mean()) / (2 * far)
 
-    def _stays(self, x: Tensor, moved: Tensor) -> bool:
-        changed = self.probe.f(x) != self.probe.f(moved)
+    def _few(self, changed: Tensor) -> bool:
         return bool(changed.count_nonzero() <= CROSSED * changed.numel())
 
 
@@ -142,35 +162,66 @@ def _same(got: Tensor, expected: Tensor) -> bool:
     return compare(got, expected, eps=CLOSE).agrees
 
 
-class _Straight(TorchFunctionMode):
-    """Lets gradients through the functions that round, as if these were the identity."""
+class _Steps(TorchFunctionMode):
+    """Notes the functions that round something of which a gradient is asked, and the comparisons."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: list[str] = []
+        self.rounds: list[str] = []
+        self.compares = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         name = function_name(function).strip("_")
-        if name not in STEPS or not args or not isinstance(args[0], Tensor) or not args[0].requires_grad:
-            return out
-        self.taken.append(name)
-        return args[0] + (out - args[0]).detach()
+        if args and isinstance(args[0], Tensor) and args[0].requires_grad:
+            self.compares |= name in COMPARISONS
+            if name in STEPS:
+                self.rounds.append(name)
+                return self.instead(args[0], out)
+        return out
+
+    def instead(self, given: Tensor, out: Tensor) -> Tensor:
+        """What goes on in the place of the rounded numbers."""
+        return out
 
 
-def _straight_through(points: list[FunctionTrace], position: int) -> tuple[float, str]:
-    """How many times the gradient of the forward without its rounding the backward gives, and what rounds there."""
-    taken: list[str] = []
+class _Straight(_Steps):
+    """Lets gradients through the functions that round, as if these were the identity."""
+
+    words = "takes {} as the identity"
+
+    def instead(self, given: Tensor, out: Tensor) -> Tensor:
+        return given + (out - given).detach()
+
+
+class _Left(_Steps):
+    """Leaves the rounding out."""
+
+    words = "leaves {} out"
+
+    def instead(self, given: Tensor, out: Tensor) -> Tensor:
+        return given
+
+
+def _has_steps(point: FunctionTrace, position: int) -> bool:
+    """Whether the forward rounds or compares what the argument has gone into."""
+    with _Steps() as mode:
+        point.without_use(None)[position]
+    return bool(mode.rounds) or mode.compares
+
+
+def _straight_through(points: list[FunctionTrace], position: int, mode: _Straight | _Left) -> tuple[float, str]:
+    """How many times the gradient of the forward with its rounding changed the backward gives; what rounds there."""
     pairs = []
     for point in points:
-        with _Straight() as mode:
+        before = len(mode.rounds)
+        with mode:
             gradient = point.without_use(None)[position]
-        if gradient is None or not mode.taken:
+        if gradient is None or len(mode.rounds) == before:
             return 0.0, ""
         pairs.append((gradient, point.got[position]))
-        taken += mode.taken
     factor = _factor(pairs)
-    return factor, "` and `".join(dict.fromkeys(taken)) if factor else ""
+    return factor, "` and `".join(dict.fromkeys(mode.rounds)) if factor else ""
 
 
 def _factor(pairs: list[tuple[Tensor, Tensor]]) -> float:

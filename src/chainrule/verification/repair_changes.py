@@ -128,8 +128,14 @@ def _with_tensor(points: Sequence[Reach], tensor: Tensor, name: str, key: str, n
     problem = f"{text} is missing" if "upstream" in text else f"{text} is missing as a factor"
     fix = "multiplied by it" if name.startswith("the gradient") else f"with {name} multiplied by it"
     yield TensorChange(2 + cost, "missing factor", problem, fix, lambda point, t: t * take(point))
+    if other.dtype == torch.bool:
+        yield TensorChange(2.1 + cost, "missing factor", f"the contrary of {text} is missing as a factor", fix,
+                           lambda point, t: t * ~take(point))  # fmt: skip
     if not other.is_floating_point() and not other.is_complex():
         return
+    if other.is_floating_point() and bool(((other > 0) & (other < 1)).all()):
+        whole = f"1 minus {text} is missing as a factor"
+        yield TensorChange(2.1 + cost, "missing factor", whole, fix, lambda point, t: t * (1 - take(point)))
     term = 2.3 + max(cost, 0.0)
     yield TensorChange(term, "missing term", f"{text} is missing as a term", f"with it added to {name}",
                        lambda point, t: t + take(point))  # fmt: skip
@@ -185,22 +191,30 @@ def _with_number(number: str, name: str) -> Iterator[TensorChange]:
                        lambda point, t: t / take(point))  # fmt: skip
 
 
+def missing_function(function: str, name: str) -> TensorChange:
+    """A function of the tensor instead of the tensor."""
+    problem = f"`{function}` of {name} is missing"
+    return TensorChange(2.15, "missing function", problem, "with it", _plain(getattr(torch, function)))
+
+
 def _functions(tensor: Tensor, name: str) -> Iterator[TensorChange]:
     if tensor.is_complex():
         return
     for function in _INSERTED:
         if function.startswith("tri") and tensor.dim() < 2:
             continue
-        problem = f"`{function}` of {name} is missing"
-        yield TensorChange(2.15, "missing function", problem, "with it", _plain(getattr(torch, function)))
+        yield missing_function(function, name)
     yield TensorChange(2.4, "missing term", f"{name} should be 1 minus {name}", "with that", _plain(lambda t: 1 - t))
     yield TensorChange(2.4, "missing term", f"1 is missing beside {name}", "with 1 added", _plain(lambda t: 1 + t))
     yield TensorChange(
-        2.4, "extra term", f"1 is added to {name} and should not be", "without it", _plain(lambda t: t - 1)
+        2.4, "missing term", f"-1 is missing beside {name}", "with 1 subtracted", _plain(lambda t: t - 1)
     )
 
 
 def _sums(tensor: Tensor, name: str) -> Iterator[TensorChange]:
+    if tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1] > 1:
+        yield TensorChange(2.3, "missing factor", f"{name} should be its diagonal alone", "with 0 elsewhere",
+                           _plain(lambda t: t.diag().diag()))  # fmt: skip
     for axis in (axis for axis, size in enumerate(tensor.shape) if size > 1):
         over = partial(torch.sum, dim=axis, keepdim=True)
         yield TensorChange(2.3, "reduction", f"the sum of {name} over axis {axis} is missing", "with it", _plain(over))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from chainrule.execution.call_tape import Called
 from chainrule.execution.function_trace import FunctionTrace
-from chainrule.verification.repair_changes import FUNCTIONS, TensorChange, changes
-from chainrule.verification.repair_numbers import of_axes, of_numbers
+from chainrule.verification.repair_changes import FUNCTIONS, TensorChange, changes, missing_function
+from chainrule.verification.repair_numbers import COMPARISONS, of_axes, of_numbers, of_orders, of_sizes
 from chainrule.verification.repair_pairs import products, reordered
 from chainrule.verification.repair_reach import name_of
 from chainrule.verification.repair_samples import Mistake, Reach
@@ -37,6 +37,7 @@ def edits(
     for place, call in enumerate(calls):
         for path, operand in operands_of(call):
             reads.setdefault(id(operand), []).append((place, path, operand))
+    judged = {each for each, slots in reads.items() if all(calls[place].name in _CONDITIONS for place, _, _ in slots)}
     for each, slots in reads.items():
         operand, maker = slots[0][2], made.get(each)
         chosen = [(place, path) for place, path, _ in slots if place in places]
@@ -51,10 +52,21 @@ def edits(
             if len(chosen) > 1 and (maker is None or maker not in places or calls[maker].writes):
                 works = {place: _at([path for at, path in chosen if at == place], change) for place, _ in chosen}
                 yield _of(change, maker, works, 0.05)
+        for function in {calls[place].name for place, _ in chosen} & FUNCTIONS.keys():
+            others = [place for place, _ in chosen if calls[place].name != function]
+            if len(others) > 1 and operand.is_floating_point():
+                applied = {
+                    place: _at([path for at, path in chosen if at == place], missing_function(function, name))
+                    for place in others
+                }
+                yield _of(missing_function(function, name), others[0], applied, 0.0)
+    yield from of_sizes(point, sorted(places))
     for place in sorted(places):
         call = calls[place]
         if isinstance(call.out, Tensor) and not call.writes:
             for change in changes(reach, call.out, name_of(call), place):
+                if id(call.out) in judged and change.kind != "wrong operand":
+                    continue  # a condition tells little: many changes of what it compares give the same
                 more = 0.55 if change.kind == "wrong operand" else 0.0  # and not what its operands are
                 yield _of(change, place, {place: _after(change)}, more)
             yield from _left_out(call, place, lambda each: _called(points, reach, each, made))
@@ -62,13 +74,14 @@ def edits(
             yield from _by_turns(reach, call, place, repeated[place], name_of(call))
         yield from _operators(call, place)
         yield from of_axes(call, place)
+        yield from of_orders(call, place)
         yield from of_numbers(points, reach, call, place)
         if not point.steps.writes and place not in repeated:
             yield from reordered(calls, place)
             yield from products(reach, call, place)
 
 
-_CONDITIONS = frozenset(["gt", "ge", "lt", "le", "eq", "ne", "and", "or", "logical_and", "logical_or", "logical_not"])
+_CONDITIONS = COMPARISONS | {"and", "or", "logical_and", "logical_or", "logical_not"}
 
 
 def _of(change: TensorChange, place: int | None, works: dict[int, Step], more: float) -> Edit:
@@ -181,9 +194,10 @@ _SAME = {
     "mm": "matmul",
 }
 _PAIRS = (
-    "sum mean", "amax amin", "max min", "maximum minimum", "gt lt", "ge le", "gt le", "ge lt", "eq ne", "and or",
-    "logical_and logical_or", "scatter_ scatter_add_", "index_copy_ index_add_", "scatter scatter_add",
-    "index_copy index_add", "triu tril", "argmax argmin", "ones_like zeros_like", "conv2d conv_transpose2d",
+    "sum mean", "amax amin", "max min", "maximum minimum", "gt lt", "ge le", "gt le", "ge lt", "gt ge", "lt le",
+    "eq ne", "and or", "logical_and logical_or", "scatter_ scatter_add_", "index_copy_ index_add_",
+    "scatter scatter_add", "index_copy index_add", "triu tril", "argmax argmin", "ones_like zeros_like",
+    "conv2d conv_transpose2d",
 )  # fmt: skip
 _ADDING = {"scatter_", "index_copy_", "scatter", "index_copy"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from chainrule.execution.call_tape import Called
 from chainrule.execution.function_trace import FunctionTrace
 from chainrule.verification.repair_samples import Mistake, Reach, derived
-from chainrule.verification.repair_steps import Edit, Path, put_in
+from chainrule.verification.repair_steps import Edit, Path, Step, put_in
 
 ALONG = frozenset(
     [
@@ -37,6 +37,8 @@ ALONG = frozenset(
         "argmin",
     ]
 )
+INDEXING = frozenset(["getitem", "setitem", "roll", "select", "narrow", "pad", "tril", "triu"])
+COMPARISONS = frozenset(["gt", "ge", "lt", "le", "eq", "ne"])
 
 
 def of_axes(call: Called, place: int) -> Iterator[Edit]:
@@ -59,13 +61,29 @@ def of_axes(call: Called, place: int) -> Iterator[Edit]:
             return call.run([arguments[0], given, *arguments[2:]], keywords)
 
         before = "all axes" if current is None else _along(current)
-        yield Edit(1.8, "reduction", f"the `{call.name}` goes over {before}, and not over {_along(axes or ())}",
+        yield Edit(1.75, "reduction", f"the `{call.name}` goes over {before}, and not over {_along(axes or ())}",
                    f"over {_along(axes or ())}", place, {place: work})  # fmt: skip
     if call.name in ("var", "std"):
         other = not call.keywords.get("unbiased", True)
         problem = f"`{call.name}` divides by the wrong number: `unbiased` (N - 1 or N)"
         yield Edit(1.9, "wrong number", problem, f"with `unbiased={other}`", place,
                    {place: lambda call, reach, a, k: call.run(a, {**k, "unbiased": other})})  # fmt: skip
+
+
+def of_orders(call: Called, place: int) -> Iterator[Edit]:
+    """Another order of the axes in a `permute`."""
+    if call.name != "permute" or not isinstance(call.out, Tensor) or call.out.dim() > 4:
+        return
+    now = call.keywords.get("dims", call.arguments[1:] if len(call.arguments) > 2 else call.arguments[-1])
+    for axes in permutations(range(call.out.dim())):
+        if axes != tuple(now):
+            problem = f"`permute` takes the axes in the order {tuple(now)}, and not {axes}"
+            work = partial(_permuted, axes)
+            yield Edit(1.9, "transpose", problem, f"with {axes}", place, {place: work})
+
+
+def _permuted(axes: tuple[int, ...], call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    return arguments[0].permute(axes)
 
 
 def _kept(call: Called, keywords: dict[str, Any], current: Any) -> dict[str, Any]:
@@ -100,15 +118,17 @@ def of_numbers(points: Sequence[FunctionTrace], reach: Sequence[Reach], call: Ca
             yield from _slices(points[0].steps.calls, path, now, place)
         if not isinstance(now, (int, float)) or isinstance(now, bool):
             continue
-        index = call.name in ("getitem", "setitem", "roll", "select", "narrow", "pad", "tril", "triu")
-        for cost, kind, text, value in _candidates(points, reach, now, index):
+        for cost, kind, text, value in _candidates(points, reach, now, call.name in INDEXING):
 
             def work(
                 call: Called, reach: Reach, a: list[Any], k: dict[str, Any], path: Path = path, value: Value = value
             ) -> Any:
                 return call.run(put_in(a, path, partial(value, reach)), k)
 
-            yield Edit(cost, kind, f"the number {now:.6g} should be {text}", f"with {text}", place, {place: work})
+            problem = f"the number {now:.6g} should be {text}"
+            if call.name in COMPARISONS and kind != "wrong operand":  # which often have the wrong number
+                cost = min(cost, 1.95)
+            yield Edit(cost, kind, problem, f"with {text}", place, {place: work})
     for key, now in call.keywords.items():
         if not isinstance(now, (int, float)) or key in ("dim", "axis", "dims"):
             continue
@@ -123,6 +143,28 @@ def of_numbers(points: Sequence[FunctionTrace], reach: Sequence[Reach], call: Ca
                 return call.run(a, {**k, key: value(reach, k[key])})
 
             yield Edit(cost, kind, f"`{key}={now}` should be `{key}={text}`", "with that", place, {place: put})
+
+
+def of_sizes(point: FunctionTrace, places: Sequence[int]) -> Iterator[Edit]:
+    """A size that several steps use, as `N` in `r / N * (N * g - ...)`: another one in all of them."""
+    used: dict[int, dict[int, list[int]]] = {}
+    for place in places:
+        for slot, each in enumerate(point.steps.calls[place].arguments):
+            if type(each) is int and point.steps.calls[place].name not in ALONG | INDEXING:
+                used.setdefault(each, {}).setdefault(place, []).append(slot)
+    for now, slots in used.items():
+        for size, called in sizes(point) if len(slots) > 1 else ():
+            if size != now:
+                works = {place: _all_are(size, at) for place, at in slots.items()}
+                problem = f"the number {now} should be {size}, {called}, at all {len(slots)} places"
+                yield Edit(2.2, "wrong number", problem, f"with {size}", min(slots), works)
+
+
+def _all_are(size: int, slots: list[int]) -> Step:
+    def work(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        return call.run([size if slot in slots else each for slot, each in enumerate(arguments)], keywords)
+
+    return work
 
 
 Value = Callable[[Reach, Any], Any]

@@ -70,11 +70,11 @@ def _regrouped(calls: Sequence[Called], place: int, first: int, path: Path) -> I
 
             should = f"a {left} (b {right} c)" if inside else f"(a {left} b) {right} c"
             problem = f"the operators are wrong: (a {now[0]} b) {now[1]} c stands where {should} should"
-            yield Edit(2.35, "operator", problem, "with that", place, {place: work})
+            yield Edit(2.45, "operator", problem, "with that", place, {place: work})
 
 
 def _split(calls: Sequence[Called], place: int) -> Iterator[Edit]:
-    """a * b * c * d for a + b * c * d, and so on."""
+    """a * b * c * d for a + b * c * d, and so on, or for a * b."""
     chain = [place]
     while True:
         inner = calls[chain[-1]].arguments[0]
@@ -82,9 +82,12 @@ def _split(calls: Sequence[Called], place: int) -> Iterator[Edit]:
         if before is None or len(calls[before].arguments) != 2:
             break
         chain.append(before)
+    dropped: tuple[str, Callable[[Any, Any], Any]] = ("", lambda left, right: left)
     for first in range(1, len(chain) + 1):
-        for name in ("add", "sub"):
-            written, then = ARITHMETIC[name]
+        for written, then in (ARITHMETIC["add"], ARITHMETIC["sub"], dropped):
+            more = len(chain) + 1 - first
+            if not written and more < 2:
+                continue  # one factor too many is tried elsewhere
 
             def work(
                 call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any],
@@ -95,8 +98,12 @@ def _split(calls: Sequence[Called], place: int) -> Iterator[Edit]:
                 left, right = factors[:first], factors[first:]
                 return then(math.prod(left[1:], start=left[0]), math.prod(right[1:], start=right[0]))
 
-            problem = f"`*` stands where `{written}` should, between factors {first} and {first + 1} of the product"
-            yield Edit(2.35, "operator", problem, f"with `{written}`", place, {place: work})
+            if written:
+                problem = f"`*` stands where `{written}` should, between factors {first} and {first + 1} of the product"
+                yield Edit(2.35, "operator", problem, f"with `{written}`", place, {place: work})
+            else:
+                problem = f"the last {more} factors of the product are too many"
+                yield Edit(2.25, "extra factor", problem, "without them", place, {place: work})
 
 
 def products(reach: Sequence[Reach], call: Called, place: int) -> Iterator[Edit]:

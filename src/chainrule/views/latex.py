@@ -30,7 +30,7 @@ _TEXT_COMMANDS = frozenset(
     """.split()  # noqa: SIM905 (words are read more easily without quotation marks)
 )  # commands that pylatexenc may return and that need no further package
 LINE = 90  # characters of a table's small print that fit on a line
-TONES = {"plain": "", "note": r"\emph{Note.} ", "warning": r"\textbf{Warning.} "}
+TONES = {"plain": "", "note": r"\emph{Note.} ", "warning": r"\textbf{Warning.} ", "error": r"\textbf{Error.} "}
 PREAMBLE = r"""\documentclass[11pt]{article}
 \usepackage[T1]{fontenc}
 \IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}

@@ -17,7 +17,7 @@ from chainrule.views.blocks import MARKS, Grid, about, compared, grids, printabl
 from chainrule.views.formula import is_known
 
 SUFFIX = ".md"
-TONES = {"plain": "", "note": "**Note.** ", "warning": "**Warning.** "}
+TONES = {"plain": "", "note": "**Note.** ", "warning": "**Warning.** ", "error": "**Error.** "}
 _PLAIN_CODE = re.compile(r"[\w ().,:+\-*/=\[\]'\"{}%^@#;!?&]+")
 
 

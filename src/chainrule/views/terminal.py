@@ -29,7 +29,10 @@ LABEL_WIDTH = 20
 MINIMUM_WIDTH = 20
 HUES = {"value": "cyan", "parameter": "cyan", "gradient": "magenta", "jacobian": "magenta"}
 VERDICTS = {"agrees": "green", "disagrees": "bold red", "by convention": "yellow"}  # others: dim
-TONES = {"plain": ("", ""), "note": ("Note: ", "bold blue"), "warning": ("Warning: ", "bold yellow")}
+TONES = {
+    "plain": ("", ""), "note": ("Note: ", "bold blue"), "warning": ("Warning: ", "bold yellow"),
+    "error": ("Error: ", "bold red"),
+}  # fmt: skip
 
 
 def render(document: doc.Document, console: Console | None = None) -> None:

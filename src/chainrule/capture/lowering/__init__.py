@@ -7,8 +7,9 @@ was read. Each file imports only from those before it:
     tensor_versions  which tensor is which value, at each position of the tape; snapshots of their numbers
     operations       operations, and the nodes that lead back through them
     naming           paths and names; what the user wrote
-    backward_passes  nodes in forward order, passes, the gradients that they make, and events
-    parameters       before and after the step, and combined over ranks
+    backward_passes  nodes in forward order, passes, and the gradients that they make
+    parameters       before and after the step, combined over ranks, and what wrote to their gradients
+    failures         exceptions, with what they are about
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ from chainrule.capture.lowering.backward_passes import (
     BackwardPasses,
     gradients_of,
     number_nodes,
-    read_events,
     read_nodes,
 )
+from chainrule.capture.lowering.failures import read_failures
 from chainrule.capture.lowering.naming import Names, Paths, read_call
 from chainrule.capture.lowering.operations import Lowering
-from chainrule.capture.lowering.parameters import read_parameters, read_reducers, read_reductions, read_updates
+from chainrule.capture.lowering.parameters import (
+    read_events,
+    read_parameters,
+    read_reducers,
+    read_reductions,
+    read_updates,
+)
 from chainrule.capture.lowering.tensor_versions import Snapshots, TensorVersions
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
@@ -83,6 +90,7 @@ def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
         ),
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
+        failures=tuple(read_failures(lowering, paths)),
     )
 
 

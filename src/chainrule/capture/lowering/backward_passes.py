@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.modules._functions import BackwardHookFunction
 
-from chainrule.capture.lowering.naming import Names
 from chainrule.capture.lowering.operations import Lowering, node_name
 from chainrule.capture.lowering.tensor_versions import Snapshots, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
@@ -24,7 +23,6 @@ from chainrule.graph.comparison import compare
 from chainrule.graph.graph import (
     Backward,
     Edge,
-    Event,
     Node,
     NodeExecution,
     Operation,
@@ -273,7 +271,8 @@ class BackwardPasses:
             loss = self.lowering.values.at(raw.roots[0], raw.position) if raw.roots else None
             place = raw.site.place() if raw.site else None
             given = {value: snapshots.of(gradient) for value, gradient in self.given(raw).items()}
-            found.append(Backward(index, roots, loss, place, raw.accumulates, given, self._was_differentiated(raw)))
+            differentiated = self._was_differentiated(raw)
+            found.append(Backward(index, roots, loss, place, raw.accumulates, given, differentiated, raw.position))
         unseen = range(len(found), max(self.number.values(), default=-1) + 1)
         return (*found, *(Backward(index, (), None) for index in unseen))
 
@@ -344,23 +343,6 @@ def _summed(passes: BackwardPasses, backwards: Sequence[Backward], arrivals: Arr
 
 class _Sent(dict[tuple[int, int, int], list[tuple[int, Tensor | None, Tensor]]]):
     """(task, node, slot) -> what was sent there so far: by which execution, the tensor, and its data then."""
-
-
-def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
-    """The writes in their order, then the changes by hooks in the order in which they ran.
-
-    A write is on the tape. A hook runs inside autograd, unseen: it shows as a gradient that is not the sum of what the
-    uses of the value sent.
-    """
-    tape = passes.lowering.tape
-    for position, gradient, function, site in tape.writes:
-        if (parameter := tape.gradients.get(gradient)) is not None:
-            name = names.of_parameter(parameter, 0)
-            yield Event(function or "write", name, position, site.place() if site else None)
-    for change in passes.changes:
-        if not change.writers:
-            draft = passes.lowering.values[change.value]
-            yield Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, change.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ the module that made it, and the call that it came from.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -17,13 +16,14 @@ from torch import Tensor
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.source import Site, is_library
-from chainrule.capture.tape import RawCall, Tape
+from chainrule.capture.source import Site, is_library, locals_of
+from chainrule.capture.tape import RawCall, RawModule, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.rules.facts import base_name
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
+MEMBERS = 1000  # of a list or dict that are looked at
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
 
 
@@ -34,6 +34,7 @@ class Paths:
         self.of_tensor: dict[int, str] = {}  # id of a parameter or buffer -> its path
         self.buffers: set[int] = set()  # their ids
         self._of_module: dict[int, str] = {}
+        self._loose: dict[int, list[str]] = {}  # id of a module -> the parameters that it holds without knowing of them
         self._tape = tape
         roots = {id(run.module): run.module for run in tape.modules if run.parent is None}
         for model in tape.models:
@@ -41,6 +42,9 @@ class Paths:
         for root in roots.values():
             if id(root) not in self._of_module:
                 self._enter(root, self._name_of(root) + "." if len(roots) > 1 or tape.models else "")
+        for run in tape.modules:
+            if id(run.module) not in self._of_module and next(run.module.parameters(), None) is not None:
+                self._enter(run.module, self._unregistered(run) + ".")
         for leaf, (_, part) in tape.reducers.gathered.items():
             if id(part) in self.of_tensor:
                 self.of_tensor[leaf] = self.of_tensor[id(part)]
@@ -54,6 +58,26 @@ class Paths:
             self.of_tensor.setdefault(id(buffer), prefix + path)
             self.buffers.add(id(buffer))
 
+    def _unregistered(self, run: RawModule) -> str:
+        """The path of a module that a module around it keeps in a plain list or dict, or makes as it runs."""
+        around = run.parent
+        while around is not None:
+            holder = self._tape.modules[around]
+            for name, item in _attributes(holder.module):
+                if item is run.module:
+                    return f"{self.of(holder.module)}.{name}".lstrip(".")
+            around = holder.parent
+        return type(run.module).__name__
+
+    def enter_loose(self, tensors: Iterable[Tensor]) -> None:
+        """Find those trained tensors that a module which ran holds as plain attributes, or in plain lists and dicts."""
+        unknown = {id(tensor) for tensor in tensors if id(tensor) not in self.of_tensor}
+        for module in {id(run.module): run.module for run in self._tape.modules}.values() if unknown else ():
+            for name, item in _attributes(module):
+                if id(item) in unknown:
+                    self.of_tensor[id(item)] = path = f"{self.of(module)}.{name}".lstrip(".")
+                    self._loose.setdefault(id(module), []).append(path)
+
     def _name_of(self, root: torch.nn.Module) -> str:
         return self._tape.names_of_modules.get(id(root)) or type(root).__name__
 
@@ -64,11 +88,14 @@ class Paths:
     def modules(self) -> Iterator[Module]:
         """Every module that ran, once."""
         seen: set[int] = set()
+        training = {id(run.module) for run in self._tape.modules if run.training}
         for run in self._tape.modules:
-            if id(run.module) not in seen:
-                seen.add(id(run.module))
-                own = tuple(self.of_tensor.get(id(p), "") for p in run.module.parameters(recurse=False))
-                yield Module(self.of(run.module), type(run.module).__name__, run.training, own)
+            module = run.module
+            if id(module) not in seen:
+                seen.add(id(module))
+                own = tuple(self.of_tensor.get(id(p), "") for p in module.parameters(recurse=False))
+                held = *own, *self._loose.get(id(module), ())
+                yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
 
     def notes_of_compiled(self) -> tuple[str, ...]:
         """Notes on modules under `torch.compile`."""
@@ -80,6 +107,30 @@ class Paths:
         )
 
 
+def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module that it has not registered, and the members of those that are lists or dicts."""
+    for name, item in vars(module).items():
+        if name.startswith("_"):  # registered, or hooks
+            continue
+        if isinstance(item, (list, tuple, dict)) and len(item) <= MEMBERS:
+            members = item.items() if isinstance(item, dict) else enumerate(item)
+            yield from ((f"{name}[{key!r}]", each) for key, each in members)
+        else:
+            yield name, item
+
+
+def drops(module: torch.nn.Module) -> float:
+    """The probability with which a module drops an element in train mode: of a dropout, an LSTM, an attention."""
+    known = (vars(module).get(name) for name in ("p", "dropout", "drop_prob") if _is_layer(module))
+    return next((float(each) for each in known if isinstance(each, float) and 0 < each <= 1), 0.0)
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    """Whether `p` or `dropout` of it is a probability for sure."""
+    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.RNNBase, torch.nn.MultiheadAttention)
+    return isinstance(module, kinds) or "drop" in type(module).__name__.lower()
+
+
 class Names:
     """Names each value and each parameter."""
 
@@ -87,6 +138,8 @@ class Names:
         self._tape, self._values = lowering.tape, lowering.values
         self._lowering, self._leaves, self._paths, self._calls = lowering, lowering.leaves, paths, calls
         self._ranked: dict[int, list[tuple[int, str]]] = {}
+        self._unnamed: dict[int, str] = {}  # id of a parameter that nobody has named or used -> its name
+        paths.enter_loose(draft.tensor for draft in self._values.drafts if draft.kind == "parameter")
         self._name_parameters()
         self._name_results()
         self._name_by_scope()
@@ -106,15 +159,15 @@ class Names:
         for number, version in enumerate(later, 2):
             self._values[version].names = [f"{name}@{number}" for name in self._values[first].names]
 
-    def of_parameter(self, parameter: Tensor, place: int) -> str:
-        """A parameter's name; `place` numbers one that nobody has named or used."""
+    def of_parameter(self, parameter: Tensor) -> str:
+        """A parameter's name; one that nobody has named or used has a number of its own."""
         if id(parameter) in self._paths.of_tensor:
             return self._paths.of_tensor[id(parameter)]
         if id(parameter) in self._tape.scope:
             return self._tape.scope[id(parameter)][0]
         value = self._leaves.of(parameter)
         names = self._values[value].names if value is not None else []
-        return names[0] if names else f"parameter{place}"
+        return names[0] if names else self._unnamed.setdefault(id(parameter), f"parameter{len(self._unnamed)}")
 
     def _add(self, value: int, rank: int, name: str, place: Place | None = None) -> None:
         self._ranked.setdefault(value, []).append((rank, name))
@@ -270,15 +323,6 @@ def variables_around(frame: FrameType | None) -> dict[str, Any]:
     return {**frame.f_globals, **locals_of(frame)}
 
 
-def locals_of(frame: FrameType) -> dict[str, Any]:
-    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
-    shown = frame.f_locals
-    found = dict(shown)
-    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
-        shown.clear()
-    return found
-
-
 def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     """Note on the tape what the surrounding code calls its tensors and models.
 
@@ -286,7 +330,7 @@ def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     """
     parameters: set[int] = set()
     for name, item in list(names.items()):
-        if type(item) in (list, tuple) and len(item) <= 1000:
+        if type(item) in (list, tuple) and len(item) <= MEMBERS:
             members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
             tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
         if isinstance(item, Tensor) and id(item) not in parameters:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.rules.facts import STRIDED
+from chainrule.rules.facts import STRIDED, facts_of
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
 
@@ -323,7 +323,7 @@ class Leaves:
     """
 
     def __init__(self, lowering: Lowering) -> None:
-        self._values = lowering.values
+        self._values, self._tape, self._operations = lowering.values, lowering.tape, lowering.operations
         operations = (each for each in lowering.operations if each.node is not None)
         self.used = {value for each in operations for _, _, value in references(each.arguments)}
 
@@ -339,6 +339,15 @@ class Leaves:
         return self.first_used(versions[0])
 
     def first_used(self, value: int) -> int:
-        """The first value of this one's tensor that a node was made with."""
-        versions = self._values.versions[id(self._values[value].tensor)]
-        return next((each for each in versions if each in self.used), versions[0])
+        """The first value of this one's tensor that a node was made with; of an unused one, what it was first."""
+        tensor = self._values[value].tensor
+        versions = self._values.versions[id(tensor)]
+        # Memory that the step itself allocated is arbitrary until it is initialised.
+        first = versions[-1] if self._tape.storage_of(tensor) in self._allocated else versions[0]
+        return next((each for each in versions if each in self.used), first)
+
+    @cached_property
+    def _allocated(self) -> set[int]:
+        """The memories that operations allocated without writing to them."""
+        made = (each.outputs[slot] for each in self._operations for slot in facts_of(each.name).unwritten)
+        return {self._tape.storage_of(self._values[out].tensor) for out in made if out is not None}

@@ -1,4 +1,4 @@
-"""The parameters before and after the step, what each `optimizer.step()` did to them, and what ranks combined."""
+"""The parameters before and after the step: each `optimizer.step()`, what ranks combined, writes to gradients."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
 from chainrule.capture.tape import RawUpdate
 from chainrule.graph.comparison import identical
+from chainrule.graph.graph import UNSCALE, Event
 from chainrule.graph.snapshot import (
     Parameter,
     ParameterUpdate,
@@ -22,6 +23,7 @@ from chainrule.graph.snapshot import (
     all_have_numbers,
     has_numbers,
 )
+from chainrule.rules.facts import facts_of
 
 
 def read_updates(lowering: Lowering, names: Names, snapshots: Snapshots) -> tuple[Update, ...]:
@@ -47,7 +49,7 @@ def _updated(lowering: Lowering, raw: RawUpdate, names: Names, snapshots: Snapsh
         gradient = None if version is None else tape.data_of(version)
         yield ParameterUpdate(
             leaves.of(whole.get(id(parameter), parameter), before=raw.position),
-            names.of_parameter(parameter, place),
+            names.of_parameter(parameter),
             snapshots.of(before),
             snapshots.of_some(gradient),
             snapshots.of_after(tape.data_of(raw.after[place]) if raw.after else before),
@@ -67,7 +69,7 @@ def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) 
     whole = {id(part): leaf for leaf, part in lowering.tape.reducers.gathered.values()}
     for tensor in _trained(lowering, leaves.used):
         value = leaves.of(whole.get(id(tensor), tensor))
-        name = names.of_parameter(tensor, len(found))
+        name = names.of_parameter(tensor)
         if name in found:
             name = f"{name}@{sum(other.split('@')[0] == name for other in found) + 1}"
         spread = value is None or id(tensor) in whole  # no operation took it, or only what was gathered from its parts
@@ -121,10 +123,30 @@ def read_reductions(
 ) -> dict[str, Reduction]:
     """For each parameter the last time that its gradient was combined: what this rank gave, and what it got."""
     tape, found = passes.lowering.tape, {}
-    for number, raw in enumerate(tape.arrivals):
-        name = names.of_parameter(raw.parameter, number)
+    for raw in tape.arrivals:
+        name = names.of_parameter(raw.parameter)
         backward = passes.by_task.get(raw.task)
         left = None if backward is None else passes.left(backward, raw.parameter)
         local = data_after(tape, raw.whole, -1)
         found[name] = Reduction(name, raw.reducer, snapshots.of(local), snapshots.of_some(left))
     return {name: found[name] for name in parameters if name in found}
+
+
+def read_events(passes: BackwardPasses, names: Names) -> Iterator[Event]:
+    """The writes to gradients in their order, then the changes by hooks in the order in which they ran.
+
+    A write is on the tape. A hook runs inside autograd, unseen: it shows as a gradient that is not the sum of what the
+    uses of the value sent.
+    """
+    lowering = passes.lowering
+    for position, gradient, function, site in lowering.tape.writes:
+        if (parameter := lowering.tape.gradients.get(gradient)) is not None:
+            operation = lowering.at.get(position)
+            unscales = operation is not None and facts_of(lowering.operations[operation].name).unscales
+            kind = UNSCALE if unscales else function or "write"  # a scaler's own step() unscales, too
+            place = site.place() if site else None
+            yield Event(kind, names.of_parameter(parameter), position, place, operation=operation)
+    for change in passes.changes:
+        if not change.writers:
+            draft = lowering.values[change.value]
+            yield Event("hook", draft.names[0], max(draft.created + 1, 0), draft.place, change.value)

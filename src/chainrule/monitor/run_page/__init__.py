@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chainrule.graph.history import StepFacts
+from chainrule.monitor.runs.found import by_cause
 from chainrule.views import page
 from chainrule.views.blocks import printable
 
@@ -91,7 +92,7 @@ def data_of(run: RunReader, links: dict[int, str]) -> dict[str, Any]:
     steps = run.steps()
     watched = np.array([facts.step for facts in steps], np.int64)
     edges = _edges(len(watched))
-    shown = ("id", "severity", "where", "text", "evidence", "advice", "since", "until")
+    shown = ("id", "severity", "where", "text", "place", "evidence", "advice", "since", "until", "because")
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -103,7 +104,7 @@ def data_of(run: RunReader, links: dict[int, str]) -> dict[str, Any]:
         "rates": _rates(steps, edges),
         "skipped": [sum(f.skipped for f in steps[first:end]) for first, end in edges],
         "maps": [each for each in _maps(run, watched, edges) if each["rows"]],
-        "findings": [{name: getattr(found, name) for name in shown} for found in run.findings()],
+        "findings": [{name: getattr(found, name) for name in shown} for found in by_cause(run.findings())],
         "recordings": [
             {"step": each.step, "reason": each.reason, "link": links.get(each.step, "")}
             for each in run.recordings().values()

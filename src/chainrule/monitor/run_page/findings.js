@@ -97,6 +97,17 @@ export function texts(scene) {
 }
 
 /**
+ * A link to the finding that caused this one.
+ * @param {Scene} scene
+ * @param {Finding} finding
+ */
+function effectOf(scene, finding) {
+  const place = scene.run.findings.findIndex((each) => `${each.id}: ${each.where}` === finding.because);
+  if (place < 0) return null;
+  return h("p", null, "most likely because of ", h("a", { href: `#finding-${place + 1}` }, finding.because));
+}
+
+/**
  * @param {number | null} since
  * @param {number | null} until
  */
@@ -120,7 +131,8 @@ function item(scene, finding, place) {
     { id: `finding-${place + 1}`, class: `finding ${finding.severity}`, tabindex: "-1" },
     h("p", null, h("b", { class: "mark" }, `${MARKS[finding.severity]} ${finding.severity}`), " ", h("code", null, finding.id), " ",
       time ? h("button", { type: "button", class: "link", onclick: go }, time) : null),
-    h("p", null, finding.text),
+    h("p", null, finding.text, finding.place ? h("code", { class: "place" }, ` ${finding.place}`) : null),
+    effectOf(scene, finding),
     finding.evidence.length ? h("ul", null, finding.evidence.map((each) => h("li", null, each))) : null,
     finding.advice ? h("p", { class: "facts" }, finding.advice) : null,
   );

@@ -18,10 +18,12 @@ export interface Finding {
   severity: "error" | "warning" | "note";
   where: string;
   text: string;
+  place: string;
   evidence: string[];
   advice: string;
   since: number | null;
   until: number | null;
+  because: string;
 }
 export interface Recorded { step: number; reason: string; link: string }
 

@@ -67,7 +67,7 @@ def tensors_of(run: RunReader, kind: Kind) -> dict[str, Any]:
 def findings_of(run: RunReader) -> dict[str, Any]:
     """The findings as columns."""
     found = run.findings()
-    names = ("id", "severity", "where", "since", "until", "text", "advice", "place", "size")
+    names = ("id", "severity", "where", "since", "until", "text", "advice", "place", "size", "because")
     return {name: [getattr(each, name) for each in found] for name in names}
 
 

@@ -28,7 +28,7 @@ from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
-VERSION = 2
+VERSION = 3
 SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 OTHERS = "it is a database of another program"
 PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
@@ -52,7 +52,12 @@ CREATE TABLE series (
 CREATE TABLE step (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, time REAL NOT NULL, loss REAL, rates TEXT NOT NULL,
     skipped INTEGER NOT NULL, scale REAL, norm REAL, norm_clipped REAL, passes INTEGER NOT NULL,
+    evaluated INTEGER NOT NULL,
     PRIMARY KEY (run, step)
+) WITHOUT ROWID;
+CREATE TABLE noticed (
+    run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, rates TEXT NOT NULL, lost INTEGER NOT NULL,
+    parameters TEXT NOT NULL, loss REAL, place TEXT NOT NULL, PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
 CREATE TABLE layout (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, kind TEXT NOT NULL, series BLOB NOT NULL
@@ -68,7 +73,8 @@ CREATE TABLE histogram (
 CREATE TABLE finding (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, finding TEXT NOT NULL, severity TEXT NOT NULL,
     name TEXT NOT NULL, place TEXT NOT NULL, since INTEGER, until INTEGER, text TEXT NOT NULL, evidence TEXT NOT NULL,
-    advice TEXT NOT NULL, rows TEXT NOT NULL, size INTEGER NOT NULL, UNIQUE (run, finding, name)
+    advice TEXT NOT NULL, rows TEXT NOT NULL, size INTEGER NOT NULL, because TEXT NOT NULL,
+    UNIQUE (run, finding, name)
 );
 CREATE TABLE recording (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, file TEXT NOT NULL, reason TEXT NOT NULL,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One finding, with the steps since which and until which it holds (None: open)."""
+    """One finding, with the steps since which and until which it holds (None: open).
+
+    `because` names the finding that most likely caused it, as `id: where`.
+    """
 
     id: str
     severity: str
@@ -23,6 +26,7 @@ class Found:
     until: int | None = None
     rows: tuple[int, ...] = ()
     size: int = 0
+    because: str = ""
 
     @classmethod
     def of(cls, finding: Any) -> Found:
@@ -30,6 +34,7 @@ class Found:
         return cls(
             finding.id, finding.severity, finding.where, finding.sentence, tuple(finding.evidence), finding.advice,
             str(finding.place or ""), finding.since, finding.until, tuple(finding.rows), finding.size,
+            finding.because,
         )  # fmt: skip
 
     def row(self) -> dict[str, Any]:
@@ -46,6 +51,18 @@ class Found:
         return cls(**found | lists)
 
     @property
+    def name(self) -> str:
+        """How `because` of another finding names this one."""
+        return f"{self.id}: {self.where}"
+
+    @property
+    def statement(self) -> str:
+        """What was found, and where in the code."""
+        if not self.place or self.place in self.text:
+            return self.text
+        return f"{self.text.removesuffix('.')} ({self.place})."
+
+    @property
     def when(self) -> str:
         """`since step 20`, `at step 20` or `from step 20 to 40`."""
         if self.since is None:
@@ -56,11 +73,55 @@ class Found:
 
     def __str__(self) -> str:
         since = f" {self.when}" if self.when else ""
-        return "\n".join(
-            [f"{self.severity}{since}: {self.text}", *(f"  {each}" for each in (*self.evidence, self.advice) if each)]
-        )
+        rest = (f"  {each}" for each in (*self.evidence, self.advice) if each)
+        return "\n".join([f"{self.severity}{since}: {self.statement}", *rest])
 
 
+def families(found: Iterable[Found]) -> list[tuple[Found, list[Found]]]:
+    """Each finding without a known cause, with its effects in the order of steps; the most likely cause first.
+
+    The gravest come first, and among them those that explain others.
+    """
+    effects: dict[str, list[Found]] = {}
+    by_name = {each.name: each for each in found}
+    roots = [each for each in by_name.values() if each.because not in by_name]
+    for each in by_name.values():
+        root, seen = each, {each.name}
+        while root.because in by_name and root.because not in seen:
+            root = by_name[root.because]
+            seen.add(root.name)
+        if root is not each:
+            effects.setdefault(root.name, []).append(each)
+    made = [(root, sorted(effects.get(root.name, []), key=_since)) for root in roots]
+    return sorted(made, key=lambda family: (_gravity(family), not family[1], _since(family[0])))
+
+
+def by_cause(found: Iterable[Found]) -> list[Found]:
+    """The findings in the order of `families`: each cause before its effects."""
+    return [each for root, effects in families(found) for each in (root, *effects)]
+
+
+def _since(found: Found) -> int:
+    return found.since or 0
+
+
+def _gravity(family: tuple[Found, list[Found]]) -> int:
+    return min(SEVERITIES.index(each.severity) for each in (family[0], *family[1]))
+
+
+def lines(found: Iterable[Found]) -> Iterator[str]:
+    """The findings above a note as lines of text: each cause with its evidence and advice, its effects below it."""
+    for root, effects in families(found):
+        if root.severity == "note" and all(each.severity == "note" for each in effects):
+            continue
+        yield f"{root.severity} {root.when}: {root.statement} [{root.id}]"
+        yield from (f"  {each}" for each in (*root.evidence, root.advice) if each)
+        for each in effects:
+            yield f"  because of this, {each.severity} {each.when}: {each.statement} [{each.id}]"
+            yield from (f"    {line}" for line in each.evidence)
+
+
+SEVERITIES = ("error", "warning", "note")
 LISTS = {"evidence": str, "rows": int}  # stored as JSON
 COLUMNS = {{"id": "finding", "where": "name"}.get(each.name, each.name): each.name for each in fields(Found)}
 """The columns of the finding table, and the field in each."""

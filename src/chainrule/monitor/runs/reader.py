@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, get_args
 import numpy as np
 
 from chainrule.errors import ChainruleError, MissingError, StorageError
-from chainrule.graph.history import History, Kind, Series, StepFacts
+from chainrule.graph.history import History, Kind, Noticed, Series, StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format, found
 from chainrule.monitor.runs.found import Found
@@ -126,8 +126,14 @@ class RunReader:
     def steps(self) -> list[StepFacts]:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
-        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes"
+        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, evaluated"
         return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
+
+    @_reads
+    def noticed(self) -> list[Noticed]:
+        """What a look at every step noticed, also between the watched steps."""
+        columns = "step, rates, lost, parameters, loss, place"
+        return [_noticed(row) for row in self._of_run(columns, "noticed", "step")]
 
     @_reads
     def losses(self) -> list[tuple[int, float]]:
@@ -218,7 +224,13 @@ class RunReader:
             for facts in self.steps()
             if (first is None or facts.step >= first) and (last is None or facts.step <= last)
         ]
-        return self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
+        history = self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
+        history.noticed = [
+            each
+            for each in self.noticed()
+            if (first is None or each.step >= first) and (last is None or each.step <= last)
+        ]
+        return history
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -350,9 +362,17 @@ def _are(types: type | tuple[type, ...], items: Iterable[Any]) -> bool:
 
 
 def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
-    step, time, loss, rates, skipped, scale, norm, clipped, passes = row
+    step, time, loss, rates, skipped, scale, norm, clipped, passes, evaluated = row
     return StepFacts(
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
-        step in full,
+        step in full, evaluated,
     )  # fmt: skip
+
+
+def _noticed(row: Sequence[Any]) -> Noticed:
+    step, rates, lost, parameters, loss, place = row
+    names = json.loads(parameters)
+    if not _are(str, names):
+        raise ValueError(f"parameters cannot be {parameters[:60]}")
+    return Noticed(step, _rates(rates), bool(lost), tuple(names), None if loss is None else float(loss), place)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chainrule.document import Block, Code, Document, Paragraph, Section, Table, Text
+from chainrule.monitor.runs.found import families
 from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 
@@ -54,13 +55,17 @@ def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
 
 
 def _findings(run: RunReader) -> Iterator[Block]:
-    for found in run.findings():
-        yield Paragraph((_found(found),), "note" if found.severity == "note" else "warning")
+    """Each cause with its effects after it, the most likely cause first."""
+    for root, effects in families(run.findings()):
+        yield _found(root)
+        yield from (_found(each, "because of the above, ") for each in effects)
 
 
-def _found(found: Found) -> str:
-    when = f"{found.when[0].upper()}{found.when[1:]}: " if found.when else ""
-    return " ".join([f"{when}{found.text}", *found.evidence, found.advice]).strip()
+def _found(found: Found, because: str = "") -> Paragraph:
+    opening = because + found.when
+    sentence = f"{opening[0].upper()}{opening[1:]}: {found.statement}" if opening else found.statement
+    words = " ".join([sentence, *found.evidence, found.advice]).strip()
+    return Paragraph((words,), found.severity)  # type: ignore[arg-type]
 
 
 def _sections(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Section]:

@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from chainrule.errors import StorageError
-from chainrule.graph.history import Kind, StepFacts
+from chainrule.graph.history import Kind, Noticed, StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format
 from chainrule.monitor.runs.found import Found
@@ -97,6 +97,12 @@ class Writer:
         tensors, histograms = tuple(figures), keeps_histograms(self._watched)
         self._watched += bool(tensors)
         self._items.put(lambda: self._put_step(facts, tensors, histograms))
+
+    def add_noticed(self, noticed: Noticed) -> None:
+        """Add what a look at a step noticed."""
+        row = {name: getattr(noticed, name) for name in ("step", "lost", "place")}
+        lists = {name: json.dumps(list(getattr(noticed, name))) for name in ("rates", "parameters")}
+        self._items.put(lambda: self._insert("noticed", run=self.run, loss=_real(noticed.loss), **row, **lists))
 
     def find(self, found: Found) -> None:
         """Add a finding; it replaces the one with the same id and tensor."""
@@ -263,7 +269,7 @@ class Writer:
 
     def _cut(self, run: int, start: int) -> None:
         """Delete the steps of a run after `start`."""
-        for table, column in (("step", "step"), ("recording", "step"), ("finding", "since")):
+        for table, column in (("step", "step"), ("noticed", "step"), ("recording", "step"), ("finding", "since")):
             self._execute(f"DELETE FROM {table} WHERE run = ? AND {column} > ?", (run, start))
         mine = "layout IN (SELECT id FROM layout WHERE run = ?)"
         self._execute(f"DELETE FROM histogram WHERE {mine} AND step > ?", (run, start))
@@ -286,7 +292,7 @@ class Writer:
         self._insert(
             "step", run=self.run, step=facts.step, time=facts.time, loss=_real(facts.loss),
             rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
-            norm_clipped=_real(clipped), passes=facts.passes,
+            norm_clipped=_real(clipped), passes=facts.passes, evaluated=facts.evaluated,
         )  # fmt: skip
         by_kind: dict[str, list[Figure]] = {}
         for figure in figures:

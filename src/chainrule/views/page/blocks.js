@@ -49,7 +49,7 @@ export function plainText(spans) {
 
 /** @param {Paragraph} block */
 function paragraph(block) {
-  const word = { note: "Note", warning: "Warning", plain: "" }[block.tone ?? "plain"];
+  const word = { note: "Note", warning: "Warning", error: "Error", plain: "" }[block.tone ?? "plain"];
   return h("p", { class: `tone-${block.tone ?? "plain"}` }, word && h("strong", { class: "tone" }, word), text(block.text));
 }
 

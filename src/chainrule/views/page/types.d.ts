@@ -14,7 +14,7 @@ export type Span = string | { math: Formula } | { code: string };
 export interface Histogram { low: Entry; high: Entry; counts: number[]; sample?: number }
 export interface Sketch { rows: number; columns: number; means: Entry[] }
 
-export interface Paragraph { block: "paragraph"; text: Span[]; tone?: "plain" | "note" | "warning" }
+export interface Paragraph { block: "paragraph"; text: Span[]; tone?: "plain" | "note" | "warning" | "error" }
 export interface Equation { block: "equation"; latex: Formula; label?: string }
 export interface Tensor {
   block: "tensor";

@@ -1,0 +1,332 @@
+"""Faults of attention: weights that choose nothing or one token, masks that hide nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.comparison import dense
+from chainrule.graph.graph import Operation, Ref
+from chainrule.graph.trees import reach
+from chainrule.numbers import number
+from chainrule.rules.facts import base_name, facts_of
+
+FEW = 4  # tokens: among fewer, attention to one or to all alike says little
+SPAN = 20  # steps: a projection that begins at 0 has moved by then
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A softmax over tokens whose result weighs other values."""
+
+    operation: Operation
+    scores: int
+    weights: int
+
+
+def attentions(context: StepContext) -> list[Attention]:
+    """The attentions of a step whose weights are values; a fused kernel has none."""
+    return context.once("attentions", lambda: list(_attentions(context)))
+
+
+def _attentions(context: StepContext) -> Iterator[Attention]:
+    for operation in context.graph.operations:
+        scores, out = argument(operation, "self"), operation.outputs[0] if operation.outputs else None
+        if base_name(operation.name) not in ("_softmax", "_safe_softmax") or scores is None or out is None:
+            continue
+        shape = context.values[out].shape
+        if len(shape) > 1 and operation.arguments.get("dim") in (-1, len(shape) - 1) and _weighs_values(context, out):
+            yield Attention(operation, scores, out)
+
+
+def called(context: StepContext, operation: Operation) -> str:
+    """The module of PyTorch's own attention; for one that is written out, the name of its result."""
+    call = context.graph.calls[operation.call] if operation.call is not None else None
+    if call is not None and call.module and "attention" in call.name:
+        return call.module
+    return context.name(next(each for each in operation.outputs if each is not None))
+
+
+def _weighs_values(context: StepContext, weights: int) -> bool:
+    """Whether they are multiplied, as a matrix, by something that is no parameter."""
+    ahead = {weights, *reach([weights], lambda value: _same_places(context, value))}
+    for use in (use for value in ahead for use in context.uses.get(value, ())):
+        if base_name(use.name) in ("mm", "bmm", "baddbmm") and argument(use, "self") in ahead:
+            other = argument(use, "mat2")
+            return other is not None and context.values[context.source(other)].kind != "parameter"
+    return False
+
+
+def _same_places(context: StepContext, value: int) -> list[int]:
+    """What becomes of weights by a dropout, or in another shape."""
+    return [
+        out for use in context.uses.get(value, ()) if facts_of(use.name).keeps_numbers or _in_call(context, use)
+        for out in use.outputs if out is not None and context.values[out].requires_grad
+    ]  # fmt: skip
+
+
+def _in_call(context: StepContext, operation: Operation) -> bool:
+    """Whether it multiplies the weights by those of a dropout."""
+    if base_name(operation.name) not in ("mul", "native_dropout") or operation.call is None:
+        return False
+    name = context.graph.calls[operation.call].name
+    return any(word in name for word in ("dropout", "attention"))
+
+
+def _for_long(check: Check, run: Run, since_start: bool = False) -> Iterator[Finding]:
+    """What lasted over enough steps has the severity of the check."""
+    for stretch, found in check.carried(run):
+        lasting = len(stretch.steps) >= check.lasts and stretch.steps[-1] - stretch.steps[0] >= SPAN
+        ok = lasting and not stretch.ended and (stretch.whole or not since_start)
+        yield replace(found, severity=check.severity) if ok else found
+
+
+UNIFORM = Check(
+    "uniform-attention", "Attention gives every token the same weight", "warning",
+    what="The weights of an attention differ by less than a rounding of small scores from 1/n, for n tokens that the "
+    "mask leaves. In one step it is a note; a warning once it has lasted 20 steps and 5 examined ones.",
+    why="The layer is a mean over the tokens: queries and keys have no effect, and learn nothing.",
+    advice="Look at the scores: a query or key projection that is 0, a division that is too large, or a mask of large "
+    "finite numbers that hides all tokens alike.",
+    source="Vaswani et al., 2017, 3.2.1; Zhai et al., Stabilizing transformer training, 2023: entropy of attention",
+    thresholds=("uniform",), lasts=5)  # fmt: skip
+
+
+@UNIFORM.in_step
+def _uniform(context: StepContext) -> Iterator[Finding]:
+    for each in attentions(context):
+        weights, known = context.values[each.weights], context.statistics(each.weights)
+        tokens = weights.shape[-1]
+        if known is None or known.not_finite or tokens < FEW or not weights.requires_grad:
+            continue
+        if weights.data is not None:
+            spread = _spread(dense(weights.data))
+        elif not known.zeros and weights.dtype in (torch.float32, torch.float64):
+            spread = known.std / known.mean if known.mean else math.inf
+        else:
+            continue
+        if spread < context.thresholds.uniform:
+            yield UNIFORM.found(
+                called(context, each.operation),
+                f"The attention {called(context, each.operation)} gives each of {tokens} tokens the same weight"
+                f"{' that is not masked' if known.zeros else ''}.",
+                (f"The weights differ from their mean by {100 * spread:.2g} %.", context.between(each.scores)),
+                place=context.place(each.operation), severity="note",
+            )  # fmt: skip
+
+
+@UNIFORM.over_time
+def _uniform_for_long(run: Run) -> Iterator[Finding]:
+    return _for_long(UNIFORM, run)
+
+
+def _spread(weights: Tensor) -> float:
+    """The root mean square of n p - 1 over the places that are not masked, of rows with several of them."""
+    rows = weights.detach().double().flatten(0, -2)
+    seen = (rows > 0).sum(1, keepdim=True)
+    rows, seen = rows[seen[:, 0] >= FEW], seen[seen[:, 0] >= FEW]
+    away = ((rows * seen - 1) ** 2)[rows > 0]
+    return float(away.mean().sqrt()) if away.numel() else math.inf
+
+
+ONE_TOKEN = Check(
+    "one-token-attention", "All attention goes to one token", "warning",
+    what="Every query of a head gives nearly all of its weight to the same token. It needs the numbers of the weights, "
+    "and is a note unless it holds since the start, over 20 steps and 5 examined ones.",
+    why="Each position gets the same value, whatever it asks for, and the gradient of queries and keys is nearly 0.",
+    advice="Divide the scores by the root of their width, use smaller initial weights or a norm on queries and keys, "
+    "and look for a key far larger than the others.",
+    source="Zhai et al., Stabilizing transformer training by preventing attention entropy collapse, 2023",
+    thresholds=("one_token",), lasts=5)  # fmt: skip
+
+
+@ONE_TOKEN.in_step
+def _one_token(context: StepContext) -> Iterator[Finding]:
+    for each in attentions(context):
+        weights = context.values[each.weights]
+        if weights.data is None or min(weights.shape[-2:]) < FEW or not weights.requires_grad:
+            continue
+        heads = dense(weights.data).detach().double().flatten(0, -3) if len(weights.shape) > 2 else weights.data[None]
+        several = (heads > 0).sum(-1) >= FEW  # the first rows of a causal mask see one token alone
+        if not several.any():
+            continue
+        most = (heads * several[..., None]).sum(1) / several.sum(1).clamp(min=1)[:, None]
+        share, token = most[several.any(1)].max(1)
+        if float(share.mean()) > context.thresholds.one_token:
+            yield ONE_TOKEN.found(
+                called(context, each.operation),
+                f"Every query of {called(context, each.operation)} attends to one token: it gets "
+                f"{100 * float(share.mean()):.4g} % of the weight.",
+                (f"In the first sample it is token {int(token[0])} of {weights.shape[-1]}.",
+                 context.between(each.scores)),
+                place=context.place(each.operation), severity="note",
+            )  # fmt: skip
+
+
+@ONE_TOKEN.over_time
+def _one_token_for_long(run: Run) -> Iterator[Finding]:
+    return _for_long(ONE_TOKEN, run, since_start=True)
+
+
+NO_MASK = Check(
+    "mask-without-effect", "A mask hides nothing", "warning",
+    what="The result of masked_fill is not used though its operand goes on to a softmax; masked scores are filled with "
+    "a number among the others, or multiplied by 0; or a square mask, the same for all samples, hides no place.",
+    why="Nothing fails, and tokens see what they must not: the future, or padding.",
+    advice="Assign the result of masked_fill (or use masked_fill_), fill with float('-inf') before the softmax, and "
+    "build the mask for the convention of the function that takes it.",
+    source="PyTorch's documentation of Tensor.masked_fill, nn.MultiheadAttention and scaled_dot_product_attention, in "
+    "which True means the opposite", lasts=2)  # fmt: skip
+HIDDEN = 20.0  # how far below the largest score a masked one has a weight of e^-20
+
+
+@NO_MASK.in_step
+def _mask_without_effect(context: StepContext) -> Iterator[Finding]:
+    yield from _dropped(context)
+    for each in attentions(context):
+        for made in _towards(context, each.scores):
+            name = base_name(made.name).rstrip("_")
+            words = _among_others(context, made) if name == "masked_fill" else ""
+            words = words or (_times_zero(context, made) if name == "mul" else "")
+            words = words or (_hides_nothing(context, made) if name in ("masked_fill", "add", "where") else "")
+            if words:
+                yield _found(context, made, words)
+    for operation in context.graph.operations:
+        mask = argument(operation, "attn_mask") if "scaled_dot_product" in operation.name else None
+        if mask is not None and _is_square(context, mask) and _is_open(context, mask, hides=False):
+            yield _found(context, operation, f"the mask {context.name(mask)} hides no place")
+
+
+def _found(context: StepContext, operation: Operation, words: str) -> Finding:
+    out = next(each for each in operation.outputs if each is not None)
+    given = argument(operation, "self")
+    return NO_MASK.found(
+        called(context, operation), f"A mask of the attention has no effect: {words}.",
+        ("" if given is None else context.between(given), f"It is of shape {context.values[out].shape}."),
+        place=context.place(operation),
+    )  # fmt: skip
+
+
+def _dropped(context: StepContext) -> Iterator[Finding]:
+    """masked_fill without the underscore, whose result is used nowhere."""
+    scores = {context.source(each.scores) for each in attentions(context)}
+    for operation in context.graph.operations:
+        given, (out, *_) = argument(operation, "self"), operation.outputs or (None,)
+        if base_name(operation.name) != "masked_fill" or given is None or out is None or context.uses.get(out):
+            continue
+        if scores & {context.source(given), *reach([given], lambda value: _onward(context, value))}:
+            yield NO_MASK.found(
+                context.name(out), f"The result of masked_fill is not used: {context.name(given)} goes on to the "
+                "softmax unmasked.", f"{context.name(out)} of shape {context.values[out].shape} is an operand of "
+                "0 operations.", place=context.place(operation),
+                advice="Assign the result of masked_fill, or call masked_fill_.",
+            )  # fmt: skip
+
+
+def _onward(context: StepContext, value: int) -> list[int]:
+    return [out for use in context.uses.get(value, ()) if _keeps_order(context, use) for out in use.outputs
+            if out is not None]  # fmt: skip
+
+
+def _towards(context: StepContext, scores: int) -> Iterator[Operation]:
+    """The operations that lead up to scores: masks, scalings, additions of what is not learnt."""
+    while (made := context.producer(scores)) is not None:
+        name, given = base_name(made.name).rstrip("_"), argument(made, "self")
+        masks = name in ("masked_fill", "add", "mul", "where") and len(operands(made)) > 1
+        if masks:
+            yield made
+        if given is None or not (masks or _keeps_order(context, made)):
+            return
+        other = argument(made, "other")
+        if masks and other is not None and context.values[other].requires_grad:
+            return
+        scores = given
+
+
+def hidden_places(context: StepContext, scores: int) -> Tensor | None:
+    """Where masks hide a place of scores; None if the numbers of one of them are not known."""
+    shape = context.values[scores].shape
+    hidden = torch.zeros(shape, dtype=torch.bool)
+    for made in _towards(context, scores):
+        name, given = base_name(made.name).rstrip("_"), argument(made, "self")
+        if given is None or context.values[given].shape != shape:
+            return None
+        mask = argument(made, "mask" if name == "masked_fill" else "other")
+        data = None if mask is None else context.values[mask].data
+        fill = made.arguments.get("value")
+        if data is None or name not in ("masked_fill", "add") or isinstance(fill, Ref):
+            return None
+        hides = dense(data) < -HIDDEN if name == "add" else dense(data) & (fill is not None and fill < -HIDDEN)
+        hidden = hidden | hides.to(hidden.device)
+    return hidden
+
+
+def _keeps_order(context: StepContext, operation: Operation) -> bool:
+    name = base_name(operation.name).rstrip("_")
+    return facts_of(operation.name).keeps_numbers or (name in ("mul", "div", "add") and len(operands(operation)) == 1)
+
+
+def _among_others(context: StepContext, operation: Operation) -> str:
+    """A fill that lies among the scores."""
+    fill, given, mask = operation.arguments.get("value"), argument(operation, "self"), argument(operation, "mask")
+    known = context.statistics(given)
+    if not isinstance(fill, (int, float)) or known is None or mask is None or not _any(context, mask):
+        return ""
+    if known.low < fill and fill > -HIDDEN / 2 and known.high - fill < HIDDEN:
+        return f"it fills hidden places with {number(float(fill))}, and the other scores lie as low as " + (
+            f"{number(known.low)}"
+        )
+    return ""
+
+
+def _any(context: StepContext, mask: int) -> bool:
+    data = context.values[mask].data
+    return data is not None and bool(dense(data).any())
+
+
+def _times_zero(context: StepContext, operation: Operation) -> str:
+    """Scores that are multiplied by zeros and ones."""
+    other = argument(operation, "other")
+    known = context.values[other] if other is not None else None
+    if other is None or known is None or known.requires_grad or known.data is None or not known.shape:
+        return ""
+    data = dense(known.data)
+    hidden = int((data == 0).sum())
+    if not hidden or hidden == data.numel() or not bool(((data == 0) | (data == 1)).all()):
+        return ""
+    return f"scores times 0 are 0, and the softmax gives them weight ({hidden} of {data.numel()} places)"
+
+
+def _hides_nothing(context: StepContext, operation: Operation) -> str:
+    """A square mask that is the same for all samples, and 0 or False everywhere."""
+    name = {"masked_fill": "mask", "where": "condition"}.get(base_name(operation.name).rstrip("_"), "other")
+    mask = argument(operation, name)
+    if mask is None or not _is_square(context, mask) or not _is_open(context, mask, hides=name != "condition"):
+        return ""
+    return f"the mask {context.name(mask)} hides no place"
+
+
+def _is_square(context: StepContext, mask: int) -> bool:
+    """Whether it is one for all samples, with as many rows as columns."""
+    known = context.values[context.source(mask)]
+    shape = [size for size in known.shape[:-2] if size > 1]
+    square = len(known.shape) > 1 and known.shape[-1] == known.shape[-2] >= FEW
+    return square and not shape and not known.requires_grad and known.kind != "parameter"
+
+
+def _is_open(context: StepContext, mask: int, hides: bool) -> bool:
+    """Whether a mask hides nothing: a float of zeros, or a boolean without the one that `hides`."""
+    known = context.values[context.source(mask)]
+    if known.dtype == torch.bool:
+        wrong: Callable[[Tensor], Tensor] = torch.any if hides else lambda data: ~data.all()
+        return known.data is not None and not bool(wrong(dense(known.data)))
+    statistics = context.statistics(known.index)
+    return statistics is not None and statistics.zeros == statistics.elements

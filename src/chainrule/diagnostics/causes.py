@@ -1,0 +1,91 @@
+"""Which finding of a run caused which: the most likely cause of each, never one that came later.
+
+`EFFECTS` has what each kind may cause, and lists causes before their effects. A cause begins before its effect, or at
+the same step and before it in the list. It still holds when its effect begins, or ended shortly before. Lost numbers
+cause later ones until a step begins with finite parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.run_context import Run
+
+
+class HasCause(Protocol):
+    """A finding, also as it is stored."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def severity(self) -> str: ...  # noqa: D102
+    @property
+    def where(self) -> str: ...  # noqa: D102
+    @property
+    def since(self) -> int | None: ...  # noqa: D102
+    @property
+    def until(self) -> int | None: ...  # noqa: D102
+
+
+LOST = ("non-finite-forward", "non-finite-backward")
+THROWN = ("loss-spike", "learning-rate-too-high", "update-too-large", "unit-off", "saturated", *LOST)
+"""What follows from updates that are far too large."""
+
+EFFECTS: dict[str, tuple[str, ...]] = {
+    "learning-rate-jump": (*THROWN, "exploding-gradient", "stuck-update", "update-too-small"),
+    "rank-not-reduced": ("rank-diverged",),
+    "rank-not-finite": LOST,
+    "not-normalised": ("saturated", "unit-off", "exploding-gradient", "update-too-large", "learning-rate-too-high"),
+    "in-two-optimizers": ("update-too-large", "learning-rate-too-high"),
+    "accumulated-gradient": ("exploding-gradient", "update-too-large", "learning-rate-too-high", "loss-spike"),
+    "sigmoid-before-bce": LOST,
+    "softmax-before-cross-entropy": ("vanishing-gradient", "unfittable-labels"),
+    "sigmoid-twice": ("vanishing-gradient", "unfittable-labels"),
+    "broadcast-in-loss": ("unfittable-labels",),
+    "exploding-gradient": ("always-clipped", "update-too-large", "learning-rate-too-high", "loss-spike", *LOST),
+    "saturated": ("vanishing-gradient", "update-too-small"),
+    "unit-off": ("vanishing-gradient", "zero-gradient", "update-too-small"),
+    "vanishing-gradient": ("fp16-underflow", "update-too-small"),
+    "fp16-underflow": ("stuck-update", "update-too-small"),
+    "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
+    "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
+    "loss-spike": ("unit-off",),
+    "non-finite-forward": LOST,
+    "non-finite-backward": LOST,  # and both after all others
+}
+"""The kinds of effects of each kind. Among several causes of one finding the kind that comes first here is taken."""
+
+ORDER = {id: place for place, id in enumerate(EFFECTS)}
+SHORTLY = 20  # steps after the end of a cause at which an effect may still begin
+
+
+def linked(run: Run, found: Sequence[Finding], earlier: Iterable[HasCause] = ()) -> Iterator[Finding]:
+    """The findings with the cause of each, which is one of them or of the `earlier` ones."""
+    candidates = [*found, *earlier]
+    for effect in found:
+        causes = [each for each in candidates if _may_cause(run, each, effect)]
+        best = min(causes, key=lambda each: (_group(each.id), -(each.since or 0), ORDER[each.id]), default=None)
+        yield effect if best is None else replace(effect, because=name_of(best))
+
+
+def _group(id: str) -> int:
+    return min(ORDER[id], ORDER[LOST[0]])
+
+
+def name_of(finding: HasCause) -> str:
+    """How `because` names a finding."""
+    return f"{finding.id}: {finding.where}"
+
+
+def _may_cause(run: Run, cause: HasCause, effect: Finding) -> bool:
+    if effect.id not in EFFECTS.get(cause.id, ()) or cause.since is None or effect.since is None:
+        return False
+    if cause.severity == "note" and effect.severity != "note":
+        return False
+    began = (cause.since, ORDER[cause.id]) < (effect.since, ORDER.get(effect.id, len(ORDER)))
+    if cause.id in LOST and effect.id in LOST:
+        return began and cause.severity == "error" and not run.has_finite_parameters(cause.since, effect.since)
+    return began and (cause.until is None or effect.since <= cause.until + SHORTLY)

@@ -1,0 +1,212 @@
+"""Where a step compares predictions with targets: by a loss function, a likelihood or a difference written by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.graph import Operation, references
+from chainrule.graph.statistics import Statistics
+from chainrule.rules.facts import facts_of
+
+REDUCED = {1: "mean", 2: "sum"}
+"""How ATen writes a reduction."""
+
+Scale = Literal["classes", "probabilities", "numbers"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predictions against targets.
+
+    `measured` is the loss; where it is written by hand, the size of each difference, or each (log-)likelihood, which
+    is to grow. `axis` is that of the classes, where the comparison picks one.
+    """
+
+    operation: Operation
+    prediction: int
+    target: int
+    measured: int
+    scale: Scale
+    likelihood: bool = False
+    axis: int | None = None
+
+    @property
+    def reduction(self) -> str:
+        """`mean`, `sum`, or "" if the result has one number for each comparison."""
+        return REDUCED.get(self.operation.arguments.get("reduction", 0), "")
+
+
+def comparisons(context: StepContext) -> tuple[Comparison, ...]:
+    """Every comparison of predictions that learn with targets that are data."""
+    return context.once("comparisons", lambda: tuple(_found(context)))
+
+
+def _found(context: StepContext) -> Iterator[Comparison]:
+    for operation in context.graph.operations:
+        found = _by_function(context, operation) or _by_hand(context, operation) or _by_likelihood(context, operation)
+        if found is not None and found.target in context.data and context.values[found.prediction].requires_grad:
+            yield found
+
+
+def _by_function(context: StepContext, operation: Operation) -> Comparison | None:
+    facts, measured = facts_of(operation.name), first_output(operation)
+    prediction, target = argument(operation, "self"), argument(operation, "target")
+    if not facts.compares or prediction is None or target is None or measured is None:
+        return None
+    if facts.class_target:
+        axis = min(1, len(context.values[prediction].shape) - 1)
+        return Comparison(operation, prediction, target, measured, "classes", axis=axis)
+    scale: Scale = "probabilities" if facts.takes in ("logits", "probabilities") else "numbers"
+    return Comparison(operation, prediction, target, measured, scale)
+
+
+def _by_hand(context: StepContext, operation: Operation) -> Comparison | None:
+    """A difference that is taken outside the modules and then measured."""
+    prediction, target = argument(operation, "self"), argument(operation, "other")
+    if not facts_of(operation.name).difference or prediction is None or target is None or operation.call is None:
+        return None
+    uses = [use for out in operation.outputs if out is not None for use in context.uses.get(out, ())]
+    measured = first_output(uses[0]) if uses and all(facts_of(use.name).measures for use in uses) else None
+    if context.graph.calls[operation.call].module or measured is None:
+        return None
+    if not context.values[prediction].requires_grad:  # in either order
+        prediction, target = target, prediction
+    return Comparison(operation, prediction, target, measured, "numbers")
+
+
+def _by_likelihood(context: StepContext, operation: Operation) -> Comparison | None:
+    """The (log-)probabilities of the targets, picked by an index, or by a product with ones and zeros."""
+    facts, given, out = facts_of(operation.name), argument(operation, "self"), first_output(operation)
+    if given is None or out is None:
+        return None
+    axis: int | None = None
+    if facts.picks:
+        indices = [(item or 0, value) for name, item, value in references(operation.arguments) if name != "self"]
+        place, target = max(indices, default=(0, None))
+        axis = operation.arguments.get("dim", place) % max(len(context.values[given].shape), 1)
+    else:
+        target = argument(operation, "other") if facts.measures else None
+        if target is not None and not context.values[given].requires_grad:
+            given, target = target, given
+        known = context.statistics(target) if target in context.data else None
+        if known is None or known.low < 0 or known.high != 1:
+            return None
+    kind = _probability(context, given)
+    if target is None or not kind or (kind == "sigmoid" and axis is not None):
+        return None
+    logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
+    measured = (first_output(logarithms[0]) if logarithms else None) or out
+    scale: Scale = "probabilities" if kind == "sigmoid" else "classes"
+    return Comparison(operation, given, target, measured, scale, True, axis)
+
+
+def _probability(context: StepContext, value: int) -> str:
+    """`softmax` for (log-)probabilities of classes, `sigmoid` for the logarithm of one probability; "" for others."""
+    maker = context.producer(context.source(value))
+    logarithm = maker is not None and facts_of(maker.name).logarithm
+    if logarithm and maker is not None:
+        maker = _before(context, maker)
+        while maker is not None and _has_number(maker):  # log(p + eps), log(1 - p)
+            maker = _before(context, maker)
+    if maker is None:
+        return ""
+    facts, other = facts_of(maker.name), argument(maker, "other")
+    taken = context.producer(context.source(other)) if facts.difference and other is not None else None
+    if taken is not None and facts_of(taken.name).sums_exponentials:
+        return "softmax"  # as torch.distributions.Categorical writes it
+    return "softmax" if facts.softmax or facts.takes == "scores" else "sigmoid" if facts.sigmoid and logarithm else ""
+
+
+def _before(context: StepContext, operation: Operation) -> Operation | None:
+    given = argument(operation, "self")
+    return None if given is None else context.producer(context.source(given))
+
+
+def _has_number(operation: Operation) -> bool:
+    """Whether it takes one tensor, and a number: a sum, a difference, a clamp."""
+    return len(operands(operation)) == 1 and not {"other", "max"}.isdisjoint(operation.arguments)
+
+
+def looked_up(context: StepContext) -> list[int]:
+    """The indices of embeddings."""
+    found = [argument(each, facts_of(each.name).looks_up) for each in context.operations_that(lambda f: f.looks_up)]
+    return [context.source(each) for each in found if each is not None]
+
+
+def first_output(operation: Operation) -> int | None:
+    """The first result of an operation, if that is a tensor."""
+    return operation.outputs[0] if operation.outputs else None
+
+
+def is_boolean(context: StepContext, value: int) -> bool:
+    """Whether the numbers come from truth values."""
+    return context.values[context.source(value)].dtype == torch.bool
+
+
+def mean_of(context: StepContext, comparison: Comparison) -> float | None:
+    """The mean loss of a sample; None if it is unknown."""
+    known = context.statistics(comparison.measured)
+    if known is None or known.not_finite or not known.elements:
+        return None
+    if comparison.likelihood:
+        return -known.mean * known.elements / (context.values[comparison.prediction].shape or (1,))[0]
+    return known.mean / (counted(context, comparison) or math.nan) if comparison.reduction == "sum" else known.mean
+
+
+def counted(context: StepContext, comparison: Comparison) -> float | None:
+    """How many comparisons the loss is made of, without those of an ignored class; None if it is unknown."""
+    if comparison.scale != "classes" or comparison.likelihood:
+        shaped = comparison.measured if comparison.likelihood else comparison.prediction
+        return float(math.prod(context.values[shaped].shape))
+    weight = comparison.operation.outputs[1] if len(comparison.operation.outputs) > 1 else None
+    known = context.statistics(weight)
+    if comparison.reduction and known is not None and comparison.operation.arguments.get("weight") is None:
+        return known.mean
+    return float(math.prod(context.values[comparison.target].shape)) if not comparison.reduction else None
+
+
+OF_STD = math.sqrt(2 / math.pi)  # the mean size of a normal variable
+
+
+def chance(context: StepContext, comparison: Comparison) -> float | None:
+    """The mean loss of a guess without knowledge: all classes alike, or the mean of the targets. None if unknown."""
+    arguments, facts = comparison.operation.arguments, facts_of(comparison.operation.name)
+    if arguments.get("weight") is not None or arguments.get("pos_weight") is not None:
+        return None
+    if comparison.scale == "classes":
+        shape = context.values[comparison.prediction].shape
+        known = context.statistics(comparison.measured)
+        logarithms = facts.takes == "log-probabilities" or (known is not None and known.high <= 0)
+        return math.log(shape[comparison.axis]) if comparison.axis is not None and shape and logarithms else None
+    if comparison.scale == "probabilities":
+        return None if comparison.likelihood else math.log(2)
+    known, maker = context.statistics(comparison.target), context.producer(comparison.measured)
+    guesses = {"square": lambda std: std**2, "absolute": lambda std: OF_STD * std}
+    guess = guesses.get(size_taken(maker)) if maker is not None else None
+    return None if known is None or guess is None else guess(known.std)
+
+
+def size_taken(operation: Operation) -> str:
+    """What an operation takes of its operand, or of a difference: `square`, `absolute`, `norm`; "" for others."""
+    given = argument(operation, "self")
+    itself = given is not None and given == argument(operation, "other") and facts_of(operation.name).measures
+    return "square" if itself or operation.arguments.get("exponent") == 2 else facts_of(operation.name).size
+
+
+def share_of_chance(context: StepContext) -> float | None:
+    """The largest mean loss in multiples of a guess without knowledge; None if no comparison says."""
+    known = [(mean_of(context, each), chance(context, each)) for each in comparisons(context)]
+    return max((mean / guess for mean, guess in known if mean is not None and guess), default=None)
+
+
+def sign_of(known: Statistics | None) -> int:
+    """1 where no element is below 0, -1 where none is above it; 0 where there are both, or nothing is known."""
+    if known is None or known.not_finite or known.low == known.high == 0:
+        return 0
+    return 1 if known.low >= 0 else -1 if known.high <= 0 else 0

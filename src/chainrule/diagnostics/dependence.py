@@ -1,0 +1,331 @@
+"""Faults of what depends on what: samples that mix, positions that see the future, inputs that reach no loss.
+
+All of it follows from the operations, whatever the numbers (`derivation.reaches`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from chainrule.derivation.dependence import steps, written
+from chainrule.derivation.reaches import Bounds, Reaches, step_of
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.graph import Operation, Place, Value
+from chainrule.rules.facts import base_name, facts_of
+
+FEWEST = 4
+"""The positions along an axis from which on one is looked at."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A prediction and the target that a loss compares it with."""
+
+    loss: Operation
+    prediction: Value
+    target: Value
+
+
+def _compared(context: StepContext) -> list[Compared]:
+    def find() -> list[Compared]:
+        found = []
+        for operation in context.operations_that(lambda facts: facts.compares):
+            given, target = argument(operation, "self"), argument(operation, "target")
+            if given is not None and target is not None and context.values[given].requires_grad:
+                found.append(Compared(operation, context.values[given], context.values[target]))
+        return found
+
+    return context.once("compared", find)
+
+
+def _inputs(context: StepContext, until: int) -> list[Value]:
+    """The data from outside the step behind a value: rows of indices, or of more than one axis of numbers."""
+    before = context.once(("ancestors", until), lambda: context.graph.ancestors([until]))
+    leaves = [context.values[each] for each in sorted(before) if each in context.data]
+    return [
+        each
+        for each in leaves
+        if each.operation is None and len(each.shape) >= (3 if each.dtype.is_floating_point else 2)
+    ]
+
+
+def _walk(context: StepContext, source: int, axis: int, until: int) -> Reaches:
+    return context.once(("reaches", source, axis, until), lambda: Reaches(context.graph, source, axis, until))
+
+
+def _is_mixed(walk: Reaches) -> Callable[[int], bool]:
+    return lambda value: walk.relation(value)[0] in ("any", "earlier", "later")
+
+
+MIXED = Check(
+    "samples-mix", "Samples of a batch mix", "warning",
+    what="The prediction for one sample depends on other samples of the batch: attention, a recurrent network or a "
+    "reshape runs along the axis of the batch, and the axis of positions is lost later. Statistics of a batch, graphs "
+    "and contrastive losses are not meant.",
+    why="The network sees samples that it will not see when it is used, and what it learns does not hold for one alone.",
+    advice="Pass batch_first=True to the layer, or transpose its input; use transpose or permute to swap axes, not "
+    "view or reshape.",
+    source="Karpathy, A recipe for training neural networks, 2019: use backprop to chart dependencies; PyTorch's "
+    "documentation of nn.LSTM and nn.MultiheadAttention: batch_first")  # fmt: skip
+
+
+@MIXED.in_step
+def _mixed(context: StepContext) -> Iterator[Finding]:
+    for each in _compared(context):
+        found, target = each.prediction, each.target
+        size = found.shape[0] if found.shape else 0
+        if size < 2 or not target.shape or target.shape[0] != size or target.index not in context.data:
+            continue
+        for given in _inputs(context, found.index):
+            if given.shape[0] != size or given.index == target.index or _is_a_graph(context, size):
+                continue
+            walk = _walk(context, given.index, 0, found.index)
+            if _is_mixed(walk)(found.index) and (mixing := _mixing(context, walk, given, found.index)):
+                name, path = context.name(given.index), mixing[1]
+                yield MIXED.found(
+                    context.name(found.index),
+                    f"The prediction for one sample depends on other samples of the batch: {mixing[0]} brings them "
+                    "together.",
+                    (
+                        f"Axis 0 of {name} {given.shape} is the batch, as axis 0 of {context.name(target.index)} is.",
+                        f"Path: {written(steps(context.graph, path))}.",
+                    ),
+                    place=_place(context, path[mixing[2]]),
+                )
+                return
+
+
+def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tuple[str, list[int], int] | None:
+    """What mixes samples where positions are still apart, if these are lost later: in words, the path, its place."""
+    path, first = walk.path(until, _is_mixed(walk))
+    made = context.values[path[first]].operation
+    if made is None or not _may_not_mix(context, walk, operation := context.graph.operations[made]):
+        return None
+    others = [axis for axis, size in enumerate(given.shape) if axis and size > 1]
+    apart = False
+    for axis in others:
+        across = _walk(context, given.index, axis, until)
+        if across.relation(until)[0] == "own":
+            return None  # that axis is the batch
+        known = [across.relation(each)[0] for each in operands(operation) if across.of(each) is not None]
+        apart = apart or bool(known and all(each in ("own", "one") for each in known))
+    return (step_of(context.graph, path[first]), path, first) if apart else None
+
+
+def _may_not_mix(context: StepContext, walk: Reaches, operation: Operation) -> bool:
+    """Whether an operation has no business along the axis of a batch: it is no statistic, layer, or choice by data."""
+    facts, name = facts_of(operation.name), base_name(operation.name).removesuffix("_")
+    taken = operands(operation)
+    if facts.weighs and any(context.values[context.source(each)].kind == "parameter" for each in taken):
+        return False
+    if facts.normalises or facts.softmax or facts.adds_up or name in _STATISTICS:
+        return False
+    return not any(_is_other_data(context, each) for each in taken if walk.of(each) is None)
+
+
+def _is_other_data(context: StepContext, value: int) -> bool:
+    """Whether a value was computed from data alone: indices, or a matrix of relations."""
+    return value in context.data and any(
+        context.values[each].operation is None and context.values[each].shape
+        for each in (value, *context.graph.ancestors([value]))
+    )
+
+
+_STATISTICS = frozenset(
+    [
+        "mean",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "norm",
+        "linalg_vector_norm",
+        "logsumexp",
+    ]
+)
+
+
+def _is_a_graph(context: StepContext, size: int) -> bool:
+    """Whether the data has a matrix of relations between the samples."""
+    return any(context.values[each].shape.count(size) > 1 for each in context.data)
+
+
+FUTURE = Check(
+    "sees-the-future", "A position sees what it is to predict", "warning",
+    what="The targets are the next positions of the input, and the prediction depends on them. Or attention with a "
+    "causal mask is followed by an operation that mixes all positions.",
+    why="The network copies the answer: the loss falls to nearly 0, and when it generates there is nothing to copy.",
+    advice="Give the attention a causal mask, pad a convolution on the left alone, and let no layer mix or reverse "
+    "positions. chainrule.assert_causal(model, tokens) tests it.",
+    source="Vaswani et al., Attention is all you need, 2017, 3.2.3: leftward information flow must be prevented")  # fmt: skip
+
+
+@FUTURE.in_step
+def _future(context: StepContext) -> Iterator[Finding]:
+    for each in _compared(context):
+        for given in _sequences(context, each.prediction.index):
+            for axis, size in enumerate(given.shape):
+                if size >= FEWEST and (why := _leak(context, each, given, axis)):
+                    walk = _walk(context, given.index, axis, each.prediction.index)
+                    path, first = walk.path(each.prediction.index, lambda value, walk=walk: _sees_later(walk, value))
+                    yield FUTURE.found(
+                        context.name(each.prediction.index),
+                        f"{why} {step_of(context.graph, path[first])} lets positions see later ones.",
+                        (
+                            f"Axis {axis} of {context.name(given.index)} {given.shape}.",
+                            f"Path: {written(steps(context.graph, path))}.",
+                        ),
+                        place=_place(context, path[first]),
+                    )
+                    return
+
+
+def _sequences(context: StepContext, until: int) -> list[Value]:
+    before = context.once(("ancestors", until), lambda: context.graph.ancestors([until]))
+    leaves = [context.values[each] for each in sorted(before) if each in context.data]
+    return [each for each in leaves if each.operation is None and each.shape]
+
+
+def _leak(context: StepContext, each: Compared, given: Value, axis: int) -> str:
+    """Why a prediction sees what it may not, in words; "" where it does not, or may."""
+    until, target = each.prediction.index, each.target
+    name = context.name(given.index)
+    if _is_cut_from(context, target.index, given.index):
+        of_target = _walk(context, given.index, axis, target.index).of(target.index)
+        seen = _walk(context, given.index, axis, until).of(until)
+        if of_target is not None and seen is not None and _sees_its_target(each, of_target, seen, given.shape[axis]):
+            return f"The targets are the next positions of {name}, and the prediction sees its own:"
+    elif _is_next(given, target, axis):
+        if _sees_later(_walk(context, given.index, axis, until), until):
+            return f"The targets are {name} shifted by one position, and the prediction sees its own:"
+    elif _rows(each) and _is_attended(context, given.shape[axis]):
+        walk = _walk(context, given.index, axis, until)
+        if _sees_later(walk, until) and any(_is_causal(context, walk, value) for value in walk.bounds):
+            return "A causal mask hides later positions in attention, and the prediction sees them:"
+    return ""
+
+
+def _is_cut_from(context: StepContext, target: int, given: int) -> bool:
+    """Whether a target is a part of the same data."""
+    before = context.graph.ancestors([target])
+    makers = (context.producer(each) for each in (target, *before))
+    return given in before and any(made is not None and base_name(made.name) == "slice" for made in makers)
+
+
+def _is_attended(context: StepContext, size: int) -> bool:
+    """Whether there is attention over so many positions."""
+    return any(
+        context.values[out].shape.count(size) >= (1 if "scaled_dot_product" in operation.name else 2)
+        for operation in context.graph.operations
+        if _attends(operation)
+        for out in operation.outputs[:1]
+        if out is not None
+    )
+
+
+def _attends(operation: Operation) -> bool:
+    return "scaled_dot_product" in operation.name or base_name(operation.name) in ("_softmax", "_safe_softmax")
+
+
+def _rows(each: Compared) -> bool:
+    """Whether there are as many predictions as targets: one for each position."""
+    return bool(each.target.shape) and each.target.shape == each.prediction.shape[: len(each.target.shape)]
+
+
+def _is_causal(context: StepContext, walk: Reaches, value: int) -> bool:
+    """Whether a value is made by attention that a causal mask keeps from later positions."""
+    made = context.producer(value)
+    if made is None or not _attends(made) or walk.relation(value)[0] != "earlier":
+        return False
+    return bool(walk.bounds[value].mixed(walk.size).any())
+
+
+def _sees_later(walk: Reaches, value: int) -> bool:
+    return walk.relation(value)[0] in ("any", "later")
+
+
+def _sees_its_target(each: Compared, target: Bounds, seen: Bounds, size: int) -> bool:
+    """Of targets that are the next positions of the same data: whether a prediction sees its own."""
+    shape = each.target.shape
+    last, first = seen.last.expand(each.prediction.shape), seen.first.expand(each.prediction.shape)
+    if facts_of(each.loss.name).class_target and len(each.prediction.shape) == len(shape) + 1:
+        last, first = last.amax(1), first.amax(1)
+    wanted = target.last.expand(shape)
+    some = wanted > 0
+    if last.shape != wanted.shape or bool(target.mixed(size).any()) or not bool(some.any()):
+        return False
+    shifted = int(wanted[some].min()) == 2 and int(first.max()) == size  # targets begin at position 1, inputs at 0
+    return shifted and bool((last >= wanted)[some].any())
+
+
+def _is_next(given: Value, target: Value, axis: int) -> bool:
+    """Whether a target is the input, shifted by one position along an axis."""
+    one, other = given.data, target.data
+    if one is None or other is None or one.numel() != other.numel() or one.dtype != other.dtype:
+        return False
+    other, size = other.reshape(one.shape), one.shape[axis]
+    now, later = one.narrow(axis, 0, size - 1), one.narrow(axis, 1, size - 1)
+    return torch.equal(other.narrow(axis, 0, size - 1), later) and not torch.equal(now, later)
+
+
+IGNORED = Check(
+    "ignored-input", "Most of the input reaches no loss", "warning",
+    what="A layer computes with all positions of an input, and at least half of them reach no loss, whatever the "
+    "numbers.",
+    why="What is computed for them is thrown away, and the network learns nothing from them.",
+    advice="Look at which axis is taken apart: out[:, -1] is the last position of (batch, positions, features), and "
+    "out[-1] that of (positions, batch, features).",
+    source="Karpathy, A recipe for training neural networks, 2019: use backprop to chart dependencies")  # fmt: skip
+
+
+@IGNORED.in_step
+def _ignored(context: StepContext) -> Iterator[Finding]:
+    losses = [each.loss for each in context.graph.accumulating if each.loss is not None]
+    if len(losses) != 1:
+        return
+    for given in _inputs(context, losses[0]):
+        for axis, size in enumerate(given.shape):
+            if axis == 0 or size < FEWEST:
+                continue
+            walk = _walk(context, given.index, axis, losses[0])
+            bounds = walk.of(losses[0])
+            if bounds is None:
+                continue
+            low, high = size - int(bounds.first.max()), int(bounds.last.max()) - 1
+            left, name = size - (high - low + 1), context.name(given.index)
+            if 2 * left >= size and (layer := _layer_of(context, walk)) is not None:
+                used = f"{low}" if low == high else f"{low} to {high}"
+                yield IGNORED.found(
+                    name,
+                    f"{left} of {size} positions of {name} along axis {axis} reach no loss.",
+                    (
+                        f"Used: {used}, though {step_of(context.graph, layer)} computes with all of them.",
+                        f"Path: {written(steps(context.graph, walk.path(losses[0], lambda value: False)[0]))}.",
+                    ),
+                    place=_place(context, layer),
+                )
+
+
+def _layer_of(context: StepContext, walk: Reaches) -> int | None:
+    """The first result of an operation with a parameter that all positions reach."""
+    for value, bounds in walk.bounds.items():
+        made = context.producer(value)
+        if made is None or int(bounds.last.max()) < walk.size or int(bounds.first.max()) < walk.size:
+            continue
+        if any(context.values[context.source(each)].kind == "parameter" for each in operands(made)):
+            return value
+    return None
+
+
+def _place(context: StepContext, value: int) -> Place | None:
+    made = context.producer(value)
+    return context.values[value].place if made is None else context.place(made)

@@ -1,0 +1,389 @@
+"""Faults in how a loss is put together: its sign, its penalty, and summands without a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import accumulate
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import (
+    Comparison,
+    comparisons,
+    first_output,
+    share_of_chance,
+    sign_of,
+    size_taken,
+)
+from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.comparison import dense
+from chainrule.graph.graph import Operation, Ref
+from chainrule.graph.snapshot import ParameterUpdate, data_of, has_numbers
+from chainrule.graph.statistics import Statistics
+from chainrule.numbers import number
+from chainrule.rules.facts import facts_of
+
+ASCENDS = Check(
+    "loss-ascends", "The loss has the wrong sign", "warning",
+    what="Every comparison of predictions with targets gets a negative gradient (or, with `maximize=True`, a positive "
+    "one), or the log-likelihood of the targets a positive one, equal for all samples. Or an update by hand "
+    "adds the gradients to the parameters.",
+    why="Each update makes the predictions worse: the loss falls without bound, and nothing is learnt.",
+    advice="Remove the minus sign before the loss, or put one before a likelihood or an accuracy; with maximize=True "
+    "give what is to grow. If the ascent is wanted (unlearning), silence this finding.",
+    source="PyTorch's documentation of torch.optim: step() descends, unless maximize=True")  # fmt: skip
+
+
+@ASCENDS.in_step
+def _ascends(context: StepContext) -> Iterator[Finding]:
+    learning = [each for each in context.graph.parameters.values() if each.gradient is not None]
+    if not all(context.may_learn(each) for each in learning):
+        return  # the other player's parameters: an adversary may well make their loss larger
+    upside_down = -1 if any(each.options.get("maximize") for each in context.members) else 1
+    signs = [(each.measured, _sign(context, each) * upside_down) for each in comparisons(context)]
+    if not signs or any(sign >= 0 for _, sign in signs):
+        return
+    for value, _ in signs:
+        known = context.statistics(value, gradient=True)
+        assert known is not None
+        likely = "smaller" if known.low * upside_down > 0 else "larger"
+        yield ASCENDS.found(
+            context.name(value), f"Each update makes {context.name(value)} {likely}: the loss has the wrong sign.",
+            (f"The gradient of {context.name(value)} is {number(known.low)}"
+             f"{'' if known.low == known.high else f' to {number(known.high)}'}"
+             f"{', and the optimizer maximises' if upside_down < 0 else ''}.", context.between(value)),
+            place=context.values[value].place,
+        )  # fmt: skip
+
+
+ALONG = 0.99  # cosine between an update and the gradient
+
+
+@ASCENDS.in_step
+def _climbs(context: StepContext) -> Iterator[Finding]:
+    """Updates by hand along the gradient, where the numbers of both are known."""
+    moved = {}
+    for name, parameter in context.graph.parameters.items():
+        start, end, grad = parameter.start.data, data_of(parameter.end), parameter.grad
+        if name in context.held or start is None or end is None or not has_numbers(grad):
+            continue
+        move, along = (dense(end) - dense(start)).flatten().double(), dense(grad).flatten().double()
+        if size := float(move.norm() * along.norm()):
+            moved[name] = float(move @ along) / size
+    if moved and min(moved.values()) > ALONG:
+        yield ASCENDS.found(
+            listed(list(moved)), f"The update adds the gradient to {listed(list(moved))}: the loss is made larger.",
+            f"The cosine between update and gradient is {number(min(moved.values()))} or more.",
+            advice="Subtract the gradient, times the learning rate: p -= rate * p.grad.",
+        )  # fmt: skip
+
+
+LARGEST = 1.001  # a loss of classes with a larger weight may be a policy's, weighted by its return
+
+
+def _sign(context: StepContext, comparison: Comparison) -> int:
+    """1 if an update makes the predictions better, -1 if it makes all of them worse; 0 if that is not known."""
+    known = context.statistics(comparison.measured, gradient=True)
+    sign = -sign_of(known) if comparison.likelihood else sign_of(known)
+    if known is None or sign > 0:
+        return sign
+    weight, rows = abs(known.low) / loss_scale(context), (context.values[comparison.measured].shape or (1,))[0]
+    # The gradient of a sum or a mean is the same for all samples; a policy's is weighted by its returns.
+    plain = any(math.isclose(weight * each, 1.0, rel_tol=1e-3) for each in (1, rows, known.elements))
+    usual = {"numbers": True, "classes": weight <= LARGEST, "probabilities": weight <= LARGEST}[comparison.scale]
+    return sign if _is_constant(known) and (plain and known.elements > 1 if comparison.likelihood else usual) else 0
+
+
+def _is_constant(known: Statistics) -> bool:
+    return known.high - known.low <= 1e-5 * max(abs(known.high), abs(known.low))
+
+
+LEAST_SCALE = 16.0  # of a GradScaler; a smaller factor is the user's
+
+
+def loss_scale(context: StepContext) -> float:
+    """The factor that a GradScaler gave the loss: a number that is data, and by far the largest one."""
+    for maker in filter(None, map(context.producer, context.losses)):
+        factors = [argument(maker, name) for name in ("self", "other")] if facts_of(maker.name).measures else []
+        for known in (context.statistics(each) for each in factors if each in context.data):
+            if known is not None and known.elements == 1 and known.mean >= LEAST_SCALE:
+                return known.mean
+    return 1.0
+
+
+# -- summands ---------------------------------------------------------------------------------------------------------
+
+Summand = tuple[Operation, int | float]
+"""The operation that adds it, and the value, or the number of Python's."""
+
+
+def summands(context: StepContext, loss: int) -> Iterator[Summand]:
+    """What a loss of one number is the sum of, however it is scaled."""
+    waiting: list[tuple[Operation | None, int]] = [(None, loss)]
+    while waiting:
+        adder, value = waiting.pop()
+        maker = context.producer(context.source(value))
+        if maker is not None and _adds_numbers(context, maker):
+            for part in (maker.arguments.get("self"), maker.arguments.get("other")):
+                if isinstance(part, Ref):
+                    waiting.append((maker, part.value))
+                elif isinstance(part, (int, float)):
+                    yield maker, float(part)
+        elif maker is not None and (scaled := _scaled(context, maker)) is not None:
+            waiting.append((adder, scaled))
+        elif maker is not None and (stacked := _stacked(context, maker)):
+            waiting += [(maker, each) for each in stacked]
+        elif adder is not None:
+            yield adder, value
+
+
+def _adds_numbers(context: StepContext, operation: Operation) -> bool:
+    return facts_of(operation.name).sums_operands and all(_is_number(context, each) for each in operands(operation))
+
+
+def _is_number(context: StepContext, value: int) -> bool:
+    return math.prod(context.values[value].shape) == 1
+
+
+def _scaled(context: StepContext, operation: Operation) -> int | None:
+    """The only operand that learns, of an operation that multiplies or divides it by a number."""
+    given = operands(operation)
+    learning = [each for each in given if context.values[each].requires_grad]
+    linear = facts_of(operation.name).linear
+    if len(learning) != 1 or "other" not in operation.arguments or not {"self", "other"} & set(linear):
+        return None
+    return learning[0] if all(_is_number(context, each) for each in given) else None
+
+
+def _stacked(context: StepContext, operation: Operation) -> list[int]:
+    """The numbers that were put into one tensor whose elements an operation adds up."""
+    given = argument(operation, "self")
+    maker = context.producer(given) if given is not None and facts_of(operation.name).adds_up else None
+    parts = operands(maker) if maker is not None and "tensors" in maker.arguments else []
+    return parts if all(_is_number(context, each) for each in parts) else []
+
+
+WITHOUT_GRADIENT = Check(
+    "loss-part-without-gradient", "A summand of the loss has no gradient", "warning",
+    what="A summand of the loss depends on parameters that learn, but was cut off from them: by detach(), by "
+    "no_grad(), or by item() or float(), which make a number of it.",
+    why="The summand changes the loss that is printed, and nothing that is learnt: that goal is not pursued.",
+    advice="Add the tensor itself, computed without detach(), item() or no_grad(). If it is only there to be printed, "
+    "keep it out of the loss.",
+    source="PyTorch's documentation: Autograd mechanics, and Tensor.item")  # fmt: skip
+
+
+@WITHOUT_GRADIENT.in_step
+def _without_gradient(context: StepContext) -> Iterator[Finding]:
+    for loss in context.losses:
+        parts = list(summands(context, loss))
+        values = {part for _, part in parts if isinstance(part, int)}
+        learning = {value for value in values if context.values[value].requires_grad}
+        used = context.graph.ancestors(learning) | learning
+        for adder, part in parts:
+            cut, how = None, "it was made a number of Python's"
+            if isinstance(part, float):
+                cut = _read(context, adder, part, 1e-9)
+            elif _is_cut(context, part, used, learning):
+                cut, how = part, "no gradient passes it"
+            elif part in context.data and (added := context.statistics(part)) is not None:
+                cut = _read(context, adder, added.mean, 1e-6)
+            known = context.statistics(cut)
+            if cut is not None and known is not None:
+                yield WITHOUT_GRADIENT.found(
+                    context.name(cut),
+                    f"{context.name(cut)} is a summand of the loss {context.name(loss)} without a gradient: {how}.",
+                    f"It is {number(known.mean)}, and depends on parameters that learn.", place=context.place(adder),
+                )  # fmt: skip
+
+
+def _is_cut(context: StepContext, value: int, used: set[int], learning: set[int]) -> bool:
+    """Whether a summand was cut off from what learns. What re-centres another summand, or replaces its number, is not.
+
+    `used` is everything that the summands that learn were computed from.
+    """
+    if value in learning or not _depends(context, value):
+        return False
+    whole = {value, _attached(context, value)}
+    return used.isdisjoint(whole) and learning.isdisjoint(context.graph.ancestors(whole) | whole)
+
+
+def _attached(context: StepContext, value: int) -> int:
+    """The value from which this one was detached."""
+    while (maker := context.producer(value)) is not None and (given := argument(maker, "self")) is not None:
+        facts = facts_of(maker.name)
+        if not (facts.detaches or facts.keeps_numbers):
+            break
+        value = given
+    return value
+
+
+def _depends(context: StepContext, value: int) -> bool:
+    """Whether a value depends on a parameter that learns."""
+    return any(context.values[each].requires_grad for each in (value, *context.graph.ancestors([value])))
+
+
+def _read(context: StepContext, adder: Operation, added: float, tolerance: float) -> int | None:
+    """The value that a summand, a number, was read from by item() or float(); None if it was not.
+
+    That number comes with a coefficient, or it is the sum of several that were read one after the other.
+    """
+    if not added or _is_coefficient(added, tolerance):
+        return None
+    reads = []
+    for operation in context.operations_that(lambda facts: facts.reads_number):
+        given = argument(operation, "self")
+        known = context.statistics(given)
+        if operation.index < adder.index and given is not None and known is not None and _depends(context, given):
+            reads.append((given, known.mean))
+    reads = [(given, read) for given, read in reads if read and not _is_coefficient(read, tolerance)]
+    for value, read in reads:
+        if _is_coefficient(added / read, tolerance):
+            return value
+    totals = accumulate(read for _, read in reversed(reads))  # numbers of several layers, added up in Python
+    last = reads[-1][0] if len(reads) > 1 else None
+    return last if any(total and _is_coefficient(added / total, tolerance) for total in totals) else None
+
+
+def _is_coefficient(factor: float, tolerance: float) -> bool:
+    """Whether a factor has two decimals at most, as those that people write: 1, 0.5, 0.01."""
+    return math.isclose(factor, float(f"{factor:.1e}"), rel_tol=tolerance)
+
+
+PENALTY = Check(
+    "penalty-dominates", "The regularisation drowns the loss", "warning",
+    what="The gradient of the penalties on parameters, or of the weight decay that an optimizer adds, is several times "
+    "that of the rest of the loss, while the predictions are no better than a guess; or each step takes a hundredth "
+    "of the weights away.",
+    why="The weights are pulled to 0, whatever the data says.",
+    advice="Divide its coefficient by 10 or 100. Usual are 1e-4 to 1e-2 for weight decay (0.1 with AdamW), and the "
+    "penalty should begin well below the loss.",
+    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 7.1; Loshchilov and Hutter, 2019",
+    thresholds=("penalty",))  # fmt: skip
+UNLEARNT = 0.5  # times the loss of a guess
+PER_STEP = 0.01  # of a weight: it is halved in 69 steps
+
+
+@PENALTY.in_step
+def _penalty(context: StepContext) -> Iterator[Finding]:
+    yield from _of_loss(context)
+    yield from _of_decay(context)
+
+
+def _is_unlearnt(context: StepContext) -> bool:
+    return (share_of_chance(context) or 0.0) > UNLEARNT
+
+
+def _of_loss(context: StepContext) -> Iterator[Finding]:
+    """Summands that depend on nothing but parameters.
+
+    The gradient of the rest is orthogonal to theirs as long as nothing is learnt, so it is what is left of the squares.
+    """
+    for loss in context.losses:
+        parts = [part for _, part in summands(context, loss) if isinstance(part, int)]
+        penalties = [part for part in parts if _is_penalty(context, part)]
+        pulls = _pulls(context, penalties)
+        weights = set().union(*(each for each, _ in pulls))
+        sent = [context.statistics(each, gradient=True) for each in weights]
+        if not pulls or None in sent or not _is_unlearnt(context):
+            continue
+        pull = math.hypot(*(each for _, each in pulls))
+        whole = math.hypot(*(each.norm for each in sent if each is not None))
+        rest = math.sqrt(max(whole**2 - pull**2, 0.0))
+        if pull > context.thresholds.penalty * rest and whole > pull / 2:
+            sizes = {part: _weighed(context, part) for part in parts}
+            name = context.name(max(penalties, key=lambda part: sizes[part]))
+            yield PENALTY.found(
+                name, f"The penalty {name} drowns the rest of the loss {context.name(loss)}.",
+                (f"The norm of its gradient is {number(pull)}, that of the rest about {number(rest)}.",
+                 f"{number(sum(sizes[part] for part in penalties))} of the loss is penalty, the rest is "
+                 f"{number(sum(size for part, size in sizes.items() if part not in penalties))}."),
+                place=context.values[loss].place,
+            )  # fmt: skip
+
+
+def _weighed(context: StepContext, part: int) -> float:
+    """What a summand adds to the loss."""
+    known, sent = context.statistics(part), context.statistics(part, gradient=True)
+    return known.mean * sent.mean / loss_scale(context) if known is not None and sent is not None else 0.0
+
+
+def _is_penalty(context: StepContext, value: int) -> bool:
+    """Whether a value depends on parameters alone."""
+    leaves = [each for each in context.graph.ancestors([value]) if context.values[each].operation is None]
+    kinds = [context.values[each].kind for each in leaves if not _is_number(context, each)]
+    return context.values[value].requires_grad and bool(kinds) and set(kinds) == {"parameter"}
+
+
+def _pulls(context: StepContext, penalties: list[int]) -> list[tuple[set[int], float]]:
+    """(parameters, the norm of a penalty's gradient at them) wherever a size of parameters is taken."""
+    inside, found = context.graph.ancestors(penalties) | set(penalties), []
+    for operation in context.graph.operations:
+        given, out, size = argument(operation, "self"), first_output(operation), size_taken(operation)
+        weights = _weights(context, given) if given is not None and out in inside and size else set()
+        before, sent = context.statistics(given), context.statistics(out, gradient=True)
+        if not weights or before is None or sent is None:
+            continue
+        pull = sent.norm
+        if size == "square":
+            pull = 2 * sent.norm / math.sqrt(sent.elements) * before.norm
+        elif size == "norm" and operation.arguments.get("ord", operation.arguments.get("p")) == 1:
+            pull = sent.norm * math.sqrt(before.elements)
+        found.append((weights, pull))
+    return found
+
+
+def _weights(context: StepContext, value: int) -> set[int]:
+    """The parameters whose elements a value has, alone or joined; none if it has others."""
+    value = context.source(value)
+    maker = context.producer(value)
+    parts = [value] if maker is None else operands(maker) if "tensors" in maker.arguments else []
+    found = {context.source(each) for each in parts}
+    own = all(context.values[each].kind == "parameter" and context.values[each].requires_grad for each in found)
+    return found if own else set()
+
+
+def _of_decay(context: StepContext) -> Iterator[Finding]:
+    """Weight decay: it is added to the gradient, or (AdamW) shrinks the weights by itself."""
+    decayed = [each for each in context.members if each.options.get("weight_decay")]
+    if not decayed:
+        return
+    worst = max(decayed, key=_shrinks)
+    if _shrinks(worst) > PER_STEP:
+        yield PENALTY.found(
+            worst.name, f"The weight decay takes {number(100 * _shrinks(worst))} % of {worst.name} away at each step.",
+            _coefficients(worst),
+        )  # fmt: skip
+        return
+    pulls, grads = [], []
+    for member in (each for each in decayed if not _is_decoupled(each)):
+        before, grad = context.cache.of(member.start), context.gradient(member)
+        if before is not None and grad is not None and not grad.not_finite:
+            pulls.append(float(member.options["weight_decay"]) * before.norm)
+            grads.append(grad.norm)
+    pull, rest = math.hypot(*pulls), math.hypot(*grads)
+    if rest and pull > context.thresholds.penalty * rest and _is_unlearnt(context):
+        yield PENALTY.found(
+            "all weights", "The weight decay drowns the gradient of the loss.",
+            (f"It adds {number(pull)} to a gradient whose norm is {number(rest)}.", _coefficients(worst)),
+        )  # fmt: skip
+
+
+def _coefficients(member: ParameterUpdate) -> str:
+    return (
+        f"weight_decay is {number(member.options['weight_decay'])}, the learning rate {number(member.options['lr'])}."
+    )
+
+
+def _is_decoupled(member: ParameterUpdate) -> bool:
+    return bool(member.options.get("decoupled_weight_decay"))
+
+
+def _shrinks(member: ParameterUpdate) -> float:
+    """The share of a parameter that its weight decay takes away in a step; 0 where the optimizer rescales it."""
+    options = member.options
+    rescaled = "betas" in options or "alpha" in options or "lr_decay" in options
+    if "lr" not in options or (rescaled and not _is_decoupled(member)):
+        return 0.0
+    return float(options["lr"]) * float(options["weight_decay"]) / (1 - float(options.get("momentum") or 0.0))

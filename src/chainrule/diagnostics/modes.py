@@ -1,0 +1,208 @@
+"""Faults of modes and freezing: evaluation mode while training, and the reverse; parameters frozen by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, listed, plural
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext
+from chainrule.graph.graph import Call, Module
+from chainrule.graph.snapshot import Parameter, ParameterUpdate
+from chainrule.numbers import number
+from chainrule.rules.facts import facts_of
+
+EVAL_WHILE_TRAINING = Check(
+    "eval-while-training", "A model is trained in eval mode", "warning",
+    what="Batch norms use their running statistics, or dropouts are off, in a model in eval mode most of whose "
+    "parameters get a gradient. It is a note if only a part of a model is in eval mode, or few parameters learn there.",
+    why="Nothing drops out, and batch norms neither use the batch nor learn its statistics, as after an evaluation "
+    "that no model.train() follows.",
+    advice="Call model.train() before the steps of each epoch: after every evaluation, and after from_pretrained, "
+    "which returns a model in eval mode.",
+    source="PyTorch's documentation of nn.Module.eval; Transformers' documentation of from_pretrained", lasts=3,
+)  # fmt: skip
+MOST = 0.5  # share of the parameters in eval mode that learn, above which it is no frozen part
+
+
+@EVAL_WHILE_TRAINING.in_step
+def _eval_while_training(context: StepContext) -> Iterator[Finding]:
+    modules = {module.path: module for module in context.graph.modules}
+    affected: dict[str, list[str]] = {}
+    for path, kind in _switched_off(context, modules):
+        owner = next((each for each in _around(path, modules) if not modules[each].training), path)
+        affected.setdefault(owner, []).append(kind)
+    for owner, kinds in affected.items():
+        inside = [each for name, each in context.graph.parameters.items() if _is_within(name, owner)]
+        learning = _size(each for each in inside if each.has_gradient and context.may_learn(each))
+        if not learning:
+            continue
+        whole = _around(owner, modules)[0] == owner
+        name = owner or modules[owner].class_name
+        norms, dropouts = kinds.count("norm"), kinds.count("dropout")
+        off = (f"{norms} {plural(norms, 'batch norm uses', 'batch norms use')} running statistics" if norms else "",
+               f"{dropouts} {plural(dropouts, 'dropout is', 'dropouts are')} off" if dropouts else "")  # fmt: skip
+        yield EVAL_WHILE_TRAINING.found(
+            name, f"{name} is in eval mode while it is trained: {', '.join(filter(None, off))}.",
+            f"{learning} of its {_size(inside)} parameters get a gradient in this step.",
+            severity="warning" if whole and learning > MOST * _size(inside) else "note",
+        )  # fmt: skip
+
+
+def _switched_off(context: StepContext, modules: dict[str, Module]) -> Iterator[tuple[str, str]]:
+    """(path, kind) of the modules in eval mode that would do something else in train mode."""
+    for module in modules.values():
+        if module.drops and not module.training:
+            yield module.path, "dropout"
+    for operation in context.operations_that(lambda facts: facts.uses_batch):
+        uses_batch, out = facts_of(operation.name).uses_batch, operation.outputs[0]
+        owner = modules.get(context.graph.calls[operation.call].module) if operation.call is not None else None
+        if owner is None or owner.training or uses_batch is None or uses_batch(operation.arguments):
+            continue
+        if out is not None and context.values[out].requires_grad:
+            yield owner.path, "norm"
+
+
+def _around(path: str, modules: dict[str, Module]) -> list[str]:
+    """The modules around a path that ran, the outermost first, and itself."""
+    parts = path.split(".") if path else []
+    return [each for end in range(len(parts) + 1) if (each := ".".join(parts[:end])) in modules]
+
+
+def _is_within(name: str, owner: str) -> bool:
+    return not owner or name.startswith(f"{owner}.")
+
+
+def _size(parameters: Iterator[Parameter] | Sequence[Parameter]) -> int:
+    total = 0
+    for each in parameters:
+        count = 1
+        for size in each.shape:
+            count *= size
+        total += count
+    return total
+
+
+TRAIN_WHILE_EVALUATING = Check(
+    "train-while-evaluating", "A model in train mode is evaluated", "warning",
+    what="Before this step a model that is trained ran several times without gradients and in train mode, with batch "
+    "norms or dropouts in it. A watch sees it before the steps that it watches; before most of them it is a note.",
+    why="Dropout makes the evaluation random, and batch norms use its batches: they move the running statistics.",
+    advice="Call model.eval() before the evaluation and model.train() after it.",
+    source="PyTorch's documentation of nn.Module.eval and torch.no_grad: neither implies the other")  # fmt: skip
+SEVERAL = 2  # passes: a single one may be of a GAN, or a target
+
+
+OFTEN = 0.5  # share of the watched steps: more is a part of the training itself, such as a target network
+
+
+@TRAIN_WHILE_EVALUATING.over_time
+def _train_while_evaluating(run: Run) -> Iterator[Finding]:
+    after = [each for each in run.steps if each.evaluated >= SEVERAL]
+    if after:
+        often = len(after) > max(OFTEN * len(run.steps), SEVERAL)
+        times = f"{len(after)} of {len(run.steps)} watched steps"
+        yield TRAIN_WHILE_EVALUATING.found(
+            "the model", f"The model ran {after[-1].evaluated} times without gradients and in train mode before step "
+            f"{after[-1].step}.",
+            f"So it did before {times}: its dropouts were on, or its batch norms took those batches' statistics.",
+            severity="note" if often else "warning", since=after[0].step,
+        )  # fmt: skip
+
+
+DROPOUT_IN_EVAL = Check(
+    "dropout-in-eval", "Dropout is on in a module in eval mode", "note",
+    what="F.dropout, or an attention with dropout\\_p, drops elements in the forward pass of a module in eval mode.",
+    why="F.dropout does not know the module's mode, so it also drops when the model is evaluated or used.",
+    advice="Pass training=self.training to F.dropout (dropout_p if self.training else 0.0), or use nn.Dropout.",
+    source="PyTorch's documentation of torch.nn.functional.dropout: training is True by default")  # fmt: skip
+
+
+@DROPOUT_IN_EVAL.in_step
+def _dropout_in_eval(context: StepContext) -> Iterator[Finding]:
+    training = {module.path: module.training for module in context.graph.modules}
+    dropping: dict[str, list[Call]] = {}
+    for call in context.graph.calls:
+        if not training.get(call.module, True) and _drops(context, call):
+            dropping.setdefault(call.module, []).append(call)
+    for path, calls in dropping.items():
+        name = path or "The model"
+        yield DROPOUT_IN_EVAL.found(
+            name, f"{name} is in eval mode, and {calls[0].name} drops elements in it.",
+            f"{len(calls)} {plural(len(calls), 'call', 'calls')} of {listed(list({each.name: 0 for each in calls}))}.",
+            place=calls[0].place,
+        )  # fmt: skip
+
+
+def _drops(context: StepContext, call: Call) -> bool:
+    if call.name == "scaled_dot_product_attention":
+        return bool(call.keywords.get("dropout_p"))
+    names = (context.graph.operations[each].name for each in call.operations)
+    return "dropout" in call.name and any("bernoulli" in name or "dropout" in name for name in names)
+
+
+FROZEN_BY_NAME = Check(
+    "frozen-by-name", "Parameters that are frozen may not be those that were meant", "warning",
+    what="An optimizer moves a parameter that is frozen (requires_grad is False), or the frozen ones of numbered "
+    "layers are just those with a digit in their number (1, 10, 11). It is a note that an optimizer holds frozen ones.",
+    why="Frozen parameters that move, by weight decay or a gradient that was left, are not frozen; and a test such as "
+    '`"layer.1" in name` also hits layer.10.',
+    advice="Print the names whose requires_grad is False; compare whole parts of names; give the optimizer only "
+    "parameters that require a gradient, and clear gradients with set_to_none.",
+    source="PyTorch's documentation: Autograd mechanics, and torch.optim: a gradient of 0 is not the same as None",
+)  # fmt: skip
+
+
+@FROZEN_BY_NAME.in_step
+def _frozen_by_name(context: StepContext) -> Iterator[Finding]:
+    frozen = {
+        name: each for name, each in context.graph.parameters.items()
+        if each.value is not None and not context.values[each.value].requires_grad and not each.has_gradient
+    }  # fmt: skip
+    held = [member for member in context.members if (known := context.parameter(member)) and known.name in frozen]
+    moved = [(member, move.norm) for member in held if (move := context.move(member)) is not None and move.norm]
+    if moved:
+        yield _moved(moved)
+    elif held and len(frozen) < len(context.graph.parameters):
+        names = [member.name for member in held]
+        yield FROZEN_BY_NAME.found(
+            names[0], f"An optimizer holds {len(names)} frozen {plural(len(names), 'parameter', 'parameters')}: "
+            f"{listed(names)}.", f"{len(frozen)} of {len(context.graph.parameters)} parameters are frozen.",
+            severity="note",
+        )  # fmt: skip
+    yield from _hit_by_digit(context, frozen)
+
+
+def _moved(moved: Sequence[tuple[ParameterUpdate, float]]) -> Finding:
+    (first, norm), names = moved[0], [member.name for member, _ in moved]
+    decay = first.options.get("weight_decay") or 0.0
+    return FROZEN_BY_NAME.found(
+        first.name, f"{listed(names)} {plural(len(names), 'is', 'are')} frozen, and the optimizer moves "
+        f"{plural(len(names), 'it', 'them')} all the same.",
+        (f"The update of {first.name} has a norm of {number(norm)}, though no gradient arrived in this step.",
+         f"Its weight decay is {number(float(decay))}; its `.grad` was left by an earlier step."),
+    )  # fmt: skip
+
+
+def _hit_by_digit(context: StepContext, frozen: dict[str, Parameter]) -> Iterator[Finding]:
+    """Among layers with the same name but for their number: those are frozen that have a digit in the number."""
+    layers: dict[tuple[str, str], dict[int, bool]] = {}
+    for name in context.graph.parameters:
+        for match in re.finditer(r"(?<=\.)(\d+)(?=\.)|^(\d+)(?=\.)", name):
+            layers.setdefault((name[: match.start()], name[match.end() :]), {})[int(match[0])] = name in frozen
+    found: dict[tuple[str, tuple[int, ...]], str] = {}
+    for (stem, rest), numbers in layers.items():
+        hit = tuple(each for each, is_frozen in sorted(numbers.items()) if is_frozen)
+        if 2 <= len(hit) < len(numbers) and hit[-1] - hit[0] >= len(hit):
+            for digit in sorted(set.intersection(*({*str(each)} for each in hit))):
+                if hit == tuple(each for each in sorted(numbers) if digit in str(each)):
+                    found.setdefault((stem, hit), rest)
+    for (stem, hit), rest in found.items():
+        where = stem.rstrip(".") or "the layers"
+        yield FROZEN_BY_NAME.found(
+            where, f"Of the numbered layers of {where}, {listed(hit)} are frozen: all with one digit in the number.",
+            f"{len(hit)} are frozen, among them {stem}{hit[0]}{rest} and {stem}{hit[-1]}{rest}, and those between "
+            "are not.", rows=hit,
+        )  # fmt: skip

@@ -1,0 +1,78 @@
+"""What to try where a result or a derivative is not finite: it fits what made the operand, and what uses the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from chainrule.diagnostics.step_context import StepContext, argument, type_name
+from chainrule.graph.graph import Operation
+from chainrule.numbers import number
+from chainrule.rules.facts import base_name, facts_of
+
+LIMITING = frozenset({"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold"})
+NOT_AT_ZERO = {"log": "self", "log2": "self", "log10": "self", "sqrt": "self", "rsqrt": "self", "reciprocal": "self",
+               "pow": "self", "div": "other"}  # fmt: skip
+EXPONENTIAL = frozenset({"exp", "expm1", "sinh", "cosh"})
+
+LOGSUMEXP = "Use torch.logsumexp, which subtracts the largest exponent first."
+SOFTMAX = "Use torch.softmax, which subtracts the largest exponent first."
+RATIO = "The exponent is a difference, so the result is a ratio: clamp the difference before exp()."
+
+
+def advice_for(context: StepContext, operation: Operation) -> str:
+    """What to try for an operation; "" if nothing more is known than for any."""
+    name = base_name(operation.name).removesuffix("_")
+    if name in EXPONENTIAL:
+        return _of_limit(context, operation, "self", high=True) or _of_exponential(context, operation)
+    known = context.statistics(argument(operation, NOT_AT_ZERO.get(name, "")))
+    if name == "div" and known is not None and not known.zeros:
+        return ""  # it overflows
+    return at_zero(context, operation) or facts_of(operation.name).advice
+
+
+def at_zero(context: StepContext, operation: Operation) -> str:
+    """What to try if an operand is 0 although a clamp or a ReLU limits it; "" if nothing limits it."""
+    name = base_name(operation.name).removesuffix("_")
+    return _of_limit(context, operation, NOT_AT_ZERO[name], high=False) if name in NOT_AT_ZERO else ""
+
+
+def _of_limit(context: StepContext, operation: Operation, name: str, high: bool) -> str:
+    given = argument(operation, name)
+    maker = None if given is None else context.producer(context.source(given))
+    known = context.statistics(given)
+    if given is None or maker is None or known is None or base_name(maker.name).removesuffix("_") not in LIMITING:
+        return ""
+    met, place, dtype = known.high if high else known.low, context.place(maker), context.values[given].dtype
+    if not high and met != 0:
+        return ""
+    limits = f"The `{context.called(maker)}`{f' ({place})' if place else ''} before it lets {number(met)} through: "
+    if high:
+        largest = f"{math.log(torch.finfo(dtype).max):.1f}"
+        return f"{limits}lower its upper limit; in {type_name(dtype)} exp() overflows above {largest}."
+    return f"{limits}clamp at a small positive number instead, such as 1e-6, or add one before this operation."
+
+
+def _of_exponential(context: StepContext, operation: Operation) -> str:
+    """By what uses the result: a sum and its logarithm, a sum that it is divided by, or neither."""
+    made, exponent = operation.outputs[0], argument(operation, "self")
+    uses = [use for out in [made] if out is not None for use in _uses(context, out)]
+    sums = [use.outputs[0] for use in uses if facts_of(use.name).adds_up]
+    of_sums = [(use, out) for out in sums if out is not None for use in _uses(context, out)]
+    if any(base_name(use.name) == "log" for use, _ in of_sums):
+        return LOGSUMEXP
+    if any(base_name(use.name) == "div" for use, _ in of_sums):
+        return SOFTMAX
+    maker = None if exponent is None else context.producer(context.source(exponent))
+    return RATIO if maker is not None and facts_of(maker.name).difference else facts_of(operation.name).advice
+
+
+def _uses(context: StepContext, value: int) -> Iterator[Operation]:
+    """The operations that take the numbers of a value, in any shape or type."""
+    for use in context.uses.get(value, ()):
+        if not facts_of(use.name).keeps_numbers:
+            yield use
+        for out in use.outputs if facts_of(use.name).keeps_numbers else ():
+            yield from _uses(context, out) if out is not None else ()

@@ -1,0 +1,70 @@
+"""Faults of the learning rate's schedule: one that is made for epochs and stepped at each batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from statistics import median
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.run_context import Run
+from chainrule.numbers import number
+
+PER_BATCH = Check(
+    "scheduler-per-batch", "A schedule for epochs is stepped at each batch", "warning",
+    what="Within a few hundred steps on changing batches the learning rate falls to a hundredth by equal factors, as "
+    "ExponentialLR and StepLR do. Schedules that end at 0 (linear, cosine, OneCycleLR) and warm-up fall otherwise.",
+    why="The rate has collapsed before the network has seen much of its data: it no longer learns.",
+    advice="Call scheduler.step() once an epoch, after the loop over batches; or count step_size, gamma and T_max in "
+    "batches.",
+    source="PyTorch's documentation of torch.optim: how to adjust the learning rate",
+    thresholds=("collapsed", "collapse_steps"))  # fmt: skip
+DROPS = 3  # equal drops at least: two milestones are a schedule in batches
+
+
+@PER_BATCH.over_time
+def _per_batch(run: Run) -> Iterator[Finding]:
+    rates = [(each.step, max(each.rates)) for each in run.steps if each.rates and not each.skipped]
+    if len(rates) < DROPS or not _batches_change(run):
+        return
+    peak = max(range(len(rates)), key=lambda place: (rates[place][1], place))
+    falling = rates[peak:]
+    limit = run.thresholds.collapsed * falling[0][1]
+    low = next((place for place, (_, rate) in enumerate(falling) if rate <= limit), None)
+    if low is None or falling[low][0] - falling[0][0] > run.thresholds.collapse_steps or not limit > 0:
+        return
+    fall = falling[: low + 1]
+    if not _by_equal_factors(fall):
+        return
+    (first, high), (last, rate) = fall[0], fall[-1]
+    yield PER_BATCH.found(
+        "learning rate",
+        f"The learning rate falls from {number(high)} to {number(rate)} within {last - first} steps, by equal factors: "
+        "a schedule for epochs is stepped at each batch.",
+        (f"It is {number(rates[-1][1])} at step {rates[-1][0]}, {number(rates[-1][1] / high)} of its largest.",
+         f"It was halved about every {number((last - first) * math.log(2) / math.log(high / rate))} steps."),
+        since=last,
+    )  # fmt: skip
+
+
+def _by_equal_factors(fall: Sequence[tuple[int, float]]) -> bool:
+    """Whether the rate keeps, but for one drop of the usual size, to a line on a logarithmic scale, and never rises."""
+    if fall[-1][1] <= 0:
+        return False
+    logs = [(step, math.log(rate)) for step, rate in fall]
+    changes = [after - before for (_, before), (_, after) in pairwise(logs)]
+    drops = [-each for each in changes if each < -1e-9]
+    if len(drops) < DROPS or max(changes) > 1e-9:
+        return False
+    (first, start), (last, end) = logs[0], logs[-1]
+    slope = (end - start) / (last - first)
+    away = max(abs(value - start - slope * (step - first)) for step, value in logs)
+    return away <= 1.05 * min(median(drops), (start - end) / DROPS)
+
+
+def _batches_change(run: Run) -> bool:
+    """Whether the inputs differ from step to step: with the whole data in each step an epoch is one step."""
+    inputs = run.history.of_kind("input")
+    return any(len({(each.norm, each.mean) for _, each in series}) > len(series.steps) // 2 for series in inputs)

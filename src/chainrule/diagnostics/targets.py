@@ -1,0 +1,213 @@
+"""Faults of the targets: out of the reach of the outputs, far from their scale, of one class; and the initial loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import Comparison, chance, comparisons, is_boolean, mean_of
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.softmax import over_one
+from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.graph.graph import Operation
+from chainrule.graph.statistics import Statistics
+from chainrule.numbers import number
+from chainrule.rules.facts import base_name, facts_of
+
+OUT_OF_RANGE = Check(
+    "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
+    what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
+    "binary cross-entropy. It is a note if they exceed it by less than a twentieth of their deviation.",
+    why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
+    advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
+    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2: output units")  # fmt: skip
+BEYOND = 1e-3  # rounding of targets at the very end of the range
+SLIGHT = 0.05  # standard deviations of the targets
+
+
+@OUT_OF_RANGE.in_step
+def _out_of_range(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        known = context.statistics(comparison.target)
+        if known is None or not (excess := _excess(context, comparison, known)):
+            continue
+        low, high, what = _range(context, comparison)
+        limits = f"at least {low:g}" if high == math.inf else f"at most {high:g}" if low == -math.inf else ""
+        yield OUT_OF_RANGE.found(
+            context.name(comparison.target),
+            f"The targets {context.name(comparison.target)} are out of reach: {what} is "
+            f"{limits or f'between {low:g} and {high:g}'}.",
+            context.between(comparison.target), place=context.place(comparison.operation),
+            severity="warning" if excess > SLIGHT * known.std else "note",
+        )  # fmt: skip
+
+
+def _excess(context: StepContext, comparison: Comparison, known: Statistics) -> float:
+    """How far the targets lie outside the range; 0 within it."""
+    if comparison.scale == "classes" or not known.elements or is_boolean(context, comparison.target):
+        return 0.0
+    low, high, _ = _range(context, comparison)
+    excess = max(low - known.low, known.high - high)
+    return excess if excess > BEYOND else 0.0
+
+
+def _range(context: StepContext, comparison: Comparison) -> tuple[float, float, str]:
+    """The range of a prediction, and what has it."""
+    if facts_of(comparison.operation.name).takes == "logits":
+        return 0.0, 1.0, "a probability"
+    maker, low, high = _bounded(context, comparison.prediction)
+    name = f" ({base_name(maker.name).strip('_')})" if maker is not None else ""
+    return low, high, f"{context.name(comparison.prediction)}{name}"
+
+
+def _bounded(context: StepContext, value: int) -> tuple[Operation | None, float, float]:
+    """The bounded function that made a value, and the value's range, perhaps scaled and shifted by numbers since."""
+    maker = context.producer(context.source(value))
+    if maker is None:
+        return None, -math.inf, math.inf
+    facts, given, factor = facts_of(maker.name), argument(maker, "self"), maker.arguments.get("other")
+    if facts.bounds is not None:
+        return maker, *facts.bounds(maker.arguments)
+    if facts.calculates is None or given is None or not isinstance(factor, (int, float)) or not factor:
+        return None, -math.inf, math.inf
+    inner, *ends = _bounded(context, given)
+    low, high = sorted(facts.calculates(each, factor) for each in ends)
+    return inner, low, high
+
+
+SCALE = Check(
+    "targets-scale", "Targets far from the scale of the outputs", "warning",
+    what="The targets of a regression are above 100, and 30 times as large as the outputs, by their root mean squares. "
+    "It is a note if they are below 0.001 instead, and the outputs 30 times as large.",
+    why="Outputs begin near 1: an adaptive optimizer needs thousands of steps to get there, and for others the huge "
+    "gradient makes the weights diverge. Next to tiny targets the loss looks small, whatever the outputs are.",
+    advice="Subtract the training targets' mean and divide by their deviation, and undo it for predictions; or train "
+    "on their logarithm.",
+    source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.5",
+    thresholds=("target_size", "target_ratio"))  # fmt: skip
+TINY = 1e-3  # root mean square
+
+
+@SCALE.in_step
+def _scale(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        target, output = context.statistics(comparison.target), context.statistics(comparison.prediction)
+        if comparison.scale != "numbers" or target is None or output is None or not target.std or output.not_finite:
+            continue
+        sizes, limits = [_root(target), _root(output)], context.thresholds
+        large = sizes[0] > limits.target_size and sizes[0] > limits.target_ratio * sizes[1]
+        tiny = sizes[0] < TINY and sizes[1] > limits.target_ratio * sizes[0]
+        if (large or tiny) and not _excess(context, comparison, target):
+            factor = number(max(sizes) / min(sizes)) if min(sizes) else "infinitely many"
+            yield SCALE.found(
+                context.name(comparison.target),
+                f"The targets {context.name(comparison.target)} are {factor} times as {'large' if large else 'small'} "
+                f"as the outputs {context.name(comparison.prediction)}.",
+                (f"Their root mean squares are {number(sizes[0])} and {number(sizes[1])}.",
+                 context.between(comparison.target)),
+                place=context.place(comparison.operation), severity="warning" if large else "note",
+            )  # fmt: skip
+
+
+def _root(known: Statistics) -> float:
+    return known.norm / math.sqrt(max(known.elements - known.not_finite, 1))
+
+
+INITIAL = Check(
+    "initial-loss", "The initial loss is far above that of a guess", "warning",
+    what="The first step of a run has a cross-entropy far above that of equal probabilities for all classes: ln C for "
+    "C classes, ln 2 for a binary one. In a single step, which need not be the first, it is a note.",
+    why="The network begins sure of wrong answers: the first steps only undo its initialisation.",
+    advice="Look at the scale of the last layer's weights and inputs (a smaller initialisation, a norm before it), and "
+    "at what comes between logits and loss.",
+    source="Karpathy, A recipe for training neural networks, 2019: verify loss @ init", thresholds=("excess",),
+)  # fmt: skip
+
+
+@INITIAL.in_step
+def _initial(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        mean, guess = mean_of(context, comparison), chance(context, comparison)
+        limit = context.thresholds.excess
+        if comparison.scale == "numbers" or not guess or mean is None or mean <= min(limit * guess, limit + guess):
+            continue
+        if any(each.severity == "warning" for check in (_out_of_range, over_one) for each in check(context)):
+            continue  # that is the cause
+        classes = "2" if comparison.scale == "probabilities" else f"{math.exp(guess):.0f}"
+        name = context.name(comparison.measured)
+        yield INITIAL.found(
+            name, f"{name} is {number(mean)}, and a guess among {classes} classes has {number(guess)}.",
+            (f"ln {classes} = {number(guess)}.", context.between(comparison.prediction)),
+            place=context.place(comparison.operation), severity="note",
+        )  # fmt: skip
+
+
+@INITIAL.over_time
+def _at_the_start(run: Run) -> Iterator[Finding]:
+    if run.steps and run.steps[0].step == 1:
+        for found in run.step_findings.get(1, ()):
+            if found.id == INITIAL.id:
+                yield replace(found, severity="warning", since=1, until=1)
+
+
+ONE_CLASS = Check(
+    "one-class", "Every batch has one class", "warning",
+    what="All targets of a batch are one class: a note for a step. Over a run, at most batches, with another class at "
+    "others; or the same class at every batch of 10 examined steps or more (a note for binary targets).",
+    why="Each batch teaches that there is one class, and the next one the contrary; what came first is forgotten.",
+    advice="Shuffle the training data (DataLoader(shuffle=True)): it is sorted by class. If the class is always the "
+    "same, look at how labels are read.",
+    source="Bottou, Stochastic gradient descent tricks, 2012: shuffle the examples")  # fmt: skip
+FEWEST = 8  # samples, so that one class is no accident
+MOST_BATCHES, MIN_BATCHES, MIN_ALIKE = 0.7, 5, 10  # share and numbers of examined steps; a batch may span two classes
+LISTED = 20  # classes
+
+
+@ONE_CLASS.in_step
+def _one_class(context: StepContext) -> Iterator[Finding]:
+    several = [each for each in comparisons(context) if each.scale != "numbers"]
+    known = [context.statistics(each.target) for each in several]
+    first = known[0] if known else None
+    if first is None or any(each is None or each.low != first.low or each.high != first.low for each in known):
+        return
+    comparison, count = several[0], sum(each.elements for each in known if each is not None)
+    made = any(facts_of(each.name).makes_constant for each in _makers(context, comparison.target))
+    if count < FEWEST or (comparison.scale == "probabilities" and (len(several) > 1 or made)):
+        return  # a discriminator's targets are made as ones and zeros
+    name = context.name(comparison.target)
+    yield ONE_CLASS.found(
+        name, f"All {count} targets {name} are {number(first.low)}.", f"{count} targets, and one class.",
+        place=context.place(comparison.operation), severity="note", rows=(int(first.low),),
+        size=1 if comparison.scale == "probabilities" else 0,
+    )  # fmt: skip
+
+
+def _makers(context: StepContext, value: int) -> Iterator[Operation]:
+    """The operations that a value was computed with."""
+    return filter(None, map(context.producer, (value, *context.graph.ancestors([value]))))
+
+
+@ONE_CLASS.over_time
+def _one_class_at_each(run: Run) -> Iterator[Finding]:
+    examined = run.in_steps(ONE_CLASS.id)
+    shown = [(step, found) for step, found in examined if found is not None]
+    if len(shown) < max(MIN_BATCHES, MOST_BATCHES * len(examined)):
+        return
+    (since, first), (_, last) = shown[0], shown[-1]
+    classes = [found.rows[0] for _, found in shown]
+    binary, changes = bool(first.size), sum(before != after for before, after in pairwise(classes))
+    # Targets of 0 and 1 that take turns are those of an adversary.
+    is_sorted = changes > 0 and (not binary or changes <= len(classes) / 3)
+    alike = not changes and len(shown) == len(examined) >= MIN_ALIKE
+    if is_sorted or alike:
+        which = "the same one" if alike else f"{len(set(classes))} different ones"
+        more = ", ..." if len(classes) > LISTED else ""
+        yield ONE_CLASS.found(
+            last.where, f"{len(shown)} of {len(examined)} examined batches have one class each, {which}.",
+            f"The classes were, from step to step, {', '.join(map(str, classes[:LISTED]))}{more}.",
+            place=last.place, since=since, severity="note" if binary and alike else "warning",
+        )  # fmt: skip

@@ -1,0 +1,133 @@
+"""Runs a part of a recorded step again with one value moved, to see what else moves.
+
+The recorded operations run in their order, with the recorded states of the random generator, on copies: only those
+that the moved value reaches, and that lead to the value that is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.execution.experiment import CannotRunError, nothing_left_behind, written_by
+from chainrule.execution.recompute import cloned, run_again
+from chainrule.graph.graph import Graph, Operation, references
+from chainrule.graph.trees import reach, tensors_in
+
+
+class Perturbation:
+    """The part of a step between two values; without `until`, all that the source reaches.
+
+    Raises CannotRunError where it cannot run again, or does not give the recorded numbers.
+    """
+
+    def __init__(self, graph: Graph, source: int, until: int | None = None) -> None:
+        self.graph, self.source = graph, source
+        wanted = set(range(len(graph.values)) if until is None else reach([until], self._made_from))
+        self._operations: list[Operation] = []
+        reached = {source}
+        for operation in graph.operations:
+            if not reached.isdisjoint(each for *_, each in references(operation.arguments)):
+                outputs = {out for out in operation.outputs if out is not None}
+                reached |= outputs
+                if outputs & wanted:
+                    self._operations.append(operation)
+        data = graph.values[source].data
+        if data is None:
+            raise CannotRunError("its numbers were not kept")
+        if until is not None:
+            self._check(wanted)
+            recorded, again = graph.values[until].data, self.run(data)
+            if recorded is None or not same(recorded, again.get(until, recorded)).all():
+                raise CannotRunError("run again, the operations between them do not give the same numbers")
+
+    def _check(self, wanted: set[int]) -> None:
+        """Raise CannotRunError where a value is not just what its operation returns."""
+        for value in wanted:
+            made = None if (index := self.graph.values[value].operation) is None else self.graph.operations[index]
+            name = self.graph.values[value].name
+            if made is not None and made.function is None:
+                raise CannotRunError(f"the recording does not hold what made {name}")
+            if made is not None and value not in made.outputs:
+                raise CannotRunError(f"{name} is memory that was written to through another tensor")
+
+    def _made_from(self, value: int) -> list[int]:
+        earlier = self.graph.values[value].earlier
+        return self.graph.operands(value) + ([] if earlier is None else [earlier])
+
+    def run(self, data: Tensor) -> dict[int, Tensor]:
+        """The values that are reached, where the source has these numbers."""
+        found: dict[int, Tensor] = {self.source: data}
+        with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+            for operation in self._operations:
+                try:
+                    outs = self._run(operation, found)
+                except Exception as error:
+                    raise CannotRunError(f"{operation.name} does not run again: {error}") from error
+                made = zip(operation.outputs, outs, strict=False)
+                found.update((index, out) for index, out in made if index is not None and index != self.source)
+        return found
+
+    def _run(self, operation: Operation, found: dict[int, Tensor]) -> list[Tensor]:
+        for *_, value in references(operation.arguments):
+            if value not in found and not self.graph.values[value].has_numbers:
+                raise CannotRunError(f"the numbers of {self.graph.values[value].name} were not kept")
+        if operation.function is None:
+            raise CannotRunError("the recording does not hold what it ran")
+        arguments: dict[str, Any] = _filled(self.graph, operation.arguments, found)
+        arguments |= {name: cloned(arguments[name]) for name in arguments if name in written_by(operation.function)}
+        if operation.random_state is not None:
+            torch.set_rng_state(operation.random_state)
+        return tensors_in(run_again(operation, arguments))
+
+
+def _filled(graph: Graph, arguments: dict[str, Any], found: dict[int, Tensor]) -> dict[str, Any]:
+    """The arguments of an operation with the numbers found, or else the recorded ones."""
+    filled: dict[str, Any] = graph.filled(arguments)
+    for name, item, value in references(arguments):
+        if value in found and item is None:
+            filled[name] = found[value]
+        elif value in found:
+            filled[name] = [found[value] if place == item else each for place, each in enumerate(filled[name])]
+    return filled
+
+
+def same(one: Tensor, other: Tensor) -> Tensor:
+    """Which elements are equal; a NaN is equal to another."""
+    if one.shape != other.shape:
+        return torch.zeros(one.shape, dtype=torch.bool)
+    equal = one == other
+    return equal | (one.isnan() & other.isnan()) if one.is_floating_point() or one.is_complex() else equal
+
+
+def moved(data: Tensor, axis: int, position: int, draw: int, generator: torch.Generator) -> Tensor | None:
+    """The same numbers, with those at a position along an axis replaced by other ones.
+
+    They are drawn from all that there are, which stay in the range of what comes next (indices, operands of a log);
+    at every second draw of real numbers there is noise of half their size on them. None where there is no other number.
+    """
+    places = torch.tensor([position])
+    part, pool = data.detach().cpu().index_select(axis, places), data.detach().cpu().reshape(-1)
+    if not part.numel():
+        return None
+    other = pool[torch.randint(pool.numel(), part.shape, generator=generator)]
+    if part.is_floating_point() or part.is_complex():
+        noise = torch.randn(part.shape, generator=generator, dtype=torch.float32)
+        size = float(pool.abs().float().nan_to_num(0, 0, 0).mean())
+        other = other + (noise * (0.5 * size)).to(part.dtype) if draw % 2 else other
+        other = torch.where(other == part, other + (noise * (size or 1.0)).to(part.dtype), other)
+    elif part.dtype == torch.bool:
+        other = ~part
+    else:
+        known = pool.unique()
+        place = torch.searchsorted(known, part.contiguous())
+        other = known[
+            (place + torch.randint(1, max(known.numel(), 2), part.shape, generator=generator)) % known.numel()
+        ]
+    if same(part, other).all():
+        return None
+    whole = data.detach().clone()
+    whole.index_copy_(axis, places.to(whole.device), other.to(whole.device))
+    return whole

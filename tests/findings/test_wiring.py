@@ -1,0 +1,296 @@
+"""What stands between a gradient and its parameter, or a loss and its target; with the healthy case beside each."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chainrule
+from chainrule.diagnostics import Thresholds, findings_over_time
+from tests.findings.test_kinds import found_in, trained
+from tests.findings.test_over_time import course, of_step
+
+pytestmark = pytest.mark.trains
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# -- which optimizer holds what ----------------------------------------------------------------------------------------
+
+
+def test_the_other_player_of_a_gan_is_a_note_without_wrong_advice():
+    """Its left-over gradient is cleared before its own step, and the step that is recorded does not use it."""
+    generator, discriminator = nn.Linear(3, 2), nn.Linear(2, 1)
+    optimizers = [torch.optim.Adam(each.parameters()) for each in (generator, discriminator)]
+    discriminator(torch.randn(8, 2)).mean().backward()
+
+    def step():
+        optimizers[0].zero_grad()
+        F.softplus(-discriminator(generator(torch.randn(8, 3)).tanh())).mean().backward()
+        optimizers[0].step()
+
+    found = found_in(step)
+    assert set(found) == {"not-in-optimizer"}
+    assert found["not-in-optimizer"].severity == "note"
+    assert "another optimizer" in found["not-in-optimizer"].advice
+
+
+def test_an_optimizer_of_another_model_is_named_in_the_first_step():
+    first, model, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(4, 3)
+    found = trained(model, lambda: model(x).square().mean(), torch.optim.SGD(first.parameters(), lr=0.1))
+    finding = found["not-in-optimizer"]
+    assert finding.severity == "warning"
+    assert "was made for another model" in finding.evidence[1]
+    assert found["no-gradient"].severity == "note"
+
+
+@pytest.mark.parametrize("keep", [list, lambda layers: {"a": layers[0]}])
+def test_a_layer_in_a_plain_list_or_dict_is_named_by_it(keep):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.head = keep([nn.Linear(3, 3)]), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(next(iter(self.kept.values() if isinstance(self.kept, dict) else self.kept))(x))
+
+    model, x = Model(), torch.randn(4, 3)
+    finding = trained(model, lambda: model(x).mean())["not-in-optimizer"]
+    assert finding.where in ("kept[0]", "kept['a']")
+    assert "nn.ModuleList" in finding.advice
+
+
+def test_a_layer_that_is_made_in_the_step_was_not_used_by_its_initialisation():
+    def step():
+        model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model["used"](torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+
+    with chainrule.record() as recording:
+        step()
+    unused = [each for each in recording.findings() if each.id == "no-gradient"]
+    assert len(unused) == 2
+    for finding in unused:
+        assert "the recorded forward pass did not use it" in finding.sentence
+        assert "the optimizer did not move it" in finding.evidence[0]
+    weight = next(each for each in recording.parameters.values() if each.grad is None and len(each.shape) == 2)
+    assert weight.before.abs().max() <= 1 / math.sqrt(3)  # what it was initialised with, not the memory before
+
+
+def test_a_parameter_of_a_rare_task_had_a_gradient_before():
+    history = course([1.0] * 40)
+    history.add("parameter gradient", "head", 0, chainrule.graph.statistics.Statistics.of(torch.ones(3)))
+    rare = {step: (of_step("no-gradient", where="head"),) if step else () for step in range(10)}
+    never = {step: (of_step("no-gradient", where="other"),) if step else () for step in range(10)}
+    long = {step: (of_step("no-gradient", where="head"),) if step else () for step in range(40)}
+    assert [severity_of(history, each) for each in (rare, never, long)] == ["note", "warning", "warning"]
+
+
+def severity_of(history, shown):
+    (finding,) = [each for each in findings_over_time(history, shown) if each.id == "no-gradient"]
+    return finding.severity
+
+
+# -- losses and targets ------------------------------------------------------------------------------------------------
+
+
+def test_a_learnt_scale_of_as_many_features_as_samples_is_no_target():
+    """Waves of a time in a column, (N, 1) against (N,), and centres that are a buffer."""
+
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frequencies, self.out = nn.Parameter(torch.randn(16)), nn.Linear(16, 1)
+            self.register_buffer("centres", torch.randn(16))
+
+        def forward(self, t):
+            waves = torch.sin(t * self.frequencies)
+            return self.out(waves * torch.exp(-((waves.mean(1, keepdim=True) - self.centres) ** 2)))
+
+    model, t, y = Waves(), torch.randn(16, 1), torch.randn(16, 1)
+    assert "broadcast-in-loss" not in trained(model, lambda: F.mse_loss(model(t), y))
+
+
+# -- clipping and scaling ----------------------------------------------------------------------------------------------
+
+
+def scaled_step(unscale_first, limit=1.0):
+    model, scaler, x = nn.Linear(8, 2), torch.amp.GradScaler("cpu", init_scale=1024.0), torch.randn(16, 8)
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.1), {}
+
+    def step():
+        scaler.scale(model(x).square().sum()).backward()
+        if unscale_first:
+            scaler.unscale_(optimizer)
+        seen["before"] = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return found_in(step, model=model), seen["before"]
+
+
+def test_clipping_before_unscaling_is_told_with_its_factor():
+    found, before = scaled_step(unscale_first=False)
+    finding = found["clipped-before-unscale"]
+    assert finding.severity == "warning"
+    assert f"clipped by a factor of {before:.2f}"[:-3] in finding.evidence[1]
+    assert "1024 times as strict" in finding.evidence[2]
+
+
+def test_clipping_after_unscaling_is_right_and_its_factor_is_that_of_the_clipping():
+    found, before = scaled_step(unscale_first=True)
+    assert "clipped-before-unscale" not in found
+    assert (
+        "`clip_grad_norm_`" in found["gradient-changed"].sentence or "clip_grad" in found["gradient-changed"].sentence
+    )
+    assert found["gradient-changed"].evidence[1] == f"Every element was multiplied by {1 / before:.4f}."
+
+
+def test_a_limit_that_changes_nothing_before_unscaling_is_a_note():
+    found, _ = scaled_step(unscale_first=False, limit=1e9)
+    assert found["clipped-before-unscale"].severity == "note"
+    assert "unscale_" in found["gradient-changed"].sentence
+    assert "clip" not in found["gradient-changed"].sentence
+
+
+def test_gradients_that_were_cleared_before_backward_were_not_changed_after_it():
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).sum().backward()
+
+    def loss():
+        made = model(x).square().sum()
+        optimizer.zero_grad(set_to_none=False)
+        return made
+
+    assert "gradient-changed" not in trained(model, loss, optimizer)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_norms_of_a_watch_are_those_that_clipping_met_and_left(by_hand):
+    """Also with an update by hand, and with a scale that grows."""
+    model, x = nn.Linear(4, 1), torch.randn(64, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2, enabled=not by_hand)
+    wanted = []
+    with chainrule.watch(model, None if by_hand else optimizer) as watch:
+        for _ in range(6):
+            model.zero_grad()
+            scaler.scale((model(x) - x[:, :1]).square().mean()).backward()
+            if not by_hand:
+                scaler.unscale_(optimizer)
+            before = nn.utils.clip_grad_norm_(model.parameters(), 0.25).item()
+            wanted.append((before, min(before, 0.25)))
+            if by_hand:
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter -= 0.1 * parameter.grad
+                watch.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+    assert len(watch.history.steps) == 6
+    for facts, (before, after) in zip(watch.history.steps, wanted, strict=True):
+        assert facts.clipped == (pytest.approx(before, rel=1e-4), pytest.approx(after, rel=1e-4))
+
+
+# -- numbers that are not finite ---------------------------------------------------------------------------------------
+
+
+def test_a_nan_in_the_backward_pass_that_reaches_no_parameter_is_a_note():
+    net, x = nn.Linear(4, 4), torch.randn(6, 4)
+
+    def loss():
+        rows = net(x)
+        squares = torch.relu((rows[:, None] - rows[None]).square().sum(2))
+        return (squares.sqrt() * (1 - torch.eye(6))).mean()
+
+    finding = trained(net, loss)["non-finite-backward"]
+    assert finding.severity == "note"
+    assert finding.evidence[-1] == "It reaches no gradient of a parameter: all 2 are finite."
+    assert finding.advice.startswith("The `relu`")
+    assert "lets 0 through" in finding.advice
+
+
+@pytest.mark.parametrize("keep", ["all", "statistics"])
+def test_a_step_that_a_scaler_leaves_out_has_a_note(keep):
+    model, scaler, x = nn.Linear(8, 2), torch.amp.GradScaler("cpu", init_scale=2.0**60), 1e20 * torch.randn(16, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step():
+        scaler.scale(model(x).mean() * 1e3).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    finding = found_in(step, keep)["non-finite-backward"]
+    assert finding.severity == "note"
+    assert "GradScaler left this update out" in finding.evidence[-1]
+
+
+def log_of_sum(x):
+    return x.exp().sum(1).log()
+
+
+def softmax_by_hand(x):
+    made = x.exp()
+    return made / made.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "advice"),
+    [
+        (log_of_sum, "logsumexp"),
+        (softmax_by_hand, "torch.softmax"),
+        (lambda x: (x - x.detach() * 0.5).exp(), "is a ratio: clamp the difference"),
+        (lambda x: x.clamp(max=300.0).exp(), "lets 300 through: lower its upper limit"),
+        (lambda x: x.exp() * 2, "Bound the exponent"),
+        (lambda x: (x - 400).clamp(min=0).log(), "lets 0 through: clamp at a small positive number"),
+        (lambda x: (x - 400).log(), "above 0: clamp it"),
+        (lambda x: 1e30 * x / (x * 1e-30), "Keep the operand in the range"),
+        (lambda x: x / (x - x), "Keep the divisor away from 0"),
+    ],
+)
+def test_the_advice_fits_what_made_the_operand_and_what_uses_the_result(function, advice):
+    x = torch.full((2, 3), 200.0, requires_grad=True)
+    found = found_in(lambda: function(x * 1.5).sum().backward(), x=x)
+    assert advice in found["non-finite-forward"].advice
+
+
+# -- the course --------------------------------------------------------------------------------------------------------
+
+
+def rates(history, ratio=0.1):
+    statistics = chainrule.graph.statistics.Statistics.of
+    for facts in history.steps:
+        history.add("parameter", "w", facts.step, statistics(torch.ones(4) * (1 + facts.step)))
+        history.add("update", "w", facts.step, statistics(torch.ones(4) * ratio * (1 + facts.step)))
+    return history
+
+
+def over_time(losses, **options):
+    history = rates(course(losses), **options)
+    return {each.id for each in findings_over_time(history, dict.fromkeys(range(len(losses)), ()))}
+
+
+def test_a_loss_around_zero_has_no_start_to_rise_from():
+    noise = torch.randn(60, generator=torch.Generator().manual_seed(0)).tolist()
+    assert "learning-rate-too-high" not in over_time([0.01, *(0.2 * each for each in noise)])
+    assert "learning-rate-too-high" not in over_time([0.01, *(abs(0.2 * each) for each in noise[:5]), -0.1, *noise])
+    assert "learning-rate-too-high" in over_time([0.5] * 5 + [2.0] * 30)
+
+
+def test_updates_of_a_weight_that_begins_small_fall():
+    statistics = chainrule.graph.statistics.Statistics.of
+    for falls, expected in ((1.0, False), (0.0, True)):
+        history = course([1.0] * 16)
+        for step in range(16):
+            history.add("parameter", "w", step, statistics(torch.ones(4, 4) * (1 + 1e-6 * step + falls * step)))
+            history.add("update", "w", step, statistics(torch.ones(4, 4)))
+        found = findings_over_time(history, dict.fromkeys(range(16), ()), Thresholds(update_ratio_large=0.05))
+        assert ("update-too-large" in {each.id for each in found}) == expected
