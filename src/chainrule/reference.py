@@ -159,6 +159,7 @@ wants. A **note** is worth knowing, a **warning** most likely does harm, an **er
 run. A finding of a run says since which step it holds; if one step cannot decide, it is a note until it has lasted.
 Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
 `chainrule.distributed.gather(recording)` and a watch compare the ranks of a [distributed](distributed.md) training.
+[The evidence](findings-evidence.md) lists the public faults and healthy trainings on which all of this is measured.
 
 """
 
