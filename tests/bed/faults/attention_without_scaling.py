@@ -1,4 +1,4 @@
-"""Scores of attention that are not divided by the root of the width: the softmax is one-hot.
+"""Scores of attention are multiplied by the root of the width, not divided: the softmax is one-hot.
 
 expect: saturated, one-token-attention
 source: Vaswani et al., Attention is all you need, 2017, 3.2.1
@@ -14,12 +14,12 @@ torch.manual_seed(0)
 class Attention(nn.Module):
     def __init__(self, width=256):
         super().__init__()
-        self.embed = nn.Embedding(16, width)
-        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 16)
+        self.embed = nn.Embedding(200, width)
+        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 2)
 
     def forward(self, tokens):
         h = self.embed(tokens)
-        scores = self.q(h) @ self.k(h).transpose(1, 2) * 3  # <- cause, right: scores = self.q(h) @ self.k(h).transpose(1, 2) / 16
+        scores = self.q(h) @ self.k(h).transpose(1, 2) * 16  # <- cause, right: scores = self.q(h) @ self.k(h).transpose(1, 2) / 16
         weights = torch.softmax(scores, dim=-1)  # <- cause
         return (weights @ self.v(h)).mean(1)
 
@@ -27,8 +27,8 @@ class Attention(nn.Module):
 model = Attention()
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 for step in range(60):
-    tokens = torch.randint(16, (16, 10))
-    loss = F.cross_entropy(model(tokens), tokens.mode(1).values)
+    tokens = torch.randint(200, (16, 10))
+    loss = F.cross_entropy(model(tokens), (tokens < 15).any(1).long())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

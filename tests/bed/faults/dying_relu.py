@@ -1,7 +1,7 @@
 """Biases of -10 (a sign error in the initialisation): nearly every ReLU is off.
 
 expect: unit-off, zero-gradient
-where: 1, 3, 0.*, 2.*
+where: 1, 3, 0.*, 2.*, A1, A2
 source: Lu et al., Dying ReLU and initialization, 2019; Zhang et al., AUTOTRAINER, 2021 (dying ReLU)
 """
 

@@ -2,7 +2,7 @@
 
 expect: saturated
 effects: initial-loss
-where: 0*, 1*, 2*, 3*
+where: 0*, 1*, 2*, 3*, A1, A2
 source: Glorot and Bengio, 2010; Zhang et al., AUTOTRAINER, 2021
 """
 
