@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def _import_all() -> None:
     import torch
 
     import chainrule.cli
-    import chainrule.monitor.runs
-    import chainrule.monitor.script
-    import chainrule.recording  # noqa: F401
+    import chainrule.runs  # noqa: F401
+
+    import_module("chainrule.recording")  # which it loads when it runs a script
 
     torch.set_num_threads(1)
 
