@@ -258,8 +258,9 @@ def _no_gradient(context: StepContext, failure: Failure) -> Explained:
         given = [each for each in operands(operation) if context.values[each].requires_grad]
         if given and not any(context.values[each].requires_grad for each in outputs):
             return _cut(context, of, operation, given[0], outputs[0])
-    frozen = [each for each in sorted(_behind(context, loss)) if context.values[each].kind == "parameter"]
-    frozen += [each for each in sorted(_behind(context, loss)) if _is_frozen(context, each)]
+    owned = {name for module in context.graph.modules for name in module.parameters}
+    behind = [context.values[each] for each in sorted(_behind(context, loss))]
+    frozen = [each.name for each in behind if each.kind == "parameter" or not owned.isdisjoint(each.names)]
     if context.values[context.source(loss)].operation is None:
         producer = context.producer(loss)
         place = value.place or (None if producer is None else context.place(producer))
@@ -267,14 +268,10 @@ def _no_gradient(context: StepContext, failure: Failure) -> Explained:
         text = f"{of}{made or ': it was made from numbers, not by operations on tensors'}."
         return text, (f"It is {_described(_as_given(context, loss))}.",), _NUMBERS
     if frozen:
-        names = listed(list(dict.fromkeys(context.values[each].name for each in frozen)))
         text = f"{of}: none of the parameters that it is computed from requires a gradient."
-        return text, (f"requires_grad is False for {names}.",), _FROZEN
-    leaves = [
-        context.values[each].name for each in sorted(_behind(context, loss)) if context.values[each].operation is None
-    ]
+        return text, (f"requires_grad is False for {listed(list(dict.fromkeys(frozen)))}.",), _FROZEN
     text = f"{of}: nothing that it is computed from requires a gradient."
-    return text, (f"It is computed from {listed(leaves)}.",), _LEARNS
+    return text, (f"It is computed from {listed([each.name for each in behind if each.operation is None])}.",), _LEARNS
 
 
 _LEARNS = (
@@ -292,11 +289,6 @@ _INTEGERS = (
 
 def _behind(context: StepContext, value: int) -> set[int]:
     return context.once(("behind", value), lambda: context.graph.ancestors([value]))
-
-
-def _is_frozen(context: StepContext, value: int) -> bool:
-    known = context.values[value]
-    return known.operation is None and known.name.rpartition(".")[2] in ("weight", "bias") and not known.requires_grad
 
 
 def _cut(context: StepContext, of: str, operation: Operation, given: int, output: int) -> Explained:
