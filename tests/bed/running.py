@@ -12,7 +12,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,9 @@ def _import_all() -> None:
     import torch
 
     import chainrule.cli
-    import chainrule.runs  # noqa: F401
+    import chainrule.runs
 
-    import_module("chainrule.recording")  # which it loads when it runs a script
+    assert chainrule.record  # its module is loaded when it is asked for
 
     torch.set_num_threads(1)
 

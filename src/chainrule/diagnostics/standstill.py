@@ -237,7 +237,7 @@ def _not_called(run: Run) -> Iterator[Finding]:
     if known is not None:
         yield NOT_CALLED.found(
             "optimizer",
-            f"Since step {known.step + 1} backward() ran {known.passes} times, and no optimizer stepped.",
-            f"Until then a step had {known.usual} backward {plural(known.usual, 'pass', 'passes')} at most.",
+            f"backward() ran {known.passes} times, and no optimizer stepped.",
+            f"Until step {known.step} a step had {known.usual} backward {plural(known.usual, 'pass', 'passes')} at most.",
             since=known.step + 1,
         )  # fmt: skip

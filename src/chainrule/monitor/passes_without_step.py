@@ -53,11 +53,22 @@ class PassesWithoutStep:
                 lambda parameter: self._guard(self._count, parameter)
             )
 
+    def record(self) -> None:
+        """A recording begins, which counts by itself."""
+        self.leave()
+        if self._parameter is not None and self._bits is None:
+            self._bits = some_bits(self._parameter)
+
     def leave(self) -> None:
         """Take the hook off."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def forget(self) -> None:
+        """Take the hook off for good, and drop every reference to the user's objects."""
+        self.leave()
+        self._parameter = self._module = self._bits = None
 
     def found(self, recorded: int, ended: bool) -> tuple[int, int] | None:
         """The passes since the last step, and before earlier ones at most, if there are too many of them.

@@ -115,7 +115,7 @@ class Boundaries:
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         self.disarm()
-        self._without_step.leave()
+        self._without_step.forget()
         left_on.take_off()
 
     # -- the start of a step ------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Boundaries:
 
     def _open(self, module: nn.Module | None, args: Any) -> None:
         self._recording, self._early, self._perhaps = True, False, False
-        self._without_step.leave()
+        self._without_step.record()
         self._calls.begin(module, args)
         after_step.remove(self)
         after_step.add(self, self._after)  # after the recorder's, which sees the update before the recording ends
