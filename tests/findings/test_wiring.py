@@ -172,9 +172,11 @@ def test_gradients_that_were_cleared_before_backward_were_not_changed_after_it()
     assert "gradient-changed" not in trained(model, loss, optimizer)
 
 
+@pytest.mark.parametrize("small", [8, 2**14])
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_the_norms_of_a_watch_are_those_that_clipping_met_and_left(by_hand):
-    """Also with an update by hand, and with a scale that grows."""
+def test_the_norms_of_a_watch_are_those_that_clipping_met_and_left(by_hand, small, monkeypatch):
+    """Also with an update by hand, with a scale that grows, and where the numbers of gradients are not kept."""
+    monkeypatch.setattr("chainrule.capture.retention.SMALL", small)
     model, x = nn.Linear(4, 1), torch.randn(64, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2, enabled=not by_hand)

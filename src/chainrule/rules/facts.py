@@ -57,6 +57,7 @@ class Facts:
     detaches: bool = False  # autograd saves results with it
     casts_inside: bool = False  # autocast casts what it calls, and not it itself
     copies: bool = False  # what PyTorch runs below autograd where an operation needs its argument in another form
+    uncounted: bool = False  # the versions of the tensors that it overwrites do not count it
     sets_zero: bool = False  # it clears its operands, as `zero_grad` does
     only_reshapes: bool = False  # its result is the same memory in another shape, and so is its gradient
     part_written: Callable[[Arguments], Index] | None = None  # the index of what it overwrites, if that is not all
@@ -234,7 +235,7 @@ _add(
 )
 _add("mkldnn_rnn_layer", unwritten=(3,))  # its workspace
 _add("_amp_update_scale_", updates_loss_scale=True)
-_add("_amp_foreach_non_finite_check_and_unscale_", unscales=True)
+_add("_amp_foreach_non_finite_check_and_unscale_", unscales=True, uncounted=True)
 
 # -- the gradient check -----------------------------------------------------------------------------------------------
 
