@@ -115,7 +115,8 @@ PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "d
 DEEP = {
     # what is worth a test of its own
     "capture.traits", "derivation.forward_values", "diagnostics.causes", "graph.comparison",
-    "graph.reexecution", "graph.storage", "graph.trees", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
+    "graph.reexecution", "graph.storage", "graph.trees",
+    "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
     "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",

@@ -67,8 +67,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
     "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
     "loss-spike": ("unit-off",),
-    "non-finite-forward": (*LOST, *SICK),
-    "non-finite-backward": (*LOST, *SICK),
+    "non-finite-forward": (*LOST, *SICK, "backward-failed"),
+    "non-finite-backward": (*LOST, *SICK, "backward-failed"),
 }
 """The kinds of effects of each kind. Among several causes of one finding the kind that comes first here is taken."""
 
