@@ -35,7 +35,7 @@ SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated")
 THROWN = (*SICK, "update-too-large", *LOST)
 """What follows from updates that are far too large, and of that, what follows from lost numbers too."""
 
-LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-rate-too-high", "loss-spike")
+LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-rate-too-high")
 """What follows from a gradient that is far too large."""
 
 EFFECTS: dict[str, tuple[str, ...]] = {
