@@ -35,7 +35,7 @@ SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated")
 THROWN = (*SICK, "update-too-large", *LOST)
 """What follows from updates that are far too large, and of that, what follows from lost numbers too."""
 
-LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-rate-too-high", "loss-spike")
+LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-rate-too-high")
 """What follows from a gradient that is far too large."""
 
 EFFECTS: dict[str, tuple[str, ...]] = {
@@ -71,8 +71,8 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
     "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
     "loss-spike": ("unit-off",),
-    "non-finite-forward": (*LOST, *SICK),
-    "non-finite-backward": (*LOST, *SICK),
+    "non-finite-forward": (*LOST, *SICK, "backward-failed"),
+    "non-finite-backward": (*LOST, *SICK, "backward-failed"),
 }
 """The kinds of effects of each kind. Among several causes of one finding the kind that comes first here is taken."""
 

@@ -63,7 +63,11 @@ class EveryStep:
         found = self._changed(step, optimizers)
         lost, at_once = False, True
         for reference in self._chosen:
-            total = _total(reference())
+            parameter = reference()
+            if parameter is None:
+                self._of = []  # choose again, for another optimizer may have the id of one that is gone
+                continue
+            total = _total(parameter)
             if total is None:
                 continue
             if total.device.type == "cpu":
@@ -132,9 +136,9 @@ def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
             yield next((each for each in first if each.dim() < 2), first[0])
 
 
-def _total(parameter: Tensor | None) -> Tensor | None:
+def _total(parameter: Tensor) -> Tensor | None:
     """The sum of its numbers, of many only of some: finite if all of them are. None: it cannot be read now."""
-    if parameter is None or (parameter.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
     part = own_part(parameter)
     if part.numel() > MANY:
