@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import count
 from typing import Any
 
@@ -183,6 +184,27 @@ def recurrent_network_that_blows_up():
 
     model = Linear()
     return train(model, batches(), torch.optim.SGD(model.parameters(), lr=1e-12))
+
+
+# -- gradients that are exactly 0 --------------------------------------------------------------------------------------
+
+
+@fault("zero-gradient")
+def signs_without_a_straight_through_estimator():
+    return train(Two(torch.sign), batches())
+
+
+@fault("zero-gradient")
+def attention_over_a_single_key():
+    def pooled(hidden: Tensor) -> Tensor:
+        return hidden.detach() * hidden.mean(1, keepdim=True).softmax(1)
+
+    return train(Two(pooled), batches())
+
+
+@fault("zero-gradient")
+def gate_that_is_a_step_in_all_but_name():
+    return train(Two(lambda hidden: (1e9 * (hidden - 0.5)).clamp(0, 1)), batches())
 
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------------
@@ -579,6 +601,85 @@ def bfloat16_weights_with_a_small_rate():
     return train(model, data, torch.optim.SGD(model.parameters(), lr=1e-6))
 
 
+@fault("stuck-update", 30)
+def rate_that_collapses():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def collapse(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 10 else 1e-30
+
+    return train(model, batches(), optimizer, before_step=collapse)
+
+
+@fault("stuck-update", 30)
+def step_that_writes_nothing():
+    class Stale(torch.optim.Adam):
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.calls += 1
+            return super().step(closure) if self.calls < 10 else None
+
+    model = mlp(64, 32, 10)
+    return train(model, batches(), Stale(model.parameters()))
+
+
+@fault("nothing-to-step")
+def optimizer_of_the_model_before_it_was_copied():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return train(deepcopy(model), batches(), optimizer)
+
+
+@fault("nothing-to-step")
+def optimizer_of_a_model_that_was_built_again():
+    optimizer = torch.optim.Adam(mlp(64, 32, 10).parameters())
+    return train(mlp(64, 32, 10), batches(), optimizer)
+
+
+@fault("step-counter-stands")
+def new_optimizer_at_each_step():
+    model = mlp(64, 32, 10)
+    yield model
+    for x, y in batches():
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        yield
+
+
+@fault("step-counter-stands")
+def state_loaded_at_each_step():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    state = deepcopy(optimizer.state_dict())
+    return train(model, batches(), optimizer, before_step=lambda step: optimizer.load_state_dict(state))
+
+
+def stepping_if(wanted: Callable[[int], bool]):
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    for step, (x, y) in enumerate(batches()):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        if wanted(step):
+            optimizer.step()
+        yield
+
+
+@fault("step-not-called", 45)
+def step_under_a_condition_that_no_longer_holds():
+    return stepping_if(lambda step: step < 20)
+
+
+@fault("step-not-called", 60)
+def step_after_so_many_micro_batches_that_it_never_comes():
+    return stepping_if(lambda step: step < 8 and step % 4 == 3)
+
+
 @fault("always-clipped", 20)
 def limit_of_a_hundredth():
     model = mlp(64, 32, 10)
@@ -656,6 +757,28 @@ def rate_that_jumps_for_one_step():
     return train(model, batches(), optimizer, before_step=jump)
 
 
+@fault("learning-rate-jump", 40)
+def rate_of_a_schedule_that_is_resumed_in_the_wrong_unit():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def resume(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 25 else 10.0
+
+    return train(model, batches(), optimizer, before_step=resume)
+
+
+@fault("learning-rate-jump", 40)
+def rate_that_collapses_at_a_milestone():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def collapse(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 1e-3 if step < 15 else 1e-9
+
+    return train(model, batches(), optimizer, before_step=collapse)
+
+
 def micro_batches(data: Iterator[tuple[Tensor, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer):
     yield model
     while True:
@@ -708,93 +831,31 @@ def float16_with_a_loss_that_is_scaled_down():
     return in_float16(mlp(64, 64, 10), 1e-4)
 
 
-# -- what depends on what ----------------------------------------------------------------------------------------------
+# -- the graph of earlier steps ----------------------------------------------------------------------------------------
 
 
-def sequences(size: int = 16, length: int = 12) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of numbers (batch, positions, 1), and whether their sum is above 0."""
+@fault("kept-graph", 30)
+def a_running_mean_that_keeps_its_history():
+    model, mean = nn.Linear(4, 4), torch.zeros(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
     while True:
-        x = torch.randn(size, length, 1)
-        yield x, (x.sum((1, 2)) > 0).long()
+        mean = 0.9 * mean + 0.1 * model(torch.randn(8, 4)).mean(0)
+        optimizer.zero_grad()
+        (mean - 1).square().mean().backward(retain_graph=True)
+        optimizer.step()
+        yield
 
 
-def next_letters(size: int = 8, length: int = 12) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of letters, and the letters that follow."""
-    while True:
-        rows = torch.randint(16, (size, 1)) + torch.arange(length + 1)
-        yield rows[:, :-1] % 16, rows[:, 1:] % 16
-
-
-def letter_loss(output: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(output.flatten(0, 1), y.flatten())
-
-
-class LastOf(nn.Module):
-    """A recurrent network, and a layer on its last output."""
-
-    def __init__(self, cell: nn.RNNBase) -> None:
-        super().__init__()
-        self.cell, self.out = cell, nn.Linear(cell.hidden_size, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.cell(x)[0][:, -1])
-
-
-class Pooled(nn.Module):
-    """An encoder, and a layer on the mean of its outputs."""
-
-    def __init__(self, batch_first: bool) -> None:
-        super().__init__()
-        self.into, self.out = nn.Linear(1, 16), nn.Linear(16, 2)
-        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=batch_first)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.encoder(self.into(x)).mean(1))
-
-
-class Reader(nn.Module):
-    """Letters through layers of attention or a recurrent network to the letters that follow."""
-
-    def __init__(self, *layers: nn.Module, width: int = 16) -> None:
-        super().__init__()
-        self.letters, self.layers = nn.Embedding(16, 16), nn.ModuleList(layers)
-        self.out = nn.Linear(width, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.letters(x)
-        for layer in self.layers:
-            x = layer(x)[0] if isinstance(layer, nn.RNNBase) else layer(x)
-        return self.out(x)
-
-
-@fault("samples-mix", 3)
-def attention_over_the_batch():
-    return train(Pooled(batch_first=False), sequences())
-
-
-@fault("samples-mix", 3)
-def a_recurrent_network_over_the_batch():
-    return train(LastOf(nn.RNN(1, 8)), sequences())
-
-
-@fault("sees-the-future", 3)
-def attention_without_a_mask():
-    return train(
-        Reader(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)), next_letters(), loss=letter_loss
-    )
-
-
-@fault("sees-the-future", 3)
-def a_recurrent_network_in_both_directions():
-    return train(Reader(nn.LSTM(16, 8, batch_first=True, bidirectional=True)), next_letters(), loss=letter_loss)
-
-
-@fault("ignored-input", 3)
-def the_last_position_of_the_wrong_axis():
-    return train(LastOf(nn.LSTM(1, 8)), sequences())
-
-
-@fault("ignored-input", 3)
-def a_layer_for_each_position_and_the_last_alone():
-    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 2))
-    return train(model, sequences(), loss=lambda output, y: F.cross_entropy(output[:, -1], y))
+@fault("kept-graph", 30)
+def losses_that_are_averaged_with_their_history():
+    model, losses = mlp(64, 32, 10), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    for x, y in batches():
+        losses.append(F.cross_entropy(model(x), y))
+        torch.stack(losses).mean().item()
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+        yield

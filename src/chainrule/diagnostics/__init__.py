@@ -18,6 +18,7 @@ from chainrule.diagnostics import (
     depth,
     exceptions,
     gradients,
+    kept_graph,
     learning_rate,
     linear_chains,
     loss_curve,
@@ -31,8 +32,10 @@ from chainrule.diagnostics import (
     ranks,
     schedules,
     softmax,
+    standstill,
     targets,
     units,
+    zero_gradients,
 )
 from chainrule.diagnostics.causes import HasCause, linked
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
@@ -69,8 +72,11 @@ BY_TOPIC = {
     "Data": _checks_of(data, batches),
     "What depends on what": _checks_of(dependence),
     "Gradients": _checks_of(gradients, loss_scale),
+    "Gradients that are 0": _checks_of(zero_gradients),
     "Gradients through depth": _checks_of(depth),
+    "The graph of earlier steps": _checks_of(kept_graph),
     "The optimizer": _checks_of(optimizer),
+    "Optimizers that move nothing": _checks_of(standstill),
     "The learning rate": _checks_of(learning_rate, schedules),
     "The loss over a run": _checks_of(loss_curve),
     "Ranks": _checks_of(ranks),

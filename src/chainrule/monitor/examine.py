@@ -25,7 +25,7 @@ from chainrule.capture.source import exception_site
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
 from chainrule.errors import ReplayError, brief
-from chainrule.graph.history import History, Noticed, StepFacts
+from chainrule.graph.history import History, Noticed, StepFacts, Unstepped
 from chainrule.monitor.runs import Figure, Found
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class Examiner:
         if full:
             self._drop_old_steps()
         return changed
+
+    def add_unstepped(self, unstepped: Unstepped) -> list[Found]:
+        """Examine the course with what came after its last step: backward passes and no step."""
+        self.fresh = ()
+        self.history.unstepped = unstepped
+        return self._examine_course()
 
     def examine_unfinished(
         self, recording: Recording, facts: StepFacts, ending: str, cache: StatisticsCache, scaled: bool
@@ -187,8 +193,9 @@ def replayed(recording: Recording) -> Recording | None:
         return None
 
 
-def ending(step: int, error: BaseException | None) -> str:
+def ending(step: int, error: BaseException | None, missed: str = "") -> str:
     """A sentence on how an unfinished step ended."""
     site = exception_site(error.__traceback__) if error is not None else None
     cause = f": {brief(error)}" if error is not None else ""
-    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."
+    unseen = f" It was not recorded: {missed}." if missed else ""
+    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}.{unseen}"
