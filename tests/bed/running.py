@@ -133,12 +133,14 @@ def _command(script: str, how: str) -> None:
 
 
 def _read(how: str) -> list[Found]:
+    """What was found, in the order in which the command shows it."""
     import chainrule
     from chainrule import runs
+    from chainrule.monitor.runs.found import by_cause
 
     if how.startswith("every"):
         with runs.open("run.db") as run:
-            return [_found(each, each.text) for each in run.findings()]
+            return [_found(each, each.text) for each in by_cause(run.findings())]
     if not Path("step.safetensors").exists():
         return []
     with warnings.catch_warnings():

@@ -243,16 +243,6 @@ def mask_of_a_tiny_number():
     return train(Rows(lambda scores: scores.masked_fill(FUTURE, -1e-9)), batches())
 
 
-@fault("mask-without-effect", 4)
-def scores_times_a_mask():
-    return train(Rows(lambda scores: scores * ~FUTURE), batches())
-
-
-@fault("mask-without-effect", 4)
-def triangle_beyond_the_corner():
-    return train(Rows(lambda scores: scores.masked_fill(torch.ones(8, 8).triu(8).bool(), -math.inf)), batches())
-
-
 # -- padding -----------------------------------------------------------------------------------------------------------
 
 

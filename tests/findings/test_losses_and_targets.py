@@ -74,6 +74,15 @@ def test_a_loss_with_the_wrong_sign(name):
     assert found.place is not None
 
 
+def test_the_place_is_where_the_sign_is_turned():
+    def upside_down(output, y):
+        loss = F.cross_entropy(output, y)
+        return 0.5 * (1 - loss)
+
+    found = of_classes(upside_down)["loss-ascends"]
+    assert found.place.line > upside_down.__code__.co_firstlineno + 1
+
+
 def test_a_policy_with_returns_below_zero_ascends_no_likelihood():
     returns = -torch.arange(1.0, 17.0)
     assert "loss-ascends" not in of_classes(lambda output, y: -(likelihood(output, y).squeeze(1) * returns).mean())

@@ -18,7 +18,7 @@ from chainrule.diagnostics.comparisons import (
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Operation, Ref
+from chainrule.graph.graph import Operation, Place, Ref
 from chainrule.graph.snapshot import ParameterUpdate, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -56,8 +56,21 @@ def _ascends(context: StepContext) -> Iterator[Finding]:
             (f"The gradient of {context.name(value)} is {number(known.low)}"
              f"{'' if known.low == known.high else f' to {number(known.high)}'}"
              f"{', and the optimizer maximises' if upside_down < 0 else ''}.", _size(context, value)),
-            place=context.values[value].place,
+            place=_turned(context, value) or context.values[value].place,
         )  # fmt: skip
+
+
+def _turned(context: StepContext, value: int) -> Place | None:
+    """The place of the operation that turns the sign, from which on gradients are below 0."""
+    while sign_of(context.statistics(value, gradient=True)) < 0:
+        uses = [(use, first_output(use)) for use in context.uses.get(value, ())]
+        learning = [(use, out) for use, out in uses if sign_of(context.statistics(out, gradient=True))]
+        if not learning or learning[0][1] is None:
+            return None
+        use, value = learning[0][0], learning[0][1]
+        if sign_of(context.statistics(value, gradient=True)) > 0:
+            return context.place(use)
+    return None
 
 
 def _size(context: StepContext, value: int) -> str:

@@ -101,7 +101,7 @@ OFTEN = 0.5  # share of the watched steps: more is a part of the training itself
 def _train_while_evaluating(run: Run) -> Iterator[Finding]:
     after = [each for each in run.steps if each.evaluated >= SEVERAL]
     if after:
-        often = len(after) > max(OFTEN * len(run.steps), SEVERAL)
+        often = len(after) > OFTEN * len(run.steps)
         times = f"{len(after)} of {len(run.steps)} watched steps"
         yield TRAIN_WHILE_EVALUATING.found(
             "the model", f"The model ran {after[-1].evaluated} times in train mode beside its training steps, before "

@@ -137,7 +137,7 @@ def _initial(context: StepContext) -> Iterator[Finding]:
         few = (counted(context, comparison) or 0.0) < FEWEST
         if comparison.scale == "numbers" or few or not guess or mean is None:
             continue
-        if mean <= min(limit * guess, limit + guess):
+        if mean - guess <= limit * min(guess, 1.0):
             continue
         if any(each.severity == "warning" for check in (_out_of_range, over_one) for each in check(context)):
             continue  # that is the cause

@@ -1,7 +1,7 @@
 """Pictures of 0 to 1 are divided by 255 once more: inputs of 0.002.
 
 expect: input-not-normalised
-where: x*, batch*, getitem*
+where: input*, x*, batch*, getitem*
 source: [pkmital/pycadl#5](https://github.com/pkmital/pycadl/pull/5), [4uiiurz1/pytorch-nested-unet#62](https://github.com/4uiiurz1/pytorch-nested-unet/issues/62)
 """
 

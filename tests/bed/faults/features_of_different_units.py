@@ -1,7 +1,7 @@
 """Age, income and a share as features of one network: the income drowns the others.
 
 expect: input-not-normalised
-where: x*, batch*, people*, getitem*
+where: input*, x*, batch*, people*, getitem*
 effects: update-too-large, learning-rate-too-high, loss-spike, initial-loss, unit-off, zero-gradient
 source: Islam et al., 2019 (data bugs); LeCun et al., Efficient backprop, 1998
 """

@@ -1,7 +1,7 @@
 """A model in float16 without loss scaling: most of its gradients underflow.
 
 expect: fp16-underflow
-where: *.weight, *.bias
+where: *.weight, *.bias, float16 gradients
 effects: stuck-update, zero-gradient
 source: Micikevicius et al., Mixed precision training, 2018
 """

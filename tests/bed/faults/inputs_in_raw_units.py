@@ -1,7 +1,7 @@
 """A linear regression on raw areas up to 3,000: the rate that suits inputs near 1 diverges to NaN.
 
 expect: input-not-normalised
-where: x*, area*, batch*, getitem*
+where: input*, x*, area*, batch*, getitem*
 effects: non-finite-forward, learning-rate-too-high, update-too-large, loss-spike, non-finite-backward
 source: Wardat et al., DeepLocalize, 2021; Stack Overflow on linear regressions that return NaN; Islam et al., 2019
 """

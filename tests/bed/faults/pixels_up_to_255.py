@@ -1,7 +1,7 @@
 """Pictures of 0 to 255 go into the network as they are.
 
 expect: input-not-normalised
-where: x*, batch*, pixels*, getitem*
+where: input*, x*, batch*, pixels*, getitem*
 effects: update-too-large, learning-rate-too-high, loss-spike, initial-loss, unit-off, saturated, zero-gradient
 source: Schoop et al., UMLAUT, 2021 (inputs not in [-1, 1]); Humbatova et al., 2020 (missing preprocessing)
 """
