@@ -20,7 +20,7 @@ from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
 
 FEW = 4  # tokens: among fewer, attention to one or to all alike says little
-SPAN = 20  # steps: a projection that begins at 0 has moved by then
+SPAN = 40  # steps: a projection that begins at 0 has moved by then
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _for_long(check: Check, run: Run, since_start: bool = False) -> Iterator[Fin
 UNIFORM = Check(
     "uniform-attention", "Attention gives every token the same weight", "warning",
     what="The weights of an attention differ by less than a rounding of small scores from 1/n, for n tokens that the "
-    "mask leaves. In one step it is a note; a warning once it has lasted 20 steps and 5 examined ones.",
+    "mask leaves. In one step it is a note; a warning once it has lasted 40 steps and 5 examined ones.",
     why="The layer is a mean over the tokens: queries and keys have no effect, and learn nothing.",
     advice="Look at the scores: a query or key projection that is 0, a division that is too large, or a mask of large "
     "finite numbers that hides all tokens alike.",
@@ -140,7 +140,7 @@ def _spread(weights: Tensor) -> float:
 ONE_TOKEN = Check(
     "one-token-attention", "All attention goes to one token", "warning",
     what="Every query of a head gives nearly all of its weight to the same token. It needs the numbers of the weights, "
-    "and is a note unless it holds since the start, over 20 steps and 5 examined ones.",
+    "and is a note unless it holds since the start, over 40 steps and 5 examined ones.",
     why="Each position gets the same value, whatever it asks for, and the gradient of queries and keys is nearly 0.",
     advice="Divide the scores by the root of their width, use smaller initial weights or a norm on queries and keys, "
     "and look for a key far larger than the others.",

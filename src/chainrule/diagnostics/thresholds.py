@@ -64,7 +64,7 @@ class Thresholds:
         "PyTorch's tutorials: epochs end it, of hundreds of steps each")
     collapse_steps: float = _limit(500, "steps", "a rate that collapses within them does so at each batch", "the same")
     # attention
-    uniform: float = _limit(2e-3, "deviation of the weights / their mean", "less is uniform attention",
+    uniform: float = _limit(5e-4, "deviation of the weights / their mean", "less is uniform attention",
         "our runs: small initial weights give 0.01 or more")
     one_token: float = _limit(0.98, "mean weight of a head's first token", "more is attention to one token alone",
         "Xiao et al., Efficient streaming language models with attention sinks, 2024: sinks leave some to the others")
