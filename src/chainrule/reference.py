@@ -153,12 +153,14 @@ FINDINGS_HEAD = """# The findings
 <!-- Written by `COMMAND` from the registry. Do not edit: change the check. -->
 
 COUNT kinds, by topic. A finding is advice with evidence, never a verdict: the step may be exactly what its author
-wants. A **note** is worth knowing, a **warning** most likely does harm, an **error** means that numbers are lost.
+wants. A **note** is worth knowing, a **warning** most likely does harm, an **error** means that
+numbers are lost or that nothing is learnt.
 
 `recording.findings()` looks at one step, and `chainrule.diagnostics.findings_over_time(history, step_findings)` at a
 run. A finding of a run says since which step it holds; if one step cannot decide, it is a note until it has lasted.
 Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
 `chainrule.distributed.gather(recording)` and a watch compare the ranks of a [distributed](distributed.md) training.
+[The evidence](findings-evidence.md) lists the public faults and healthy trainings on which all of this is measured.
 
 """
 

@@ -86,7 +86,7 @@ class Thresholds:
         "our runs: hard samples late in training are no spikes")
     penalty: float = _limit(4.0, "norm of the penalty's gradient / of the rest", "a larger one drowns the loss",
         "our runs: usual coefficients give less than 0.1 as long as nothing is learnt")
-    excess: float = _limit(3.0, "loss - loss of a guess (or as a multiple of it)",
+    excess: float = _limit(3.0, "loss above that of a guess, in nats (in guesses below 1 nat)",
         "a larger initial loss is reported",
         "Karpathy, A recipe for training neural networks, 2019: verify loss @ init")
     # the data
