@@ -266,6 +266,32 @@ def a_forward_pass_under_no_grad():
     loss.backward()
 
 
+@fails("total, which has no gradient", "`torch.tensor(losses)` (failing.py:", "of numbers")
+def a_mean_of_items():
+    model = nn.Linear(4, 2)
+    losses = [each.square().mean().item() for each in model(torch.randn(3, 4))]
+    total = torch.tensor(losses).mean()
+    total.backward()
+
+
+def penalty(D, x):
+    score = D(x)
+    (gradient,) = torch.autograd.grad(score.sum(), x)
+    return score, gradient
+
+
+@fails("which has no gradient", "`torch.autograd.grad(score.sum(), x)` (failing.py:", "without a history")
+def a_gradient_penalty_without_create_graph():
+    D = nn.Sequential(nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 1))
+    train(lambda: (penalty(D, torch.randn(5, 4, requires_grad=True))[1].norm(dim=1) - 1).square().mean(), D)
+
+
+@fails("a second time", "`torch.autograd.grad(score.sum(), x)` (failing.py:")
+def a_score_and_its_penalty_without_create_graph():
+    D = nn.Sequential(nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 1))
+    train(lambda: sum(each.mean() for each in penalty(D, torch.randn(5, 4, requires_grad=True))), D)
+
+
 @fails("loss of shape (16,)", "only a single number")
 def a_loss_without_a_reduction():
     model = nn.Linear(4, 2)

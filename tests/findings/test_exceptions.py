@@ -43,7 +43,7 @@ def check(findings, name):
 
 
 @pytest.mark.parametrize("name", FAILING)
-@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("every", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_watched_training_is_explained(name, every, tmp_path):
     with pytest.raises((RuntimeError, IndexError)), chainrule.watch(every=every, to=tmp_path / "run.db") as watch:
         FAILING[name][2]()
@@ -66,7 +66,10 @@ def test_without_a_recording_the_steps_and_the_update_are_known():
 ONE_STEP = [name for name in FAILING if "step 1" not in "".join(FAILING[name][1]) and "retain" not in name]
 
 
-@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize(
+    "name",
+    [*ONE_STEP[::9], *(pytest.param(each, marks=pytest.mark.slow) for each in ONE_STEP if each not in ONE_STEP[::9])],
+)
 def test_a_recorded_step_is_explained_and_its_file_too(name, tmp_path):
     with pytest.raises((RuntimeError, IndexError)), chainrule.record() as recording:
         FAILING[name][2]()

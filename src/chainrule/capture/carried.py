@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
+from chainrule.capture.source import Site
 from chainrule.capture.step_log import StepLog, number_of
 from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Carried
@@ -45,3 +46,13 @@ def _entries(tape: Tape) -> list[Any]:
     """The nodes from before this step's recording whose results it took."""
     nodes = (tape.original(tensor).grad_fn for tensor in tape.leaves)
     return list(dict.fromkeys(node for node in nodes if node is not None and number_of(node) < tape.first_node))
+
+
+def lines_of_nodes(tape: Tape) -> dict[int, Site]:
+    """The line that made each of autograd's nodes in a step, by autograd's number of it."""
+    found = {}
+    for raw in tape.nodes:
+        call = None if raw.operation is None else tape.operations[raw.operation][4]
+        if call is not None and call < len(tape.calls) and (site := tape.calls[call].site) is not None:
+            found[number_of(raw.node)] = site
+    return found

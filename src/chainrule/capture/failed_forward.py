@@ -25,7 +25,7 @@ from chainrule.graph.reexecution import apart, unobserved
 from chainrule.graph.trees import reach, tensors_in
 
 MEASURED = 2**20  # elements up to which the smallest and the largest are looked for
-_ROOT = torch.__path__[0]
+_FUNCTIONAL = (torch.nn.functional.__file__, torch.functional.__file__)
 _BACKWARD = {torch.Tensor.backward.__code__, torch.autograd.backward.__code__, torch.autograd.grad.__code__}
 
 
@@ -35,7 +35,7 @@ def failed_forward(error: BaseException, tape: Tape, trace: TracebackType | None
     inner = without_our_frames(trace)
     call = next((each for each in reversed(tape.calls) if each.error is not None), None)
     call = call if call is not None and call.error == text else None
-    if not inner or (call is None and not _is_pytorchs(inner[-1])):
+    if not inner or (call is None and not _is_pytorchs(inner)):
         return None
     site = exception_site(trace)
     raw = RawFailure(Failure(text, None if site is None else site.place()), id(error))
@@ -54,13 +54,18 @@ def _is_users(entry: TracebackType) -> bool:
     return not is_library(entry.tb_frame.f_code)
 
 
-def _is_pytorchs(entry: TracebackType) -> bool:
-    """Whether the innermost frame is PyTorch's, or called something: no frame shows functions written in C."""
-    code = entry.tb_frame.f_code
-    if code.co_filename.startswith(_ROOT):
-        return True
+def _is_pytorchs(inner: Sequence[TracebackType]) -> bool:
+    """Whether the user's innermost frame called a layer, a function of torch.nn, or something without a frame.
+
+    Functions written in C have none. What loads data or weights is no part of a forward pass.
+    """
+    tail = list(takewhile(lambda entry: not _is_users(entry), reversed(inner)))
+    if tail:
+        codes = [entry.tb_frame.f_code for entry in tail]
+        return any(code.co_name == "_call_impl" or code.co_filename in _FUNCTIONAL for code in codes)
+    code, last = inner[-1].tb_frame.f_code, inner[-1].tb_lasti
     at = {each.offset: each.opname for each in dis.get_instructions(code)}
-    return entry.tb_lasti in at and not at[entry.tb_lasti].startswith(("RAISE", "RERAISE"))
+    return last in at and not at[last].startswith(("RAISE", "RERAISE"))
 
 
 def _module(inner: Sequence[TracebackType]) -> nn.Module | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chainrule.capture.carried import carried
+from chainrule.capture.carried import carried, lines_of_nodes
 from chainrule.capture.failed_forward import note_end
 from chainrule.capture.guard import Guard
 from chainrule.capture.lowering.naming import note_names
@@ -85,7 +85,7 @@ class Session:
                 recorder.finish()
                 if self._log is not None:
                     recorder.tape.failures.carried = carried(recorder.tape, self._log)
-                    self._log.made = recorder.tape.lines_of_nodes()
+                    self._log.made = lines_of_nodes(recorder.tape)
                 note_names(recorder.tape, names())
                 with unobserved():
                     recorder.tape.end()

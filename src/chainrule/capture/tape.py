@@ -20,7 +20,6 @@ from chainrule.capture.failure import Failures
 from chainrule.capture.guard import Guard
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
-from chainrule.capture.step_log import number_of
 from chainrule.capture.traits import Traits
 from chainrule.graph.opaque import is_opaque
 from chainrule.graph.statistics import Statistics
@@ -283,15 +282,6 @@ class Tape:
         """What operations took and none has made."""
         self._find_leaves()
         return list(self._leaves.values())
-
-    def lines_of_nodes(self) -> dict[int, Site]:
-        """The line that made each of autograd's nodes, by autograd's number of it."""
-        found = {}
-        for raw in self.nodes:
-            call = None if raw.operation is None else self.operations[raw.operation][4]
-            if call is not None and call < len(self.calls) and (site := self.calls[call].site) is not None:
-                found[number_of(raw.node)] = site
-        return found
 
     def end(self) -> None:
         """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed.

@@ -47,6 +47,7 @@ TWICE = (
     "Add the losses and call backward() once; or give the first pass retain_graph=True; or detach() what the second "
     "pass must not train."
 )
+CREATE_GRAPH = "Give torch.autograd.grad create_graph=True: its result has a history then, and the graph is kept."
 Explained = tuple[str, tuple[str, ...], str]
 """What happened, the evidence, and what to try."""
 
@@ -212,7 +213,8 @@ def _second(context: StepContext, failure: Failure) -> Explained:
         came = _line(context.called(context.graph.operations[failure.operation]), failure.made)
         freed = f": {_line('backward()', failure.freed)} had freed what it saved" if failure.freed else ""
         of = f", which makes {name}," if name else ""
-        return f"backward() came to {came}{of} a second time{freed}.", (), TWICE
+        by_grad = failure.freed is not None and "grad(" in failure.freed.expression
+        return f"backward() came to {came}{of} a second time{freed}.", (), CREATE_GRAPH if by_grad else TWICE
     if not failure.node:
         return "backward() came to a part of the graph a second time, after a first pass had freed it.", (), TWICE
     made, alike = failure.made, failure.made is None
@@ -270,10 +272,20 @@ def _no_gradient(context: StepContext, failure: Failure) -> Explained:
     if frozen:
         text = f"{of}: none of the parameters that it is computed from requires a gradient."
         return text, (f"requires_grad is False for {listed(list(dict.fromkeys(frozen)))}.",), _FROZEN
+    leaves = [each for each in behind if each.operation is None]
+    for backward in context.graph.backwards:
+        shapes = [each.shape for each in backward.given.values()]
+        if not backward.accumulates and any(each.shape in shapes for each in leaves):
+            text = f"{of}: {_line('torch.autograd.grad', backward.place)} returned gradients without a history."
+            return text, (), CREATE_GRAPH
+    for call in context.graph.calls:
+        if call.name in _FROM_NUMBERS and any(each in _behind(context, loss) for each in call.outputs):
+            return f"{of}: {_line(call.name, call.place)} made what it is computed from of numbers.", (), _NUMBERS
     text = f"{of}: nothing that it is computed from requires a gradient."
-    return text, (f"It is computed from {listed([each.name for each in behind if each.operation is None])}.",), _LEARNS
+    return text, (f"It is computed from {listed([each.name for each in leaves])}.",), _LEARNS
 
 
+_FROM_NUMBERS = ("tensor", "as_tensor", "from_numpy")
 _LEARNS = (
     "Compute the loss from the model's output with gradients enabled, without detach(), item(), numpy() or no_grad()."
 )

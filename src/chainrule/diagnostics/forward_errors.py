@@ -134,7 +134,7 @@ def _types(found: re.Match[str], failure: Failure) -> tuple[str, str]:
 
 def _said(advice: str) -> Advice:
     """The message in one sentence, with this advice."""
-    return lambda found, failure: (f"{_who(failure)}: {found[0].rstrip('.')}.", advice)
+    return lambda found, failure: (f"{_who(failure).rstrip(',')}: {found[0].rstrip('.')}.", advice)
 
 
 FORBIDDEN: dict[str, Advice] = {
