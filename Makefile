@@ -10,7 +10,7 @@ RUN := .venv/bin/python -m
 READY := .venv/ready
 PEERS := .venv-peers
 
-.PHONY: demo test test-all test-steady golden check check-page screenshots bench bench-peers bench-gpu clean
+.PHONY: demo test test-all test-steady bed golden check check-page screenshots bench bench-peers bench-gpu clean
 
 demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
@@ -25,6 +25,10 @@ test-all: $(READY)
 test-steady: $(READY)
 	ATEN_CPU_CAPABILITY=default $(RUN) $(TEST) -m "trains and not slow" $(ARGS)
 	CHAINRULE_TEST_SEED=1 $(RUN) $(TEST) -m "trains and not slow and not printed" $(ARGS)
+
+# Runs public faults and healthy trainings through the command, and counts the causes that are named.
+bed: $(READY)
+	$(RUN) tests.bed $(ARGS)
 
 # Rewrites the expected output of tests/golden. Review the diff.
 golden: $(READY)

@@ -160,6 +160,7 @@ numbers are lost or that nothing is learnt.
 run. A finding of a run says since which step it holds; if one step cannot decide, it is a note until it has lasted.
 Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrule.Thresholds(units_off=0.5)`.
 `chainrule.distributed.gather(recording)` and a watch compare the ranks of a [distributed](distributed.md) training.
+[The evidence](findings-evidence.md) lists the public faults and healthy trainings on which all of this is measured.
 
 """
 

@@ -757,6 +757,28 @@ def rate_that_jumps_for_one_step():
     return train(model, batches(), optimizer, before_step=jump)
 
 
+@fault("learning-rate-jump", 40)
+def rate_of_a_schedule_that_is_resumed_in_the_wrong_unit():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def resume(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 25 else 10.0
+
+    return train(model, batches(), optimizer, before_step=resume)
+
+
+@fault("learning-rate-jump", 40)
+def rate_that_collapses_at_a_milestone():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def collapse(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 1e-3 if step < 15 else 1e-9
+
+    return train(model, batches(), optimizer, before_step=collapse)
+
+
 def micro_batches(data: Iterator[tuple[Tensor, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer):
     yield model
     while True:
@@ -807,3 +829,33 @@ def float16_without_a_scaler():
 @fault("fp16-underflow")
 def float16_with_a_loss_that_is_scaled_down():
     return in_float16(mlp(64, 64, 10), 1e-4)
+
+
+# -- the graph of earlier steps ----------------------------------------------------------------------------------------
+
+
+@fault("kept-graph", 30)
+def a_running_mean_that_keeps_its_history():
+    model, mean = nn.Linear(4, 4), torch.zeros(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    while True:
+        mean = 0.9 * mean + 0.1 * model(torch.randn(8, 4)).mean(0)
+        optimizer.zero_grad()
+        (mean - 1).square().mean().backward(retain_graph=True)
+        optimizer.step()
+        yield
+
+
+@fault("kept-graph", 30)
+def losses_that_are_averaged_with_their_history():
+    model, losses = mlp(64, 32, 10), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    for x, y in batches():
+        losses.append(F.cross_entropy(model(x), y))
+        torch.stack(losses).mean().item()
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+        yield

@@ -453,6 +453,18 @@ def low_rank_adaptation():
 
 
 @healthy
+def warm_up_in_stages_then_warm_restarts():
+    """The rate rises tenfold from one step to the next, and then twentyfold at each restart."""
+    model = mlp(64, 64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = classify(model, optimizer, batches())
+    yield next(data)
+    for step, _ in enumerate(data):
+        optimizer.param_groups[0]["lr"] = 0.01 if step < 20 else 0.1 * (1 - 0.95 * (step % 25) / 24)
+        yield
+
+
+@healthy
 def two_groups_with_two_rates():
     body, head = mlp(64, 64, 32), nn.Linear(32, 10)
     model = nn.Sequential(body, nn.ReLU(), head)

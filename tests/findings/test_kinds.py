@@ -317,32 +317,13 @@ def test_a_hook_on_a_parameter_is_no_gradient_of_an_earlier_step():
 # -- steps that an exception ended -------------------------------------------------------------------------------------
 
 
-def test_what_backward_needs_and_what_wrote_over_it():
-    model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
-
-    with pytest.raises(RuntimeError), chainrule.record() as recording:
-        p = model(x).sigmoid()
-        p += 1
-        p.sum().backward()
-
-    (finding,) = recording.findings()
-    assert (finding.id, finding.severity, finding.where) == ("no-gradient", "warning", "4 parameters")
-    assert finding.sentence.startswith(
-        "The step ended in an exception, as a tensor that backward needs was overwritten."
-    )
-    (write,) = finding.evidence[1:]
-    assert write.startswith("`add_` (test_kinds.py:")
-    assert " wrote over p@1 (test_kinds.py:" in write
-
-
 def test_after_another_exception_nobody_is_blamed_for_what_had_not_come_yet():
     model, x = nn.Linear(3, 2), torch.randn(4, 3)
     with pytest.raises(ZeroDivisionError), chainrule.record() as recording:
         loss = model(x).sum()
         loss.register_hook(lambda gradient: 1 / 0)
         loss.backward()
-    (finding,) = recording.findings()
-    assert (finding.id, finding.severity) == ("no-gradient", "note")
+    assert [each.id for each in recording.findings()] == ["backward-failed"]
     assert "came to it" in recording.why("weight", (0, 0)).sentence
     assert ".. " not in str(recording)
 

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from chainrule.derivation.no_gradient import is_used, no_gradient
+from chainrule.derivation.no_gradient import no_gradient, reads
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_scale import unscaled_by
@@ -77,7 +77,8 @@ def _without_gradient_for_long(run: Run) -> Iterator[Finding]:
 
 
 def _is_used(context: StepContext, parameter: Parameter) -> bool:
-    return parameter.value is not None and is_used(context.graph, parameter.value)
+    value = parameter.value
+    return value is not None and any(reads(use, value) for use in context.uses.get(value, ()))
 
 
 def _moved(parameter: Parameter) -> str:

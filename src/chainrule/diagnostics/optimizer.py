@@ -11,6 +11,7 @@ from statistics import median
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
+from chainrule.diagnostics.standstill import SECOND_MOMENTS
 from chainrule.diagnostics.step_context import StepContext, rate_of
 from chainrule.graph.snapshot import Parameter, ParameterUpdate
 from chainrule.numbers import number
@@ -27,7 +28,10 @@ NOT_IN_OPTIMIZER = Check(
     "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip
 ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
-PLAIN = "model.parameters() leaves out what a plain list or dict holds: use nn.ModuleList, ModuleDict or ParameterList."
+PLAIN = (
+    "model.parameters() leaves out what a plain list or dict holds. If it should learn, use nn.ModuleList, ModuleDict "
+    "or ParameterList; if not, requires_grad_(False) also saves its gradient."
+)
 MADE = (
     "Make the layer once, in `__init__`, so that an optimizer can hold it: one made in forward() is new in each step."
 )
@@ -49,6 +53,8 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         parameters = [context.graph.parameters[name] for name in names]
         gradients = [context.gradient(parameter) for parameter in parameters]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
+        if norm == 0:
+            continue  # nothing depends on it, as on a tensor that only makes a checkpoint differentiable
         has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
             owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
@@ -229,7 +235,8 @@ def _too_small(run: Run) -> Iterator[Finding]:
 
 CLIPPED = Check(
     "always-clipped", "The gradient is clipped at every step", "warning",
-    what="clip_grad_norm_ shrank the gradient at nearly every watched step. A factor below 10 is a note.",
+    what="clip_grad_norm_ shrank the gradient at nearly every watched step. It is a note if the factor is below 10, or "
+    "if an adaptive optimizer divides by the gradients' size, as Adam does.",
     why="Clipping is meant for rare large gradients. At every step, it overrides the learning rate.",
     advice="Raise the limit to, say, the 90th percentile of the norms, or lower the rate by the clipping factor.",
     source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",
@@ -245,6 +252,7 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
     if len(stepped) < run.thresholds.enough or len(clipped) < run.thresholds.clipped_share * len(stepped):
         return
     factor = median([before / after if after else math.inf for _, before, after in clipped])
+    adaptive = any(series.name.endswith(SECOND_MOMENTS) for series in run.history.of_kind("moment"))
     norms, after = [before for _, before, _ in clipped], median([after for _, _, after in clipped])
     yield CLIPPED.found(
         "all gradients",
@@ -252,5 +260,6 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
         "in the median.",
         f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
         f"{number(median(norms))}; the median after is {number(after)}.",
-        severity="warning" if factor > run.thresholds.clipped_factor else "note", since=clipped[0][0],
+        severity="warning" if factor > run.thresholds.clipped_factor and not adaptive else "note",
+        since=clipped[0][0],
     )  # fmt: skip

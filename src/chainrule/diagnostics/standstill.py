@@ -30,6 +30,7 @@ STUCK = Check(
     advice="Check the rate that the schedule sets, and that step() writes to the parameters.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
     thresholds=("stuck",), lasts=5)  # fmt: skip
+SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
 REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
 LEARNT = 0.01  # share of the loss at the start
 CONVERGED = 1e-3  # share of the largest gradient of the run
@@ -137,7 +138,7 @@ def _stays(moved: Statistics, grad: Statistics) -> float:
 def _second_moment(member: ParameterUpdate) -> float | None:
     """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
     state = member.state_before
-    for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
+    for key in SECOND_MOMENTS:
         memory = state.get(key)
         known = Statistics.of(memory) if isinstance(memory, Tensor) else None
         if known is not None and known.elements:

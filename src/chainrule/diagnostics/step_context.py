@@ -7,7 +7,7 @@ statistics do so (`statistics`), and checks that need the numbers leave such a v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -35,7 +35,10 @@ Wanted = Callable[[Facts], Any]
 
 @dataclass
 class StepContext:
-    """The step under examination; an `unfinished` step never reached its update."""
+    """The step under examination; an `unfinished` step never reached its update.
+
+    `kept` is passed on from step to step of a run, for what follows from the operations alone.
+    """
 
     graph: Graph
     derivation: Derivation | None
@@ -43,6 +46,7 @@ class StepContext:
     thresholds: Thresholds
     cache: StatisticsCache
     unfinished: bool
+    kept: dict[Hashable, Any] = field(default_factory=dict)
     _memo: dict[object, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

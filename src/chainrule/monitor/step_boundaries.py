@@ -249,9 +249,14 @@ class Boundaries:
         if self._ended and (not in_backward() or not self._recording):
             self.finish()
 
+    @property
+    def missed(self) -> str:
+        """Why this step, which was to be recorded, is not being recorded so far; "" if it is."""
+        return self._missed if self._armed and not self._recording else ""
+
     def finish(self) -> None:
         """End the training step, and wait for the next."""
-        missed = self._missed if self._armed and not self._recording else ""
+        missed = self.missed
         if missed and self._compiled():
             missed = "it ran in code that was compiled meanwhile"
         if self._recording and not self._early:

@@ -1,0 +1,39 @@
+"""Writes the table of the bed into docs/findings-evidence.md, from the headers of the scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bed import scripts
+
+PAGE = Path(__file__).parents[2] / "docs" / "findings-evidence.md"
+HEAD = """# The evidence behind the findings
+
+<!-- Written by `python -m tests.bed --table` from the headers of the scripts in tests/bed. Do not edit. -->
+
+How often a cause is named is measured on FAULTS faults that others have described, and on HEALTHY healthy trainings.
+Each is a script of its own in `tests/bed`, written for this purpose. A fault has its cause marked in the code, and most
+have a repaired twin. `python -m tests.bed` runs them through `chainrule watch` and `chainrule run`, and counts.
+**Named** means that the first finding above a note has one of the ids below and points to the cause: its line, its
+parameter or its module.
+
+"""
+
+
+def table() -> str:
+    """The whole page, in Markdown."""
+    faults = list(scripts("faults"))
+    healthy = list(scripts("healthy"))
+    text = HEAD.replace("FAULTS", str(len(faults))).replace("HEALTHY", str(len(healthy)))
+    text += "## Faults\n\n| Script | Fault | Finding | Source |\n|---|---|---|---|\n"
+    for each in faults:
+        ids = ", ".join(f"`{id}`" for id in each.ids("expect"))
+        text += f"| `{each.name}` | {each.title} | {ids} | {each.fields['source']} |\n"
+    text += "\n## Healthy trainings\n\n| Script | Training |\n|---|---|\n"
+    for each in healthy:
+        text += f"| `{each.name}` | {each.title} |\n"
+    return text
+
+
+def write_table() -> None:
+    PAGE.write_text(table())
