@@ -34,6 +34,7 @@ SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer
 REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
 LEARNT = 0.01  # share of the loss at the start
 CONVERGED = 1e-3  # share of the largest gradient of the run
+ROUNDING = 1e-5  # share of the largest gradient of any parameter: a bias before a norm or a difference has no other
 ROUNDED = 0.95  # share of the elements with a gradient that rounding keeps in their place
 OF_RATE = "Look at the schedule, which sets this rate or never raises it; freeze a parameter by requires_grad_(False)."
 OF_MEMORY = "Clip gradients before they enter the optimizer's state, or reset its state."
@@ -78,9 +79,10 @@ def _stuck_for_long(run: Run) -> Iterator[Finding]:
 
 
 def _converged(run: Run, name: str) -> bool:
-    """Whether a parameter's gradient has all but vanished: steps below rounding are then no fault."""
+    """Whether a parameter's gradient has all but vanished, or is the rounding of what cancels: it is no fault then."""
     norms = [known.norm for _, known in run.of("parameter gradient", name)]
-    return bool(norms) and norms[-1] < CONVERGED * max(norms)
+    others = [series.statistics[-1].norm for series in run.history.of_kind("parameter gradient")]
+    return bool(norms) and (norms[-1] < CONVERGED * max(norms) or norms[-1] < ROUNDING * max(others))
 
 
 def _frozen_by_rate(run: Run, found: Finding) -> bool:
@@ -235,9 +237,10 @@ NOT_CALLED = Check(
 def _not_called(run: Run) -> Iterator[Finding]:
     known = run.history.unstepped
     if known is not None:
+        passes = plural(known.usual, "pass", "passes")
         yield NOT_CALLED.found(
             "optimizer",
             f"backward() ran {known.passes} times, and no optimizer stepped.",
-            f"Until step {known.step} a step had {known.usual} backward {plural(known.usual, 'pass', 'passes')} at most.",
+            f"Until step {known.step} a step had {known.usual} backward {passes} at most.",
             since=known.step + 1,
         )  # fmt: skip
