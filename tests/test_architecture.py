@@ -114,8 +114,9 @@ TESTS = Path(__file__).parent
 PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
 DEEP = {
     # what is worth a test of its own
-    "capture.traits", "derivation.forward_values", "graph.comparison", "graph.reexecution", "graph.storage",
-    "graph.trees", "monitor.dashboard",
+    "capture.traits", "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "execution.experiment",
+    "execution.perturbation", "graph.comparison", "graph.graph", "graph.reexecution", "graph.storage", "graph.trees",
+    "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
     "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",
@@ -127,7 +128,7 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "capture.writes", "execution.experiment", "monitor", "monitor.examine",
+    "capture", "capture.retention", "capture.writes", "monitor", "monitor.examine",
     "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
 }  # fmt: skip
 """The other modules in which tests replace something: a limit, a clock, a function by one that fails."""

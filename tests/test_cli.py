@@ -72,6 +72,7 @@ def recording(verdict="agrees"):
     return SimpleNamespace(
         nodes=("node",),
         graph=SimpleNamespace(calls=("call",)),
+        findings=lambda: (),
         show=lambda brief: print(f"the walk, {brief=}"),
         verify=lambda **options: verification,
     )

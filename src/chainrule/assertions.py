@@ -25,6 +25,7 @@ from chainrule.graph.trees import tensors_in
 from chainrule.recording import Recording, record
 from chainrule.verify_function import numbers_restored
 
+GIVEN, RESULT = "given_to_the_assertion", "result_of_the_assertion_"  # names that no model has
 FEW = 8
 """The positions that are moved where structure shows that nothing leaks."""
 
@@ -80,10 +81,10 @@ def _asserted(
             return tensors_in(_listed(model(data, *others, **keywords)))
 
     given = x.detach().clone().requires_grad_(x.requires_grad)
-    names: dict[str, Any] = {"x": given}
+    names: dict[str, Any] = {GIVEN: given}
     with record(names) as recording:
         outs = call(given)
-        names |= {f"result{i}": out for i, out in enumerate(outs)}
+        names |= {f"{RESULT}{i}": out for i, out in enumerate(outs)}
     if not outs:
         raise RequestError(f"chainrule.{name}: the model returned no tensor.")
     for i, out in enumerate(outs):
@@ -102,7 +103,7 @@ def _shown(
 ) -> str:
     """How it was shown for one result."""
     graph, which = recording.graph, "the result" if count == 1 else f"result {place}"
-    source, until = _value(recording, "x"), _value(recording, f"result{place}")
+    source, until = _value(recording, GIVEN), _value(recording, f"{RESULT}{place}")
     walk = Reaches(graph, source, axis, until) if source is not None and until is not None else None
     bounds = walk.of(until) if walk is not None and until is not None else None
     out = call(x)[place]
@@ -157,7 +158,10 @@ def _message(
         lines += [f"  {each}" for each in (walk.open() if walk is not None else [])]
         return "\n".join(lines)
     path, first = walk.path(until, lambda value: _leaks(walk, value, allowed))
-    lines += [f"  first mixed by: {step_of(walk.graph, path[first])}", f"  path: {written(steps(walk.graph, path))}"]
+    lines += [
+        f"  first mixed by: {step_of(walk.graph, path[first])}",
+        f"  path: {written(('x', *steps(walk.graph, path)[1:]))}",
+    ]
     return "\n".join(lines)
 
 

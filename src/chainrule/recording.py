@@ -224,13 +224,7 @@ class Recording:
 
     @apart()
     def depends(self, of: str, on: str) -> Dependence:
-        """Whether the value named `of` depends on the one named `on`, and along which axes; printed, it says so.
-
-        The operations between them show it for all finite numbers. Where they allow everything, it is measured for
-        these numbers: the positions of `on` are moved one by one, and the operations run again.
-
-        Raises MissingError for a name that does not exist.
-        """
+        """Whether value `of` depends on value `on`, and along which axes; MissingError for a name that is none."""
         from chainrule.derivation.dependence import depends
 
         return depends(self.graph, self.notation, of, on)

@@ -153,7 +153,8 @@ FINDINGS_HEAD = """# The findings
 <!-- Written by `COMMAND` from the registry. Do not edit: change the check. -->
 
 COUNT kinds, by topic. A finding is advice with evidence, never a verdict: the step may be exactly what its author
-wants. A **note** is worth knowing, a **warning** most likely does harm, an **error** means that numbers are lost.
+wants. A **note** is worth knowing, a **warning** most likely does harm, an **error** means that
+numbers are lost or that nothing is learnt.
 
 `recording.findings()` looks at one step, and `chainrule.diagnostics.findings_over_time(history, step_findings)` at a
 run. A finding of a run says since which step it holds; if one step cannot decide, it is a note until it has lasted.

@@ -82,9 +82,9 @@ def _import_all() -> None:
     import torch
 
     import chainrule.cli
-    import chainrule.monitor.runs
-    import chainrule.monitor.script
-    import chainrule.recording  # noqa: F401
+    import chainrule.runs
+
+    assert chainrule.record  # its module is loaded when it is asked for
 
     torch.set_num_threads(1)
 

@@ -117,7 +117,8 @@ def record_steps(rank, ranks, folder):
         "watch at different steps": watched(rank, ranks, folder, "different", start=rank),
         "watch nan": _watch_nan(rank, ranks, folder),
         "by hand": _by_hand(rank, ranks, folder, "by-hand"),
-        "parted": _by_hand(rank, ranks, folder, "parted", left_out="2.bias"),
+        "parted": _by_hand(rank, ranks, folder, "parted", left_out=["2.bias"], since=2),
+        "apart": _by_hand(rank, ranks, folder, "apart", left_out=["0.weight", "0.bias", "2.weight", "2.bias"]),
     }
 
 
@@ -337,8 +338,8 @@ def _watch_alone(rank, ranks, folder):
     return {"told": [], "parameters": [p.detach().clone() for p in model.parameters()]}
 
 
-def _by_hand(rank, ranks, folder, name, left_out=""):
-    """Gradients are reduced after backward, without a wrapper; from the third step on without those of `left_out`."""
+def _by_hand(rank, ranks, folder, name, left_out=(), since=0):
+    """Gradients are reduced after backward, without a wrapper; from a step on without those of `left_out`."""
     model = built(small=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with chainrule.watch(model, optimizer, to=folder / f"{name}.db"):
@@ -347,7 +348,7 @@ def _by_hand(rank, ranks, folder, name, left_out=""):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             for key, parameter in model.named_parameters():
-                if step < 2 or key != left_out:
+                if step < since or key not in left_out:
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= ranks
             optimizer.step()

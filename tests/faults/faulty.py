@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import count
 from typing import Any
 
@@ -183,6 +184,27 @@ def recurrent_network_that_blows_up():
 
     model = Linear()
     return train(model, batches(), torch.optim.SGD(model.parameters(), lr=1e-12))
+
+
+# -- gradients that are exactly 0 --------------------------------------------------------------------------------------
+
+
+@fault("zero-gradient")
+def signs_without_a_straight_through_estimator():
+    return train(Two(torch.sign), batches())
+
+
+@fault("zero-gradient")
+def attention_over_a_single_key():
+    def pooled(hidden: Tensor) -> Tensor:
+        return hidden.detach() * hidden.mean(1, keepdim=True).softmax(1)
+
+    return train(Two(pooled), batches())
+
+
+@fault("zero-gradient")
+def gate_that_is_a_step_in_all_but_name():
+    return train(Two(lambda hidden: (1e9 * (hidden - 0.5)).clamp(0, 1)), batches())
 
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------------
@@ -579,6 +601,85 @@ def bfloat16_weights_with_a_small_rate():
     return train(model, data, torch.optim.SGD(model.parameters(), lr=1e-6))
 
 
+@fault("stuck-update", 30)
+def rate_that_collapses():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def collapse(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 10 else 1e-30
+
+    return train(model, batches(), optimizer, before_step=collapse)
+
+
+@fault("stuck-update", 30)
+def step_that_writes_nothing():
+    class Stale(torch.optim.Adam):
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.calls += 1
+            return super().step(closure) if self.calls < 10 else None
+
+    model = mlp(64, 32, 10)
+    return train(model, batches(), Stale(model.parameters()))
+
+
+@fault("nothing-to-step")
+def optimizer_of_the_model_before_it_was_copied():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return train(deepcopy(model), batches(), optimizer)
+
+
+@fault("nothing-to-step")
+def optimizer_of_a_model_that_was_built_again():
+    optimizer = torch.optim.Adam(mlp(64, 32, 10).parameters())
+    return train(mlp(64, 32, 10), batches(), optimizer)
+
+
+@fault("step-counter-stands")
+def new_optimizer_at_each_step():
+    model = mlp(64, 32, 10)
+    yield model
+    for x, y in batches():
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        yield
+
+
+@fault("step-counter-stands")
+def state_loaded_at_each_step():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    state = deepcopy(optimizer.state_dict())
+    return train(model, batches(), optimizer, before_step=lambda step: optimizer.load_state_dict(state))
+
+
+def stepping_if(wanted: Callable[[int], bool]):
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    for step, (x, y) in enumerate(batches()):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        if wanted(step):
+            optimizer.step()
+        yield
+
+
+@fault("step-not-called", 45)
+def step_under_a_condition_that_no_longer_holds():
+    return stepping_if(lambda step: step < 20)
+
+
+@fault("step-not-called", 60)
+def step_after_so_many_micro_batches_that_it_never_comes():
+    return stepping_if(lambda step: step < 8 and step % 4 == 3)
+
+
 @fault("always-clipped", 20)
 def limit_of_a_hundredth():
     model = mlp(64, 32, 10)
@@ -656,6 +757,28 @@ def rate_that_jumps_for_one_step():
     return train(model, batches(), optimizer, before_step=jump)
 
 
+@fault("learning-rate-jump", 40)
+def rate_of_a_schedule_that_is_resumed_in_the_wrong_unit():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def resume(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.05 if step < 25 else 10.0
+
+    return train(model, batches(), optimizer, before_step=resume)
+
+
+@fault("learning-rate-jump", 40)
+def rate_that_collapses_at_a_milestone():
+    model = mlp(64, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def collapse(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 1e-3 if step < 15 else 1e-9
+
+    return train(model, batches(), optimizer, before_step=collapse)
+
+
 def micro_batches(data: Iterator[tuple[Tensor, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer):
     yield model
     while True:
@@ -706,3 +829,33 @@ def float16_without_a_scaler():
 @fault("fp16-underflow")
 def float16_with_a_loss_that_is_scaled_down():
     return in_float16(mlp(64, 64, 10), 1e-4)
+
+
+# -- the graph of earlier steps ----------------------------------------------------------------------------------------
+
+
+@fault("kept-graph", 30)
+def a_running_mean_that_keeps_its_history():
+    model, mean = nn.Linear(4, 4), torch.zeros(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    while True:
+        mean = 0.9 * mean + 0.1 * model(torch.randn(8, 4)).mean(0)
+        optimizer.zero_grad()
+        (mean - 1).square().mean().backward(retain_graph=True)
+        optimizer.step()
+        yield
+
+
+@fault("kept-graph", 30)
+def losses_that_are_averaged_with_their_history():
+    model, losses = mlp(64, 32, 10), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield model
+    for x, y in batches():
+        losses.append(F.cross_entropy(model(x), y))
+        torch.stack(losses).mean().item()
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+        yield

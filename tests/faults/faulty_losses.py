@@ -47,12 +47,12 @@ def penalised(coefficient: float, size: Callable[[Tensor], Tensor]):
 
 
 @fault("penalty-dominates", 6)
-def squares_of_weights_with_a_coefficient_of_one():
+def squares_of_weights_with_far_too_large_a_coefficient():
     return penalised(3.0, torch.square)
 
 
 @fault("penalty-dominates", 6)
-def sizes_of_weights_with_a_coefficient_of_a_tenth():
+def sizes_of_weights_with_far_too_large_a_coefficient():
     return penalised(0.3, torch.abs)
 
 

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.faults.common import batches, mlp, points
-from tests.faults.faulty import FAULTS, fault, quietly, train
-
-__all__ = ["FAULTS"]
+from tests.faults.faulty import fault, quietly, train
 
 
 def bootstrapped(loss_of: Any) -> Iterator[Any]:

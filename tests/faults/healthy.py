@@ -453,6 +453,18 @@ def low_rank_adaptation():
 
 
 @healthy
+def warm_up_in_stages_then_warm_restarts():
+    """The rate rises tenfold from one step to the next, and then twentyfold at each restart."""
+    model = mlp(64, 64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = classify(model, optimizer, batches())
+    yield next(data)
+    for step, _ in enumerate(data):
+        optimizer.param_groups[0]["lr"] = 0.01 if step < 20 else 0.1 * (1 - 0.95 * (step % 25) / 24)
+        yield
+
+
+@healthy
 def two_groups_with_two_rates():
     body, head = mlp(64, 64, 32), nn.Linear(32, 10)
     model = nn.Sequential(body, nn.ReLU(), head)
@@ -473,4 +485,54 @@ def fp16_with_a_scaler():
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        yield
+
+
+@healthy
+def straight_through_codes():
+    """Codes of -1 and 1, whose gradient is that of the identity; a group with a rate of 0 waits for its turn."""
+    body, head = mlp(64, 48), nn.Linear(48, 10)
+
+    def forward(x: Tensor) -> Tensor:
+        hidden = body(x)
+        return head(torch.sign(hidden) + hidden - hidden.detach())
+
+    optimizer = torch.optim.Adam([{"params": body.parameters(), "lr": 0.0}, {"params": head.parameters()}], lr=1e-3)
+    yield {"body": body, "head": head}
+    for step, (x, y) in enumerate(batches()):
+        optimizer.param_groups[0]["lr"] = 1e-3 if step >= 60 else 0.0
+        optimizer.zero_grad()
+        F.cross_entropy(forward(x), y).backward()
+        optimizer.step()
+        yield
+
+
+@healthy
+def margins_that_are_reached():
+    """A hinge loss for each class: some are 0 for every sample of the batch, and in the end all are."""
+    x, y = next(batches())
+    model, signs = mlp(64, 64, 10), 2 * F.one_hot(y, 10) - 1
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    yield model
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.relu(1 - signs * model(x)).sum(1).mean().backward()
+        optimizer.step()
+        yield
+
+
+@healthy
+def critic_that_begins_later():
+    """A weight of 0 in the code holds the critic's gradient at 0 for half of the run, as autoencoders with one do."""
+    maker, critic = mlp(64, 32, 64), mlp(64, 32, 1)
+    of_m, of_c = (torch.optim.Adam(part.parameters(), lr=1e-3) for part in (maker, critic))
+    yield {"maker": maker, "critic": critic}
+    for step, (x, _) in enumerate(batches()):
+        weight, made = float(step >= 50), maker(x)
+        of_m.zero_grad()
+        (1 + F.mse_loss(made, x) - 0.01 * weight * critic(made).mean()).backward()
+        of_m.step()
+        of_c.zero_grad()
+        (1 + weight * (critic(made.detach()).sigmoid().mean() - critic(x).sigmoid().mean())).backward()
+        of_c.step()
         yield

@@ -181,7 +181,8 @@ def test_units_of_a_normalised_convolution_are_its_channels():
 
 def test_findings_without_a_derivation_leave_out_what_needs_it():
     model, x, y = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Softmax(1)), torch.randn(8, 4), torch.randint(3, (8,))
-    nn.init.constant_(model[0].bias[:1], -9.0)
+    with torch.no_grad():
+        model[0].bias[:2] = -9.0
     with chainrule.record({"model": model}) as recording:
         F.cross_entropy(model(x), y).backward()
     whole = {finding.id for finding in recording.findings()}
@@ -316,32 +317,13 @@ def test_a_hook_on_a_parameter_is_no_gradient_of_an_earlier_step():
 # -- steps that an exception ended -------------------------------------------------------------------------------------
 
 
-def test_what_backward_needs_and_what_wrote_over_it():
-    model, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
-
-    with pytest.raises(RuntimeError), chainrule.record() as recording:
-        p = model(x).sigmoid()
-        p += 1
-        p.sum().backward()
-
-    (finding,) = recording.findings()
-    assert (finding.id, finding.severity, finding.where) == ("no-gradient", "warning", "4 parameters")
-    assert finding.sentence.startswith(
-        "The step ended in an exception, as a tensor that backward needs was overwritten."
-    )
-    (write,) = finding.evidence[1:]
-    assert write.startswith("`add_` (test_kinds.py:")
-    assert " wrote over p@1 (test_kinds.py:" in write
-
-
 def test_after_another_exception_nobody_is_blamed_for_what_had_not_come_yet():
     model, x = nn.Linear(3, 2), torch.randn(4, 3)
     with pytest.raises(ZeroDivisionError), chainrule.record() as recording:
         loss = model(x).sum()
         loss.register_hook(lambda gradient: 1 / 0)
         loss.backward()
-    (finding,) = recording.findings()
-    assert (finding.id, finding.severity) == ("no-gradient", "note")
+    assert [each.id for each in recording.findings()] == ["backward-failed"]
     assert "came to it" in recording.why("weight", (0, 0)).sentence
     assert ".. " not in str(recording)
 

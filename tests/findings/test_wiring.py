@@ -172,9 +172,11 @@ def test_gradients_that_were_cleared_before_backward_were_not_changed_after_it()
     assert "gradient-changed" not in trained(model, loss, optimizer)
 
 
+@pytest.mark.parametrize("small", [8, 2**14])
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_the_norms_of_a_watch_are_those_that_clipping_met_and_left(by_hand):
-    """Also with an update by hand, and with a scale that grows."""
+def test_the_norms_of_a_watch_are_those_that_clipping_met_and_left(by_hand, small, monkeypatch):
+    """Also with an update by hand, with a scale that grows, and where the numbers of gradients are not kept."""
+    monkeypatch.setattr("chainrule.capture.retention.SMALL", small)
     model, x = nn.Linear(4, 1), torch.randn(64, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2, enabled=not by_hand)
@@ -283,6 +285,34 @@ def test_a_loss_around_zero_has_no_start_to_rise_from():
     assert "learning-rate-too-high" not in over_time([0.01, *(0.2 * each for each in noise)])
     assert "learning-rate-too-high" not in over_time([0.01, *(abs(0.2 * each) for each in noise[:5]), -0.1, *noise])
     assert "learning-rate-too-high" in over_time([0.5] * 5 + [2.0] * 30)
+
+
+def test_a_task_that_is_rare_has_no_spikes():
+    """After its first time; the loss falls at first, and that is no peak."""
+    usual = [3.0, 2.0, 1.0, *(0.5 + 0.01 * (step % 3) for step in range(57))]
+    rare = [4.0 if step % 9 == 4 else each for step, each in enumerate(usual)]
+    once = [4.0 if step == 40 else each for step, each in enumerate(usual)]
+    assert "loss-spike" not in over_time(rare)
+    assert "loss-spike" in over_time(once)
+
+
+def test_clipping_at_every_step_does_not_slow_down_an_adaptive_optimizer():
+    history = course([1.0] * 20)
+    for facts in history.steps:
+        facts.clipped = (30.0, 1.0)
+    assert [each.severity for each in findings_over_time(history, {})] == ["warning"]
+    history.add("moment", "w/exp_avg_sq", 0, chainrule.graph.statistics.Statistics.of(torch.ones(3)))
+    assert [each.severity for each in findings_over_time(history, {})] == ["note"]
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_equal_inputs_with_other_labels_are_named_by_two_of_them(one_hot):
+    """Of tokens they are a note: equal words are followed by different ones."""
+    ids, layer = torch.tensor([0, 0, 1, 1, 2, 0]), nn.Linear(3, 2)
+    x, y = F.one_hot(ids, 3).float() * (1.0 if one_hot else 0.7), torch.tensor([0, 0, 1, 0, 1, 1])
+    finding = found_in(lambda: F.cross_entropy(layer(x), y).backward(), x=x, y=y)["unfittable-labels"]
+    assert finding.severity == ("note" if one_hot else "warning")
+    assert finding.evidence[1] == "Samples 0 and 5 have equal inputs; their labels are 0 and 1."
 
 
 def test_updates_of_a_weight_that_begins_small_fall():

@@ -42,7 +42,6 @@ def failed_backward(
     """What is known of an exception of the pass that began at `site` and ran the nodes from execution `first` on."""
     raw = RawFailure(Failure(f"{type(error).__name__}: {error}", _place(site), backward=True), id(error))
     message = str(error)
-    raw.facts = replace(raw.facts, name=next((found for root in roots if (found := variable_of(root, error))), ""))
     nodes = behind(tape.original(root).grad_fn for root in roots)
     ran = {index for _, index, *_ in tape.executions[first:]}
     to_come = [node for node in nodes if tape.number_of.get(node, -1) not in ran]
@@ -57,7 +56,8 @@ def failed_backward(
     else:
         _raised(raw, error.__traceback__)
         raw.tensor, raw.at = (roots[0] if roots else None), len(tape.operations)
-        raw.facts = replace(raw.facts, given=tuple(map(given_tensor, roots)))
+        name = next((found for root in roots if (found := variable_of(root, error))), "")
+        raw.facts = replace(raw.facts, name=name, given=tuple(map(given_tensor, roots)))
     return raw
 
 
@@ -88,7 +88,6 @@ def _overwritten(raw: RawFailure, tape: Tape, to_come: list[Any], error: BaseExc
         return
     node, (name, data) = found
     _note_node(raw, tape, node)
-    raw.facts = replace(raw.facts, name="")
     if data is None:
         return
     memory, position, whole = storage_of(data), raw.operation, data if data._base is None else data._base
@@ -219,12 +218,9 @@ def variable_of(wanted: Any, error: BaseException) -> str:
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
-    for each in frames:
-        if not is_library(each.f_code):
-            for name, item in locals_of(each).items():
-                if (found := _path_of(wanted, name, item)) is not None:
-                    return found
-    return ""
+    users = (each for each in frames if not is_library(each.f_code))
+    found = [path for each in users for name, item in locals_of(each).items() if (path := _path_of(wanted, name, item))]
+    return next((path for path in found if "[" not in path), found[0] if found else "")
 
 
 def _path_of(wanted: Any, name: str, item: Any) -> str | None:

@@ -90,7 +90,7 @@ def _path(module: nn.Module, inner: Sequence[TracebackType]) -> str:
     for model in models:
         for path, each in model.named_modules():
             if each is module and path:
-                return path
+                return str(path)
     for entry in inner:
         for name, each in entry.tb_frame.f_locals.items():
             if each is module and name != "self":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from chainrule.capture.step_log import StepLog
-from chainrule.graph.graph import Failure
+from chainrule.graph.graph import Carried, Failure
 
 
 @dataclass(slots=True)
@@ -29,5 +29,6 @@ class RawFailure:
 class Failures:
     """The exceptions of a step, and what is known of the steps before it."""
 
+    carried: Carried | None = None
     all: list[RawFailure] = field(default_factory=list)
     log: StepLog = field(default_factory=StepLog)

@@ -285,6 +285,8 @@ class Recorder:
             self._matcher.match_views((args, kwargs), len(self.tape.operations))
         self._matcher.written[len(self.tape.operations)] = written
         for tensor in written:
+            if traits.uncounted and self._retention is not None:
+                self._retention.count_write(tensor)
             if id(tensor) in self.tape.gradients or traits.sets_zero:  # cleared before our first pass: known later
                 site = Site.of(sys._getframe(2))
                 self.tape.writes.append((len(self.tape.operations), id(tensor), _library_function(), site))

@@ -15,6 +15,7 @@ being reused, so the memory of a freed tensor cannot be taken for that of a new 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -138,6 +139,7 @@ class Retention:
         self._copies: dict[tuple[Any, ...], Tensor] = {}  # of what they take, by `_part`
         self._living_by_id: dict[int, _Living] = {}
         self._measured: dict[tuple[Any, ...], Measured | None] = {}  # by `_part`
+        self._uncounted: Counter[int] = Counter()  # by memory: writes that no version counts
         # (tensor, placeholder, position of its operation) of results whose nodes have not been asked for
         self.pending: list[tuple[Tensor, Tensor, int]] = []
         self.late: list[tuple[weakref.ref[Tensor], Tensor, int]] = []  # as `pending`, of an open autograd.Function
@@ -219,8 +221,8 @@ class Retention:
             placeholder = known.placeholder
             if has_strides(tensor) and placeholder.shape != tensor.shape:  # `transpose_` and the like
                 placeholder.as_strided_(tensor.size(), tensor.stride())
-            if known.version != _version(tensor):
-                known.version = _version(tensor)
+            if known.version != self._version(tensor):
+                known.version = self._version(tensor)
                 self.placeholders.known[id(placeholder)].measured = self._statistics(tensor)
         else:
             whole = None if viewed is None else self._known(viewed)
@@ -236,7 +238,7 @@ class Retention:
 
     def _evicted(self, tensor: Tensor, measured: bool = True) -> Tensor:
         placeholder = self.placeholders.placeholder(tensor, self._statistics(tensor) if measured else None)
-        self._living_by_id[id(tensor)] = _Living(weakref.ref(tensor), _version(tensor), placeholder)
+        self._living_by_id[id(tensor)] = _Living(weakref.ref(tensor), self._version(tensor), placeholder)
         return placeholder
 
     def want(self, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -249,7 +251,7 @@ class Retention:
         self.hold((tensor if known is None else known.placeholder,))
         if known is None:
             return None
-        version = _version(tensor)
+        version = self._version(tensor)
         if version != known.version or version == known.copied or tensor.is_meta or not self.is_kept(tensor, True):
             return None
         numbers = self._copied(tensor)
@@ -293,7 +295,7 @@ class Retention:
         if self.chosen and (self.is_wanted(tensor) or self.is_kept(tensor)):
             self.hold((tensor,))
             return tensor
-        if known is not None and known.version == _version(tensor):
+        if known is not None and known.version == self._version(tensor):
             original = self.placeholders.known[id(known.placeholder)]
             if arrives and original.measured is None:
                 original.measured = self._statistics(tensor)
@@ -317,10 +319,18 @@ class Retention:
             self._measured[key] = in_place(tensor) or within_memory(lambda: measure(tensor))
         return self._measured[key]
 
+    def _version(self, tensor: Tensor) -> int:
+        counted = 0 if tensor.is_inference() else tensor._version
+        return counted + (self._uncounted[self.placeholders.storage_of(tensor)] if self._uncounted else 0)
+
+    def count_write(self, tensor: Tensor) -> None:
+        """Count a write that the version of the tensor does not."""
+        self._uncounted[self.placeholders.storage_of(tensor)] += 1
+
     def _part(self, tensor: Tensor) -> tuple[Any, ...]:
         """Identifies the numbers of a dense tensor: the memory, its version, and the part of it."""
         part = (int(tensor.storage_offset()), tensor.numel(), tensor.dtype, tensor.is_neg())
-        return (self.placeholders.storage_of(tensor), _version(tensor), *part)
+        return (self.placeholders.storage_of(tensor), self._version(tensor), *part)
 
     def copy(self, tensor: Tensor, measured: bool = True) -> Tensor:
         """A copy of what is about to be overwritten; a placeholder with statistics where it is not kept.
@@ -392,7 +402,7 @@ class Retention:
     def _is_written(self, tensor: Tensor) -> bool:
         """Whether its memory was written to since it was measured."""
         known = self._known(tensor)
-        return known is None or known.version != _version(tensor)
+        return known is None or known.version != self._version(tensor)
 
 
 def is_trained_leaf(tensor: Tensor) -> bool:
@@ -417,7 +427,3 @@ def within_memory(work: Callable[[], T]) -> T | None:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             return None
         raise
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from chainrule.capture.carried import carried
 from chainrule.capture.failed_forward import note_end
 from chainrule.capture.guard import Guard
 from chainrule.capture.lowering.naming import note_names
@@ -83,6 +84,7 @@ class Session:
                     note_end(recorder.tape, error)
                 recorder.finish()
                 if self._log is not None:
+                    recorder.tape.failures.carried = carried(recorder.tape, self._log)
                     self._log.made = recorder.tape.lines_of_nodes()
                 note_names(recorder.tape, names())
                 with unobserved():

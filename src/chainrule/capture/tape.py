@@ -278,6 +278,12 @@ class Tape:
         original = self.placeholders.known.get(id(tensor))
         return storage_of(tensor) if original is None else original.storage
 
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What operations took and none has made."""
+        self._find_leaves()
+        return list(self._leaves.values())
+
     def lines_of_nodes(self) -> dict[int, Site]:
         """The line that made each of autograd's nodes, by autograd's number of it."""
         found = {}

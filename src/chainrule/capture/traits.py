@@ -34,6 +34,7 @@ class Traits:
     elementwise: bool
     detaches: bool
     sets_zero: bool
+    uncounted: bool  # what it writes does not count in the version of what it overwrites
     composite: bool
     casts: bool
     in_one_part: bool  # it writes to the memory of one operand, and changes no shape
@@ -61,6 +62,7 @@ class Traits:
             elementwise=facts.bypassable and not writes and not views,
             detaches=facts.detaches and not writes,
             sets_zero=facts.sets_zero,
+            uncounted=facts.uncounted,
             composite=_in_dispatcher(func.name()) and any(map(func.has_kernel_for_dispatch_key, _composite)),
             casts=facts.casts_inside,
             in_one_part=len(writes) == 1 and torch.Tag.inplace_view not in func.tags,

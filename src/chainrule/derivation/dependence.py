@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chainrule.derivation.reaches import Alignment, Bounds, Reaches, Relation, relation, step_of
 from chainrule.execution.experiment import CannotRunError
+from chainrule.execution.lineage import Lineage
 from chainrule.execution.perturbation import Perturbation, moved, same
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, element, find_value
@@ -27,12 +28,12 @@ SHOWN = 12
 Run = Callable[[Tensor], Tensor]
 
 _words = {
-    "none": "nothing depends on it",
-    "own": "each position depends on its own alone",
-    "one": "each element depends on one position alone",
-    "earlier": "each position depends on its own and earlier ones alone",
-    "later": "each position depends on its own and later ones alone",
-    "any": "a position may depend on any other",
+    "none": "no position",
+    "own": "its own position alone",
+    "one": "one position alone",
+    "earlier": "its own and earlier positions alone",
+    "later": "its own and later positions alone",
+    "any": "any position",
 }
 
 
@@ -86,14 +87,14 @@ class Dependence:
             yield f"{self.of} does not depend on {self.on}. {shown if not self.open else ''}".rstrip()
         else:
             yield f"{self.of} depends on {self.on}."
-        for each in self.axes if self.depends else ():
-            yield f"  axis {each.axis} of {self.on} ({each.size} positions): {each.words}"
+        for each in self.axes:
+            yield f"  axis {each.axis} of {self.on}, {each.size} positions: on {each.words}"
         if self.path:
             yield f"  path: {written(self.path)}"
         if self.mixes:
             yield f"  first mixed by: {self.mixes}"
-        for each in self.open:
-            yield f"  not covered: {each}"
+        for left in self.open:
+            yield f"  not covered: {left}"
 
 
 def depends(graph: Graph, notation: Notation, of: str, on: str) -> Dependence:
@@ -103,8 +104,9 @@ def depends(graph: Graph, notation: Notation, of: str, on: str) -> Dependence:
     """
     until, source = find_value(graph, of), find_value(graph, on)
     shape = graph.values[source].shape
-    walks = [Reaches(graph, source, axis, until) for axis, size in enumerate(shape) if size > 1]
-    whole = walks[0] if walks else Reaches(graph, source, None, until)
+    lineage = Lineage(graph)
+    walks = [Reaches(graph, source, axis, until, lineage) for axis, size in enumerate(shape) if size > 1]
+    whole = walks[0] if walks else Reaches(graph, source, None, until, lineage)
     of, on = notation.plain(until), notation.plain(source)
     if whole.of(until) is None:
         return Dependence(of, on, False, (), (), open=tuple(whole.open()))
@@ -134,36 +136,39 @@ def _axis(walk: Reaches, until: int, of: str) -> AxisDependence:
     axis, size = walk.axis or 0, walk.size
     bound, aligned = walk.relation(until)
     if bound != "any":
-        words = f"{said(bound, aligned, of)}. Shown by structure, for all finite numbers."
-        return AxisDependence(axis, size, bound, aligned and aligned.axis, "structure", words)
+        words = f"{said(bound, aligned, of)}. Structure, for all finite numbers."
+        return AxisDependence(axis, size, bound, _axis_of(aligned), "structure", words)
     try:
         if walk.returned():
-            name = walk.graph.values[walk.returned()[0]].name
-            raise CannotRunError(f"it may go through a backward pass of the step, and come back in {name}")
-        part = Perturbation(walk.graph, walk.source, until)
+            raise CannotRunError("it goes through a backward pass of the step, whose gradients come back as data")
+        part = Perturbation(walk.graph, walk.source, until, walk.lineage)
     except CannotRunError as error:
-        words = f"{said(bound, None, of)}, by structure; not measured: {error}."
+        words = f"{said(bound, None, of)}. Structure; not measured: {error}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=str(error))
     data, base = walk.graph.values[walk.source].data, walk.graph.values[until].data
     assert data is not None
     assert base is not None
     seen = measured(data, axis, lambda given: part.run(given).get(until, base))
     if seen.count == 0:
-        words = f"{said(bound, None, of)}, by structure; not measured: {seen.unknown}."
+        words = f"{said(bound, None, of)}. Structure; not measured: {seen.unknown}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=seen.unknown)
     found, aligned = relation(seen.bounds, tuple(base.shape), size)
     share = "each position was moved" if seen.count == size else f"{seen.count} positions were moved"
     if found != "any":
         words = f"{said(found, aligned, of)}. Measured, for these numbers: {share}."
-        return AxisDependence(axis, size, found, aligned and aligned.axis, "measured", words, seen.count)
+        return AxisDependence(axis, size, found, _axis_of(aligned), "measured", words, seen.count)
     witness = seen.witness(size)
     words = f"{said(found, None, of)}. Measured: moving position {witness[0]} moves {element(of, witness[1])}."
     return AxisDependence(axis, size, found, None, "measured", words, seen.count, witness)
 
 
+def _axis_of(aligned: Alignment | None) -> int | None:
+    return None if aligned is None else aligned.axis
+
+
 def said(found: Relation, aligned: Alignment | None, of: str) -> str:
     """A relation in words."""
-    return _words[found] + (f", along axis {aligned.axis} of {of}{aligned.note}" if aligned is not None else "")
+    return _words[found] + (f", axis {aligned.axis} of {of}{aligned.note}" if aligned is not None else "")
 
 
 @dataclass(frozen=True)
@@ -181,13 +186,15 @@ class Measured:
         return int(self.bounds.last[place]) - 1, place
 
 
-def measured(data: Tensor, axis: int, run: Run, most: int = MOVED, draws: int = 2) -> Measured:
+def measured(
+    data: Tensor, axis: int, run: Run, most: int = MOVED, draws: int = 2, positions: Iterable[int] | None = None
+) -> Measured:
     """Move positions along an axis one by one, and see which elements of the result change."""
     generator, size = torch.Generator().manual_seed(0), data.shape[axis]
     base = run(data)
     last, first, count = torch.zeros(base.shape), torch.zeros(base.shape), 0
     unknown = "all its numbers are equal, and no other one is known to be allowed"
-    for position in chosen(size, most, generator):
+    for position in chosen(size, most, generator) if positions is None else positions:
         tried = False
         for draw in range(draws):
             given = moved(data, axis, position, draw, generator)

@@ -16,7 +16,7 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
     if not graph.values[value].requires_grad:
         frozen = "it is frozen" if name in graph.parameters else "nothing asked for one"
         return f"{name} has no gradient, because {frozen}: requires_grad is False."
-    if not is_used(graph, value):
+    if not any(reads(operation, value) for operation in graph.operations):
         return unused
     cut, arrives = _where_cut(graph, value)
     if cut is None and not arrives:
@@ -37,13 +37,13 @@ def no_gradient(graph: Graph, value: int | None, name: str) -> str:
     )
 
 
-def is_used(graph: Graph, value: int) -> bool:
-    """Whether an operation read a value. One that overwrites all of it, as an initialisation does, reads nothing."""
+def reads(operation: Operation, value: int) -> bool:
+    """Whether an operation reads a value; one that overwrites all of it, as an initialisation does, does not."""
+    fills = facts_of(operation.name).fills
     return any(
-        used == value and not (facts_of(operation.name).fills and argument == "self")
-        for operation in graph.operations
+        used == value and not (fills and argument == "self")
         for argument, _, used in references(operation.arguments)
-    )
+    )  # fmt: skip
 
 
 def _where_cut(graph: Graph, value: int) -> tuple[Operation | None, bool]:

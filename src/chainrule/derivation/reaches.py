@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from chainrule.capture.traits import Traits
-from chainrule.execution.experiment import written_by
-from chainrule.graph.graph import Graph, Operation, Place, Ref, references
-from chainrule.graph.reexecution import WriteThroughView
-from chainrule.graph.snapshot import Snapshot
+from chainrule.execution.lineage import Lineage, reads_numbers
+from chainrule.graph.graph import Graph, Operation, Place, references
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied
 from chainrule.rules.facts import base_name
@@ -57,53 +53,6 @@ class Alignment:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The memory of a value: the value that it was made as, and the parts that it was cut into on the way."""
-
-    root: int
-    is_new: bool  # made by an operation of the step, so that no other root shares it
-    parts: dict[int, int]
-
-    def overlaps(self, other: Memory) -> bool:
-        """Whether both may have an element in common."""
-        if self.root != other.root:
-            return not (self.is_new or other.is_new)
-        return all(other.parts.get(operation, slot) == slot for operation, slot in self.parts.items())
-
-
-def memory_of(graph: Graph, value: int) -> Memory:
-    """The memory that a value lies in: back through views and writes."""
-    parts: dict[int, int] = {}
-    while True:
-        known = graph.values[value]
-        made = None if known.operation is None else graph.operations[known.operation]
-        origin = known.earlier if known.earlier is not None else _shared(made, value) if made is not None else None
-        if origin is None:
-            return Memory(value, made is not None and made.function is not None, parts)
-        if made is not None and known.earlier is None and base_name(made.name) in _CUTS:
-            parts[made.index] = known.slot
-        value = origin
-
-
-_CUTS = frozenset(["split", "split_with_sizes", "unbind", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"])
-
-
-def _shared(operation: Operation, value: int) -> int | None:
-    """The operand whose memory a result shares."""
-    overload = getattr(operation.function, "function", None)
-    if isinstance(overload, WriteThroughView):
-        name = "base" if operation.outputs[0] == value else overload.argument
-        given = operation.arguments[name]
-    elif hasattr(overload, "_schema") and (traits := Traits.of(overload)).writes:
-        given = operation.arguments[traits.writes[0][1]]
-    elif hasattr(overload, "_schema") and traits.views:
-        given = next((each for each in operation.arguments.values() if isinstance(each, Ref)), None)
-    else:
-        return None
-    return given.value if isinstance(given, Ref) else None
-
-
 class Reaches:
     """The bounds of all values that can depend on the positions along one axis of a value.
 
@@ -111,15 +60,19 @@ class Reaches:
     is left out.
     """
 
-    def __init__(self, graph: Graph, source: int, axis: int | None, until: int | None = None) -> None:
+    def __init__(
+        self, graph: Graph, source: int, axis: int | None, until: int | None = None, lineage: Lineage | None = None
+    ) -> None:
         self.graph, self.source, self.axis = graph, source, axis
+        self.lineage = lineage or Lineage(graph)
         shape = graph.values[source].shape
         self.size = 1 if axis is None else shape[axis]
-        steps = torch.arange(1.0, self.size + 1).reshape([-1 if each == axis else 1 for each in range(len(shape))])
+        kind = torch.float32 if self.size < 2**24 else torch.float64  # in which every position is exact
+        labels = torch.arange(1, self.size + 1, dtype=kind)
+        steps = labels.reshape([-1 if each == axis else 1 for each in range(len(shape))])
         self.bounds: dict[int, Bounds] = {source: Bounds(steps, self.size + 1 - steps)}
         self.left: list[tuple[str, Operation]] = []  # how numbers left the operations
         self._came: dict[int, list[int]] = {}  # memory that was written to through another tensor: from what
-        self._memories: dict[int, Memory] = {}
         self._nothing: set[int] = set()  # values that no position reaches
         self._until = until
         self._wanted = None if until is None else self._leading_to(until)
@@ -130,13 +83,7 @@ class Reaches:
 
     def _leading_to(self, value: int) -> set[int]:
         """The value, what it was made from, and what gave numbers to Python."""
-        read = (
-            each
-            for operation in self.graph.operations
-            if _reads_numbers(operation)
-            for *_, each in references(operation.arguments)
-        )
-        return set(reach([value, *read], self._made_from))
+        return set(reach([value, *self.lineage.read], self._made_from))
 
     def _made_from(self, value: int) -> list[int]:
         """The operands of a value, and what its memory was made of."""
@@ -145,21 +92,10 @@ class Reaches:
             return self._came[value]
         found = self.graph.operands(value)
         if known.earlier is not None:
-            found += [known.earlier, *(out for _, out in self._writes)]
-        if value in self._gradients:
+            found += [known.earlier, *(out for _, out in self.lineage.writes)]
+        if value in self.lineage.gradients:
             found += [each.loss for each in self.graph.backwards if each.loss is not None]
         return found
-
-    @cached_property
-    def _writes(self) -> list[tuple[int, int]]:
-        """(operation, output) of every operation that wrote to memory."""
-        return [
-            (operation.index, out)
-            for operation in self.graph.operations
-            if written_by(operation.function) or "base" in operation.arguments
-            for out in operation.outputs
-            if out is not None
-        ]
 
     def of(self, value: int) -> Bounds | None:
         """The bounds of a value; None where no position reaches it."""
@@ -176,21 +112,13 @@ class Reaches:
         known = self.graph.values[value]
         if known.earlier is None or known.operation is None:
             return None
-        written = [out for operation, out in self._writes if known.operation <= operation <= self._ran]
-        here = self._memory(known.earlier)
-        self._came[value] = [known.earlier, *(each for each in written if here.overlaps(self._memory(each)))]
+        self._came[value] = [known.earlier, *self.lineage.overwritten(value, self._ran + 1)]
         several = [found for each in self._came[value] if (found := self.of(each)) is not None]
         return several[0] if len(self._came[value]) == 1 and several else self._whole(value, several)
 
-    def _memory(self, value: int) -> Memory:
-        """The memory that a value lies in."""
-        if value not in self._memories:
-            self._memories[value] = memory_of(self.graph, value)
-        return self._memories[value]
-
     def _of_gradient(self, value: int) -> Bounds | None:
         """A gradient that comes back as data, or a parameter that was updated: any position behind the loss."""
-        if value not in self._gradients:
+        if value not in self.lineage.gradients or value == self.source:
             return None
         losses = [self.bounds[each.loss] for each in self.graph.backwards if each.loss in self.bounds]
         return self._whole(value, losses)
@@ -202,37 +130,8 @@ class Reaches:
         last, first = (torch.stack([each.amax() for each in labels]).amax() for labels in zip(*several, strict=True))
         return Bounds(last.reshape(ones), first.reshape(ones))
 
-    @cached_property
-    def _gradients(self) -> set[int]:
-        """The leaves that hold gradients which a backward pass of this step left, and parameters after an update."""
-        graph, found = self.graph, set[int]()
-        if not graph.backwards:
-            return found
-        gradients = [
-            *(each for backward in graph.backwards for each in backward.given.values()),
-            *(each.gradient for each in (*graph.values, *graph.parameters.values()) if each.gradient is not None),
-        ]
-        first = min((self._made(each.loss) for each in graph.accumulating if each.loss is not None), default=-1)
-        several = len(graph.accumulating) > 1  # between two passes a `.grad` is none of those that are known
-        used: dict[int, int] = {}
-        for operation in graph.operations if several else ():
-            used |= {value: used.get(value, operation.index) for *_, value in references(operation.arguments)}
-        for value in graph.values:
-            if value.operation is not None or value.index == self.source:
-                continue
-            again = value.kind == "parameter" and "@" in value.name and not value.name.endswith("@1")
-            alike = [each for each in gradients if each.shape == value.shape and each.dtype == value.dtype]
-            later = several and value.kind == "input" and used.get(value.index, 0) > first
-            if again or (later and alike) or any(_is_same(value.snapshot, each) for each in alike):
-                found.add(value.index)
-        return found
-
-    def _made(self, value: int) -> int:
-        made = self.graph.values[value].operation
-        return -1 if made is None else made
-
     def _run(self, operation: Operation) -> None:
-        unreturned = self._unreturned.get(operation.index, [])
+        unreturned = self.lineage.unreturned.get(operation.index, [])
         outputs = [*(out for out in operation.outputs if out is not None), *unreturned]
         if self._wanted is not None and outputs and self._wanted.isdisjoint(outputs):
             return
@@ -247,7 +146,7 @@ class Reaches:
                 labels.setdefault(name, []).append((item, found))
         if not labels:
             return
-        if reads := _reads_numbers(operation):
+        if reads := reads_numbers(operation):
             self.left.append((reads, operation))
         if not outputs:
             return
@@ -263,16 +162,6 @@ class Reaches:
         for out in unreturned:
             if (whole := self._whole(out, [found for several in labels.values() for _, found in several])) is not None:
                 self.bounds[out] = whole
-
-    @cached_property
-    def _unreturned(self) -> dict[int, list[int]]:
-        """The values that each operation wrote and did not return."""
-        found: dict[int, list[int]] = {}
-        for value in self.graph.values:
-            made = value.operation
-            if made is not None and value.earlier is None and value.index not in self.graph.operations[made].outputs:
-                found.setdefault(made, []).append(value.index)
-        return found
 
     # -- what they say ------------------------------------------------------------------------------------------------
 
@@ -309,7 +198,7 @@ class Reaches:
 
     def returned(self) -> list[int]:
         """The gradients of the step, and the parameters after an update, that lead on to the value asked about."""
-        return [value for value in self._gradients if value in self.bounds]
+        return [value for value in self.lineage.gradients if value in self.bounds and value != self.source]
 
     def open(self) -> list[str]:
         """Where numbers left the operations before the value that is asked about was there, in words."""
@@ -317,8 +206,8 @@ class Reaches:
         found = []
         for words, operation in self.left:
             if made is None or operation.index < made:
-                call = None if operation.call is None else self.graph.calls[operation.call]
-                found.append(f"{words}{_at(call and call.place)}")
+                place = None if operation.call is None else self.graph.calls[operation.call].place
+                found.append(f"{words}{_at(place)}")
         return list(dict.fromkeys(found))
 
 
@@ -360,24 +249,6 @@ def _label(argument: Any, found: list[tuple[int | None, Bounds]], end: int) -> A
         if item is not None:
             labels[item] = bounds[end]
     return labels
-
-
-def _is_same(value: Snapshot, gradient: Snapshot) -> bool:
-    """Whether a leaf holds this gradient of its shape, or may do."""
-    one, other = value.data, gradient.data
-    if one is None or other is None or not one.layout == other.layout == torch.strided:
-        return True
-    if one.device != other.device or not torch.equal(one.reshape(-1)[:16], other.reshape(-1)[:16]):
-        return False
-    return torch.equal(one, other)
-
-
-def _reads_numbers(operation: Operation) -> str:
-    """How an operation gives numbers to Python, in words; "" where it does not."""
-    tags = getattr(getattr(operation.function, "function", None), "tags", ())
-    if torch.Tag.data_dependent_output in tags:
-        return "Python read a number of it"
-    return "its numbers decide a shape" if torch.Tag.dynamic_output_shape in tags else ""
 
 
 def _at(place: Place | None) -> str:

@@ -6,7 +6,8 @@ finding is one block in its topic file (`Check`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
@@ -17,6 +18,7 @@ from chainrule.diagnostics import (
     depth,
     exceptions,
     gradients,
+    kept_graph,
     learning_rate,
     linear_chains,
     loss_curve,
@@ -30,8 +32,10 @@ from chainrule.diagnostics import (
     ranks,
     schedules,
     softmax,
+    standstill,
     targets,
     units,
+    zero_gradients,
 )
 from chainrule.diagnostics.causes import HasCause, linked
 from chainrule.diagnostics.check import CHECKS, Check, check_silence
@@ -68,8 +72,11 @@ BY_TOPIC = {
     "Data": _checks_of(data, batches),
     "What depends on what": _checks_of(dependence),
     "Gradients": _checks_of(gradients, loss_scale),
+    "Gradients that are 0": _checks_of(zero_gradients),
     "Gradients through depth": _checks_of(depth),
+    "The graph of earlier steps": _checks_of(kept_graph),
     "The optimizer": _checks_of(optimizer),
+    "Optimizers that move nothing": _checks_of(standstill),
     "The learning rate": _checks_of(learning_rate, schedules),
     "The loss over a run": _checks_of(loss_curve),
     "Ranks": _checks_of(ranks),
@@ -85,18 +92,22 @@ def findings(
     silence: Collection[str] = (),
     cache: StatisticsCache | None = None,
     unfinished: bool = False,
+    kept: dict[Hashable, Any] | None = None,
 ) -> tuple[Finding, ...]:
     """All findings of one step: errors first, then warnings, then notes; each group in the order of the step.
 
     `cache` holds statistics of its tensors that others have measured or will ask for. Without a derivation, or if a
     value's numbers were not stored, the checks that need them are left out. An `unfinished` step, which never reached
-    its update, only gets the checks that apply to it, and so does one that an exception of PyTorch's ended. Raises
-    SilenceError for an id in `silence` that no check has.
+    its update, only gets the checks that apply to it, and so does one that an exception of PyTorch's ended. `kept` is
+    what the steps before left for this one, see `StepContext`. Raises SilenceError for an id in `silence` that no check
+    has.
     """
     silent = check_silence(silence)
     limits = check_thresholds(thresholds)
     unfinished = unfinished or any(each.ended for each in graph.failures)
-    context = StepContext(graph, derivation, notation, limits, cache or StatisticsCache(), unfinished)
+    context = StepContext(
+        graph, derivation, notation, limits, cache or StatisticsCache(), unfinished, {} if kept is None else kept
+    )
     checks = (check for check in _checks() if check.unfinished or not unfinished)
     found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
     return in_order(finding for finding in found if finding.id not in silent)

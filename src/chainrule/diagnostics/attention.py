@@ -260,13 +260,22 @@ def hidden_places(context: StepContext, scores: int) -> Tensor | None:
         if given is None or context.values[given].shape != shape:
             return None
         mask = argument(made, "mask" if name == "masked_fill" else "other")
-        data = None if mask is None else context.values[mask].data
+        data = None if mask is None else _numbers(context, mask)
         fill = made.arguments.get("value")
         if data is None or name not in ("masked_fill", "add") or isinstance(fill, Ref):
             return None
         hides = dense(data) < -HIDDEN if name == "add" else dense(data) & (fill is not None and fill < -HIDDEN)
         hidden = hidden | hides.to(hidden.device)
     return hidden
+
+
+def _numbers(context: StepContext, mask: int) -> Tensor | None:
+    """The numbers of a mask, or of the smaller one that was expanded to it: (samples, tokens), for every query."""
+    known, small = context.values[mask], context.values[context.source(mask)]
+    if known.data is not None or small.data is None or len(known.shape) != 4 or known.shape[-2] != 1:
+        return known.data
+    ends = known.shape[0], known.shape[-1]
+    return dense(small.data).reshape(ends[0], 1, 1, ends[1]) if small.shape == ends else None
 
 
 def _keeps_order(context: StepContext, operation: Operation) -> bool:

@@ -20,7 +20,8 @@ from chainrule.numbers import number
 
 SAME = Check(
     "same-batch", "A batch is the same as the one before", "note",
-    what="All inputs and targets of a watched step are those of the watched step before, at 5 steps or more.",
+    what="The inputs and targets of a watched step have the statistics of those of the watched step before, at 4 steps "
+    "of a run or more.",
     why="A training on all the data at once has such batches. Otherwise the rest of the data is not seen.",
     advice="If this is not all the data: take the next batch inside the loop, from one iterator for each epoch. "
     "next(iter(loader)) begins anew at each call.",
@@ -39,7 +40,8 @@ def _same_batch(run: Run) -> Iterator[Finding]:
     if len(repeats) >= MIN_REPEATS:
         batch = at[repeats[-1]]
         yield SAME.found(
-            "batch", f"{len(repeats)} of {len(steps)} watched steps have the same batch as the watched step before.",
+            "batch", f"{len(repeats)} of {len(steps)} watched steps have the batch of the watched step before, by its "
+            "statistics.",
             f"It is {listed(sorted(batch))}, with {sum(each.elements for each in batch.values()):,} numbers.",
             since=repeats[0],
         )  # fmt: skip
@@ -167,6 +169,8 @@ def _micro_batches(context: StepContext) -> list[list[MicroBatch]]:
 
 def _found(context: StepContext) -> Iterator[list[MicroBatch]]:
     updates, ends = context.graph.updates, [context.producer(each) for each in context.losses]
+    if not all(each.accumulates for each in context.graph.backwards):
+        return  # gradients of gradients: the inner losses are no micro-batches
     if any(end is not None and update.position <= end.index for update in updates for end in ends):
         return  # an update between the passes: they are those of several optimizers
     several: dict[object, list[tuple[int, MicroBatch]]] = defaultdict(list)
@@ -204,5 +208,5 @@ def _weight(context: StepContext, comparison: Comparison) -> tuple[float, float]
         or sent.low != sent.high
     ):
         return None
-    weight = sent.mean / loss_scale(context)
+    weight = abs(sent.mean) / loss_scale(context)
     return count, weight if comparison.reduction else weight * sent.elements

@@ -31,30 +31,48 @@ class HasCause(Protocol):
 
 
 LOST = ("non-finite-forward", "non-finite-backward")
-THROWN = ("loss-spike", "learning-rate-too-high", "update-too-large", "unit-off", "saturated", *LOST)
-"""What follows from updates that are far too large."""
+SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated")
+THROWN = (*SICK, "update-too-large", *LOST)
+"""What follows from updates that are far too large, and of that, what follows from lost numbers too."""
+
+LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-rate-too-high")
+"""What follows from a gradient that is far too large."""
 
 EFFECTS: dict[str, tuple[str, ...]] = {
+    "loss-ascends": (*THROWN, "exploding-gradient"),
     "learning-rate-jump": (*THROWN, "exploding-gradient", "stuck-update", "update-too-small"),
-    "rank-not-reduced": ("rank-diverged",),
+    "scheduler-per-batch": ("stuck-update", "update-too-small"),
+    "nothing-to-step": ("no-gradient", "not-in-optimizer", "accumulated-gradient"),
+    "micro-batch-scale": LARGE,
+    "zero-batch": ("zero-gradient", "loss-spike"),
+    "one-class": ("learning-rate-too-high", "loss-spike"),
+    "rank-not-reduced": ("rank-diverged", "ranks-parted"),
     "rank-not-finite": LOST,
-    "not-normalised": ("saturated", "unit-off", "exploding-gradient", "update-too-large", "learning-rate-too-high"),
+    "input-not-normalised": ("saturated", "unit-off", "initial-loss", *LARGE),
+    "targets-scale": ("initial-loss", "exploding-gradient", "always-clipped", *THROWN),
+    "targets-out-of-range": ("saturated", "unit-off", "vanishing-gradient", "zero-gradient", "unfittable-labels"),
+    "clipped-before-unscale": ("always-clipped", "update-too-small"),
+    "frozen-by-name": ("no-gradient",),
+    "no-activation": ("unfittable-labels",),
+    "penalty-dominates": ("unfittable-labels", "vanishing-gradient", "update-too-large", "unit-off"),
+    "softmax-axis": ("vanishing-gradient", "unfittable-labels"),
+    "softmax-of-one": ("zero-gradient", "vanishing-gradient", "unfittable-labels"),
     "in-two-optimizers": ("update-too-large", "learning-rate-too-high"),
-    "accumulated-gradient": ("exploding-gradient", "update-too-large", "learning-rate-too-high", "loss-spike"),
+    "accumulated-gradient": LARGE,
     "sigmoid-before-bce": LOST,
     "softmax-before-cross-entropy": ("vanishing-gradient", "unfittable-labels"),
     "sigmoid-twice": ("vanishing-gradient", "unfittable-labels"),
     "broadcast-in-loss": ("unfittable-labels",),
     "exploding-gradient": ("always-clipped", "update-too-large", "learning-rate-too-high", "loss-spike", *LOST),
     "saturated": ("vanishing-gradient", "update-too-small"),
-    "unit-off": ("vanishing-gradient", "zero-gradient", "update-too-small"),
+    "unit-off": ("vanishing-gradient", "update-too-small"),
     "vanishing-gradient": ("fp16-underflow", "update-too-small"),
     "fp16-underflow": ("stuck-update", "update-too-small"),
     "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
     "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
     "loss-spike": ("unit-off",),
-    "non-finite-forward": LOST,
-    "non-finite-backward": LOST,  # and both after all others
+    "non-finite-forward": (*LOST, *SICK, "backward-failed"),
+    "non-finite-backward": (*LOST, *SICK, "backward-failed"),
 }
 """The kinds of effects of each kind. Among several causes of one finding the kind that comes first here is taken."""
 

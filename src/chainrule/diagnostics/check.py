@@ -81,6 +81,7 @@ class Check:
         place: Place | None = None,
         severity: Severity | None = None,
         advice: str = "",
+        title: str = "",
         since: int | None = None,
         until: int | None = None,
         rows: Iterable[int] = (),
@@ -90,8 +91,8 @@ class Check:
         spans: Text = (text,) if isinstance(text, str) else text
         shown = tuple(filter(None, (evidence,) if isinstance(evidence, str) else evidence))
         return Finding(
-            self.id, self.title, severity or self.severity, where, place, spans, shown, advice or self.advice, since,
-            until, tuple(rows), size,
+            self.id, title or self.title, severity or self.severity, where, place, spans, shown, advice or self.advice,
+            since, until, tuple(rows), size,
         )  # fmt: skip
 
 

@@ -81,33 +81,33 @@ def _by_hand(context: StepContext, operation: Operation) -> Comparison | None:
 
 
 def _by_likelihood(context: StepContext, operation: Operation) -> Comparison | None:
-    """The (log-)probabilities of the targets, picked by an index, or by a product with ones and zeros."""
+    """The (log-)probabilities of the targets, picked by indices; or a product of logarithms with ones and zeros."""
     facts, given, out = facts_of(operation.name), argument(operation, "self"), first_output(operation)
     if given is None or out is None:
         return None
-    axis: int | None = None
     if facts.picks:
         indices = [(item or 0, value) for name, item, value in references(operation.arguments) if name != "self"]
         place, target = max(indices, default=(0, None))
-        axis = operation.arguments.get("dim", place) % max(len(context.values[given].shape), 1)
-    else:
-        target = argument(operation, "other") if facts.measures else None
-        if target is not None and not context.values[given].requires_grad:
-            given, target = target, given
-        known = context.statistics(target) if target in context.data else None
-        if known is None or known.low < 0 or known.high != 1:
+        axes = len(context.values[given].shape)
+        dim = operation.arguments.get("dim", place if len(indices) == axes else None)
+        kind, _ = _probability(context, given)
+        if target is None or dim is None or kind != "classes" or is_boolean(context, target):
             return None
-    kind = _probability(context, given)
-    if target is None or not kind or (kind == "sigmoid" and axis is not None):
+        logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
+        measured = (first_output(logarithms[0]) if logarithms else None) or out
+        return Comparison(operation, given, target, measured, "classes", True, dim % max(axes, 1))
+    target = argument(operation, "other") if facts.measures else None
+    if target is not None and not context.values[given].requires_grad:
+        given, target = target, given
+    known = context.statistics(target) if target in context.data else None
+    kind, logarithm = _probability(context, given)
+    if target is None or known is None or known.low < 0 or known.high != 1 or not kind or not logarithm:
         return None
-    logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
-    measured = (first_output(logarithms[0]) if logarithms else None) or out
-    scale: Scale = "probabilities" if kind == "sigmoid" else "classes"
-    return Comparison(operation, given, target, measured, scale, True, axis)
+    return Comparison(operation, given, target, out, "classes" if kind == "classes" else "probabilities", True)
 
 
-def _probability(context: StepContext, value: int) -> str:
-    """`softmax` for (log-)probabilities of classes, `sigmoid` for the logarithm of one probability; "" for others."""
+def _probability(context: StepContext, value: int) -> tuple[str, bool]:
+    """(`classes` for a softmax, `one` for a sigmoid, "" for others; whether it is the logarithm of it)."""
     maker = context.producer(context.source(value))
     logarithm = maker is not None and facts_of(maker.name).logarithm
     if logarithm and maker is not None:
@@ -115,12 +115,12 @@ def _probability(context: StepContext, value: int) -> str:
         while maker is not None and _has_number(maker):  # log(p + eps), log(1 - p)
             maker = _before(context, maker)
     if maker is None:
-        return ""
+        return "", False
     facts, other = facts_of(maker.name), argument(maker, "other")
     taken = context.producer(context.source(other)) if facts.difference and other is not None else None
-    if taken is not None and facts_of(taken.name).sums_exponentials:
-        return "softmax"  # as torch.distributions.Categorical writes it
-    return "softmax" if facts.softmax or facts.takes == "scores" else "sigmoid" if facts.sigmoid and logarithm else ""
+    if facts.takes == "scores" or (taken is not None and facts_of(taken.name).sums_exponentials):
+        return "classes", True  # log_softmax, also as torch.distributions.Categorical writes it
+    return "classes" if facts.softmax else "one" if facts.sigmoid else "", logarithm
 
 
 def _before(context: StepContext, operation: Operation) -> Operation | None:
@@ -155,7 +155,7 @@ def mean_of(context: StepContext, comparison: Comparison) -> float | None:
     if known is None or known.not_finite or not known.elements:
         return None
     if comparison.likelihood:
-        return -known.mean * known.elements / (context.values[comparison.prediction].shape or (1,))[0]
+        return -known.mean * (1 if comparison.axis is not None else context.values[comparison.prediction].shape[-1])
     return known.mean / (counted(context, comparison) or math.nan) if comparison.reduction == "sum" else known.mean
 
 
@@ -187,16 +187,16 @@ def chance(context: StepContext, comparison: Comparison) -> float | None:
     if comparison.scale == "probabilities":
         return None if comparison.likelihood else math.log(2)
     known, maker = context.statistics(comparison.target), context.producer(comparison.measured)
-    guesses = {"square": lambda std: std**2, "absolute": lambda std: OF_STD * std}
+    guesses = {"squares": lambda std: std**2, "sizes": lambda std: OF_STD * std}
     guess = guesses.get(size_taken(maker)) if maker is not None else None
     return None if known is None or guess is None else guess(known.std)
 
 
 def size_taken(operation: Operation) -> str:
-    """What an operation takes of its operand, or of a difference: `square`, `absolute`, `norm`; "" for others."""
+    """What an operation takes of its operand, or of a difference: `squares`, `sizes`, `norm`; "" for others."""
     given = argument(operation, "self")
     itself = given is not None and given == argument(operation, "other") and facts_of(operation.name).measures
-    return "square" if itself or operation.arguments.get("exponent") == 2 else facts_of(operation.name).size
+    return "squares" if itself or operation.arguments.get("exponent") == 2 else facts_of(operation.name).size
 
 
 def share_of_chance(context: StepContext) -> float | None:

@@ -83,8 +83,8 @@ def _is_wave(data: Tensor, feature: int) -> bool:
 
 UNFITTABLE = Check(
     "unfittable-labels", "Labels that can't be fitted", "warning",
-    what="Equal inputs have different labels. Over a run: the loss stays up for one repeated batch that the network "
-    "could memorise.",
+    what="Equal inputs have different labels, which is a note for tokens and for rows of 0 and 1. Over a run: the loss "
+    "stays up for one repeated batch that the network could memorise.",
     why="The loss stays above 0. A batch that can't be memorised points to a fault in the data or the last layer.",
     advice="Compare inputs and labels as the network gets them: their order, and their scale.",
     source="Karpathy, A recipe for training neural networks, 2019: overfit one batch; Zhang et al., 2017",

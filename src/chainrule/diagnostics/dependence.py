@@ -1,25 +1,55 @@
 """Faults of what depends on what: samples that mix, positions that see the future, inputs that reach no loss.
 
-All of it follows from the operations, whatever the numbers (`derivation.reaches`).
+What can depend on what follows from the operations (`derivation.reaches`), so steps of the same operations and shapes
+share the answer. That something does depend is said only where moving a few positions showed it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from chainrule.derivation.dependence import steps, written
-from chainrule.derivation.reaches import Bounds, Reaches, step_of
+from chainrule.derivation.dependence import measured, steps, written
+from chainrule.derivation.reaches import Bounds, Reaches, alignments, step_of
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.execution.experiment import CannotRunError
+from chainrule.execution.lineage import Lineage
+from chainrule.execution.perturbation import Perturbation
 from chainrule.graph.graph import Operation, Place, Value
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.graph.names import element
+from chainrule.rules.facts import facts_of
 
 FEWEST = 4
 """The positions along an axis from which on one is looked at."""
+KINDS = 8
+"""The steps of other shapes that are looked at; of further ones the last answer stands."""
+
+
+def _for_all(check: Check, context: StepContext, look: Callable[[StepContext], Iterator[Finding]]) -> list[Finding]:
+    """The findings of a step, made once for all steps of a run with the same operations and shapes."""
+    full = context.derivation is not None
+    answers: dict[Hashable, list[Finding]] = context.kept.setdefault((check.id, full), {})
+    operations = context.once(
+        "shapes",
+        lambda: tuple(
+            (each.name, *(context.values[out].shape for out in each.outputs if out is not None))
+            for each in context.graph.operations
+        ),
+    )
+    if operations not in answers:
+        answers[operations] = list(look(context)) if len(answers) < KINDS else [*answers.values()][-1]
+    return answers[operations]
+
+
+Wrong = Callable[[Bounds, Value, int], Tensor]
+"""Which elements of a value of so many positions see what they may not."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +85,8 @@ def _inputs(context: StepContext, until: int) -> list[Value]:
 
 
 def _walk(context: StepContext, source: int, axis: int, until: int) -> Reaches:
-    return context.once(("reaches", source, axis, until), lambda: Reaches(context.graph, source, axis, until))
+    lineage = context.once("lineage", lambda: Lineage(context.graph))
+    return context.once(("reaches", source, axis, until), lambda: Reaches(context.graph, source, axis, until, lineage))
 
 
 def _is_mixed(walk: Reaches) -> Callable[[int], bool]:
@@ -67,7 +98,7 @@ MIXED = Check(
     what="The prediction for one sample depends on other samples of the batch: attention, a recurrent network or a "
     "reshape runs along the axis of the batch, and the axis of positions is lost later. Statistics of a batch, graphs "
     "and contrastive losses are not meant.",
-    why="The network sees samples that it will not see when it is used, and what it learns does not hold for one alone.",
+    why="When the network is used the other samples are different ones, or none, and so are its predictions.",
     advice="Pass batch_first=True to the layer, or transpose its input; use transpose or permute to swap axes, not "
     "view or reshape.",
     source="Karpathy, A recipe for training neural networks, 2019: use backprop to chart dependencies; PyTorch's "
@@ -75,6 +106,10 @@ MIXED = Check(
 
 
 @MIXED.in_step
+def _mixes(context: StepContext) -> list[Finding]:
+    return _for_all(MIXED, context, _mixed)
+
+
 def _mixed(context: StepContext) -> Iterator[Finding]:
     for each in _compared(context):
         found, target = each.prediction, each.target
@@ -85,7 +120,9 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
             if given.shape[0] != size or given.index == target.index or _is_a_graph(context, size):
                 continue
             walk = _walk(context, given.index, 0, found.index)
-            if _is_mixed(walk)(found.index) and (mixing := _mixing(context, walk, given, found.index)):
+            if not _is_mixed(walk)(found.index) or not (mixing := _mixing(context, walk, given, found.index)):
+                continue
+            if witness := _moved(context, walk, found, _of_another):
                 name, path = context.name(given.index), mixing[1]
                 yield MIXED.found(
                     context.name(found.index),
@@ -93,11 +130,42 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
                     "together.",
                     (
                         f"Axis 0 of {name} {given.shape} is the batch, as axis 0 of {context.name(target.index)} is.",
+                        witness,
                         f"Path: {written(steps(context.graph, path))}.",
                     ),
                     place=_place(context, path[mixing[2]]),
                 )
                 return
+
+
+def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
+    """Which element changes that should not where a position is moved, in words; "" where none does."""
+    data = context.values[walk.source].data
+    try:
+        part = Perturbation(context.graph, walk.source, of.index, walk.lineage)
+        places, base = sorted({0, walk.size // 2, walk.size - 1}), of.data
+        if data is None or base is None:
+            return ""
+        seen = measured(data, walk.axis or 0, lambda given: part.run(given).get(of.index, base), positions=places)
+    except CannotRunError:
+        return ""
+    found = wrong(seen.bounds, of, walk.size).expand(of.shape).nonzero()
+    if not len(found):
+        return ""
+    place = tuple(found[0].tolist())
+    moved = f"position {int(seen.bounds.last[place]) - 1} of {context.name(walk.source)} along axis {walk.axis}"
+    return f"Moving {moved} alone moves {element(context.name(of.index), place)}."
+
+
+def _of_another(seen: Bounds, of: Value, size: int) -> Tensor:
+    own = torch.arange(float(size)).reshape(-1, *(1,) * (len(of.shape) - 1))
+    return (seen.last > 0) & (seen.last - 1 != own)
+
+
+def _of_a_later(seen: Bounds, of: Value, size: int) -> Tensor:
+    allowed = [seen.last - 1 <= each.positions for each in alignments(of.shape, size)]
+    best = max(allowed, key=lambda each: int(each.sum()), default=torch.ones(()))
+    return (seen.last > 0) & (best == 0)
 
 
 def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tuple[str, list[int], int] | None:
@@ -119,13 +187,22 @@ def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tu
 
 def _may_not_mix(context: StepContext, walk: Reaches, operation: Operation) -> bool:
     """Whether an operation has no business along the axis of a batch: it is no statistic, layer, or choice by data."""
-    facts, name = facts_of(operation.name), base_name(operation.name).removesuffix("_")
-    taken = operands(operation)
+    facts, taken = facts_of(operation.name), operands(operation)
     if facts.weighs and any(context.values[context.source(each)].kind == "parameter" for each in taken):
         return False
-    if facts.normalises or facts.softmax or facts.adds_up or name in _STATISTICS:
+    if facts.normalises or facts.softmax or _is_a_statistic(context, operation):
         return False
     return not any(_is_other_data(context, each) for each in taken if walk.of(each) is None)
+
+
+def _is_a_statistic(context: StepContext, operation: Operation) -> bool:
+    """Whether an operation makes fewer numbers of one operand."""
+    taken = operands(operation)
+    made, given = (
+        [math.prod(context.values[each].shape) for each in several if each is not None]
+        for several in (operation.outputs, taken)
+    )
+    return len(taken) == 1 and max(made, default=0) < max(given)
 
 
 def _is_other_data(context: StepContext, value: int) -> bool:
@@ -134,24 +211,6 @@ def _is_other_data(context: StepContext, value: int) -> bool:
         context.values[each].operation is None and context.values[each].shape
         for each in (value, *context.graph.ancestors([value]))
     )
-
-
-_STATISTICS = frozenset(
-    [
-        "mean",
-        "var",
-        "std",
-        "var_mean",
-        "std_mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "norm",
-        "linalg_vector_norm",
-        "logsumexp",
-    ]
-)
 
 
 def _is_a_graph(context: StepContext, size: int) -> bool:
@@ -166,27 +225,35 @@ FUTURE = Check(
     why="The network copies the answer: the loss falls to nearly 0, and when it generates there is nothing to copy.",
     advice="Give the attention a causal mask, pad a convolution on the left alone, and let no layer mix or reverse "
     "positions. chainrule.assert_causal(model, tokens) tests it.",
-    source="Vaswani et al., Attention is all you need, 2017, 3.2.3: leftward information flow must be prevented")  # fmt: skip
+    source="Vaswani et al., Attention is all you need, 2017, 3.2.3: masks against looking ahead")  # fmt: skip
 
 
 @FUTURE.in_step
+def _sees(context: StepContext) -> list[Finding]:
+    return _for_all(FUTURE, context, _future)
+
+
 def _future(context: StepContext) -> Iterator[Finding]:
     for each in _compared(context):
-        for given in _sequences(context, each.prediction.index):
+        until = each.prediction.index
+        for given in _sequences(context, until):
             for axis, size in enumerate(given.shape):
-                if size >= FEWEST and (why := _leak(context, each, given, axis)):
-                    walk = _walk(context, given.index, axis, each.prediction.index)
-                    path, first = walk.path(each.prediction.index, lambda value, walk=walk: _sees_later(walk, value))
-                    yield FUTURE.found(
-                        context.name(each.prediction.index),
-                        f"{why} {step_of(context.graph, path[first])} lets positions see later ones.",
-                        (
-                            f"Axis {axis} of {context.name(given.index)} {given.shape}.",
-                            f"Path: {written(steps(context.graph, path))}.",
-                        ),
-                        place=_place(context, path[first]),
-                    )
-                    return
+                why, wrong = _leak(context, each, given, axis) if size >= FEWEST else ("", _of_a_later)
+                walk = _walk(context, given.index, axis, until) if why else None
+                if walk is None or not (witness := _moved(context, walk, each.prediction, wrong)):
+                    continue
+                path, first = walk.path(until, partial(_sees_later, walk))
+                yield FUTURE.found(
+                    context.name(until),
+                    f"{why}, and {step_of(context.graph, path[first])} lets positions see later ones.",
+                    (
+                        f"Positions lie along axis {axis} of {context.name(given.index)} {given.shape}.",
+                        witness,
+                        f"Path: {written(steps(context.graph, path))}.",
+                    ),
+                    place=_place(context, path[first]),
+                )
+                return
 
 
 def _sequences(context: StepContext, until: int) -> list[Value]:
@@ -195,56 +262,56 @@ def _sequences(context: StepContext, until: int) -> list[Value]:
     return [each for each in leaves if each.operation is None and each.shape]
 
 
-def _leak(context: StepContext, each: Compared, given: Value, axis: int) -> str:
-    """Why a prediction sees what it may not, in words; "" where it does not, or may."""
+def _leak(context: StepContext, each: Compared, given: Value, axis: int) -> tuple[str, Wrong]:
+    """Why a prediction sees what it may not, in words, and which elements then do; "" where it does not, or may."""
     until, target = each.prediction.index, each.target
     name = context.name(given.index)
     if _is_cut_from(context, target.index, given.index):
         of_target = _walk(context, given.index, axis, target.index).of(target.index)
         seen = _walk(context, given.index, axis, until).of(until)
-        if of_target is not None and seen is not None and _sees_its_target(each, of_target, seen, given.shape[axis]):
-            return f"The targets are the next positions of {name}, and the prediction sees its own:"
+        if of_target is not None and seen is not None:
+            own = partial(_of_its_target, each, of_target)
+            if bool(own(seen, each.prediction, given.shape[axis]).any()):
+                return f"The targets are the next positions of {name}", own
     elif _is_next(given, target, axis):
         if _sees_later(_walk(context, given.index, axis, until), until):
-            return f"The targets are {name} shifted by one position, and the prediction sees its own:"
-    elif _rows(each) and _is_attended(context, given.shape[axis]):
+            return f"The targets are {name} shifted by one position", _of_a_later
+    elif axis == 1 and _has_rows(each, given) and _is_attended(context, given.shape[axis]):
         walk = _walk(context, given.index, axis, until)
         if _sees_later(walk, until) and any(_is_causal(context, walk, value) for value in walk.bounds):
-            return "A causal mask hides later positions in attention, and the prediction sees them:"
-    return ""
+            return "A causal mask hides later positions in attention", _of_a_later
+    return "", _of_a_later
 
 
 def _is_cut_from(context: StepContext, target: int, given: int) -> bool:
     """Whether a target is a part of the same data."""
     before = context.graph.ancestors([target])
     makers = (context.producer(each) for each in (target, *before))
-    return given in before and any(made is not None and base_name(made.name) == "slice" for made in makers)
+    return given in before and any(made is not None and facts_of(made.name).slices for made in makers)
 
 
 def _is_attended(context: StepContext, size: int) -> bool:
     """Whether there is attention over so many positions."""
     return any(
-        context.values[out].shape.count(size) >= (1 if "scaled_dot_product" in operation.name else 2)
-        for operation in context.graph.operations
-        if _attends(operation)
+        size in context.values[out].shape
+        for operation in context.operations_that(lambda facts: facts.attends)
         for out in operation.outputs[:1]
         if out is not None
     )
 
 
-def _attends(operation: Operation) -> bool:
-    return "scaled_dot_product" in operation.name or base_name(operation.name) in ("_softmax", "_safe_softmax")
-
-
-def _rows(each: Compared) -> bool:
-    """Whether there are as many predictions as targets: one for each position."""
-    return bool(each.target.shape) and each.target.shape == each.prediction.shape[: len(each.target.shape)]
+def _has_rows(each: Compared, given: Value) -> bool:
+    """Whether an input is a batch of sequences, and there is a target for each position."""
+    if len(given.shape) < (3 if given.dtype.is_floating_point else 2) or given.shape[0] == given.shape[1]:
+        return False
+    target, rows = each.target.shape, given.shape[:2]
+    return target[:2] == rows or target[:1] == (rows[0] * rows[1],)
 
 
 def _is_causal(context: StepContext, walk: Reaches, value: int) -> bool:
     """Whether a value is made by attention that a causal mask keeps from later positions."""
     made = context.producer(value)
-    if made is None or not _attends(made) or walk.relation(value)[0] != "earlier":
+    if made is None or not facts_of(made.name).attends or walk.relation(value)[0] != "earlier":
         return False
     return bool(walk.bounds[value].mixed(walk.size).any())
 
@@ -253,18 +320,16 @@ def _sees_later(walk: Reaches, value: int) -> bool:
     return walk.relation(value)[0] in ("any", "later")
 
 
-def _sees_its_target(each: Compared, target: Bounds, seen: Bounds, size: int) -> bool:
-    """Of targets that are the next positions of the same data: whether a prediction sees its own."""
+def _of_its_target(each: Compared, target: Bounds, seen: Bounds, of: Value, size: int) -> Tensor:
+    """Of targets that are the next positions of the same data: which elements of a prediction see their own."""
     shape = each.target.shape
-    last, first = seen.last.expand(each.prediction.shape), seen.first.expand(each.prediction.shape)
-    if facts_of(each.loss.name).class_target and len(each.prediction.shape) == len(shape) + 1:
-        last, first = last.amax(1), first.amax(1)
     wanted = target.last.expand(shape)
-    some = wanted > 0
-    if last.shape != wanted.shape or bool(target.mixed(size).any()) or not bool(some.any()):
-        return False
-    shifted = int(wanted[some].min()) == 2 and int(first.max()) == size  # targets begin at position 1, inputs at 0
-    return shifted and bool((last >= wanted)[some].any())
+    if facts_of(each.loss.name).class_target and len(of.shape) == len(shape) + 1:
+        wanted = wanted.unsqueeze(1)
+    if len(wanted.shape) != len(of.shape) or bool(target.mixed(size).any()) or not bool((wanted > 0).any()):
+        return torch.zeros((), dtype=torch.bool)
+    shifted = int(wanted[wanted > 0].min()) == 2 and int(seen.first.max()) == size  # targets from position 1, inputs 0
+    return (wanted > 0) & (seen.last >= wanted) & shifted
 
 
 def _is_next(given: Value, target: Value, axis: int) -> bool:
@@ -288,6 +353,10 @@ IGNORED = Check(
 
 
 @IGNORED.in_step
+def _ignores(context: StepContext) -> list[Finding]:
+    return _for_all(IGNORED, context, _ignored)
+
+
 def _ignored(context: StepContext) -> Iterator[Finding]:
     losses = [each.loss for each in context.graph.accumulating if each.loss is not None]
     if len(losses) != 1:
@@ -298,7 +367,7 @@ def _ignored(context: StepContext) -> Iterator[Finding]:
                 continue
             walk = _walk(context, given.index, axis, losses[0])
             bounds = walk.of(losses[0])
-            if bounds is None:
+            if bounds is None or walk.open() or walk.returned():
                 continue
             low, high = size - int(bounds.first.max()), int(bounds.last.max()) - 1
             left, name = size - (high - low + 1), context.name(given.index)

@@ -51,15 +51,24 @@ Explained = tuple[str, tuple[str, ...], str]
 """What happened, the evidence, and what to try."""
 
 
+NON_FINITE = ("nan values in its", "is non-finite")
+"""Exceptions of a check for such numbers: the findings of these name their origin."""
+
+
+def _failures(context: StepContext, backward: bool) -> Iterator[Failure]:
+    for each in context.graph.failures:
+        if each.backward == backward and not any(part in each.error for part in NON_FINITE):
+            yield each
+
+
 @BACKWARD_FAILED.in_step
 def _backward_failed(context: StepContext) -> Iterator[Finding]:
-    for failure in context.graph.failures:
-        if failure.backward:
-            text, evidence, advice = _explained(context, failure)
-            yield BACKWARD_FAILED.found(
-                _where(context, failure), text, (*evidence, _message(failure)), place=failure.place,
-                severity="error" if failure.ended else "note", advice=advice,
-            )  # fmt: skip
+    for failure in _failures(context, backward=True):
+        text, evidence, advice = _explained(context, failure)
+        yield BACKWARD_FAILED.found(
+            _where(context, failure), text, (*evidence, _message(failure)), place=failure.place,
+            severity="error" if failure.ended else "note", advice=advice,
+        )  # fmt: skip
 
 
 @BACKWARD_FAILED.over_time
@@ -69,11 +78,9 @@ def _backward_fails(run: Run) -> Iterator[Finding]:
 
 @FORWARD_FAILED.in_step
 def _forward_failed(context: StepContext) -> Iterator[Finding]:
-    for failure in context.graph.failures:
-        if not failure.backward:
-            text, evidence, advice, of_autograd = explained(failure)
-            if not text:
-                continue
+    for failure in _failures(context, backward=False):
+        text, evidence, advice, of_autograd = explained(failure)
+        if text:
             check = BACKWARD_FAILED if of_autograd else FORWARD_FAILED
             where = failure.module or failure.called or failure.error.partition(":")[0]
             yield check.found(where, text, (*evidence, _message(failure)), place=failure.place, advice=advice)
@@ -93,7 +100,7 @@ def _name(context: StepContext, failure: Failure) -> str:
     """What the user's code calls the tensor in question; "" if that is not known."""
     if failure.name or failure.value is None:
         return failure.name
-    if failure.step is not None and failure.operation is None:  # its name in this step is none of the user's
+    if failure.node and failure.operation is None:  # its name in this step is none of the user's
         return failure.made.targets[0] if failure.made is not None and len(failure.made.targets) == 1 else ""
     return context.values[context.source(failure.value)].name.partition("@")[0]
 
@@ -251,8 +258,9 @@ def _no_gradient(context: StepContext, failure: Failure) -> Explained:
         given = [each for each in operands(operation) if context.values[each].requires_grad]
         if given and not any(context.values[each].requires_grad for each in outputs):
             return _cut(context, of, operation, given[0], outputs[0])
-    frozen = [each for each in sorted(_behind(context, loss)) if context.values[each].kind == "parameter"]
-    frozen += [each for each in sorted(_behind(context, loss)) if _is_frozen(context, each)]
+    owned = {name for module in context.graph.modules for name in module.parameters}
+    behind = [context.values[each] for each in sorted(_behind(context, loss))]
+    frozen = [each.name for each in behind if each.kind == "parameter" or not owned.isdisjoint(each.names)]
     if context.values[context.source(loss)].operation is None:
         producer = context.producer(loss)
         place = value.place or (None if producer is None else context.place(producer))
@@ -260,14 +268,10 @@ def _no_gradient(context: StepContext, failure: Failure) -> Explained:
         text = f"{of}{made or ': it was made from numbers, not by operations on tensors'}."
         return text, (f"It is {_described(_as_given(context, loss))}.",), _NUMBERS
     if frozen:
-        names = listed(list(dict.fromkeys(context.values[each].name for each in frozen)))
         text = f"{of}: none of the parameters that it is computed from requires a gradient."
-        return text, (f"requires_grad is False for {names}.",), _FROZEN
-    leaves = [
-        context.values[each].name for each in sorted(_behind(context, loss)) if context.values[each].operation is None
-    ]
+        return text, (f"requires_grad is False for {listed(list(dict.fromkeys(frozen)))}.",), _FROZEN
     text = f"{of}: nothing that it is computed from requires a gradient."
-    return text, (f"It is computed from {listed(leaves)}.",), _LEARNS
+    return text, (f"It is computed from {listed([each.name for each in behind if each.operation is None])}.",), _LEARNS
 
 
 _LEARNS = (
@@ -285,11 +289,6 @@ _INTEGERS = (
 
 def _behind(context: StepContext, value: int) -> set[int]:
     return context.once(("behind", value), lambda: context.graph.ancestors([value]))
-
-
-def _is_frozen(context: StepContext, value: int) -> bool:
-    known = context.values[value]
-    return known.operation is None and known.name.rpartition(".")[2] in ("weight", "bias") and not known.requires_grad
 
 
 def _cut(context: StepContext, of: str, operation: Operation, given: int, output: int) -> Explained:

@@ -10,7 +10,7 @@ from chainrule.document import Text
 from chainrule.graph.graph import Place
 
 Severity = Literal["note", "warning", "error"]
-"""`note`: worth knowing. `warning`: it most likely does harm. `error`: numbers are lost."""
+"""`note`: worth knowing. `warning`: it most likely does harm. `error`: numbers are lost, or nothing is learnt."""
 
 RANK: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
 LISTED = 5  # items that are listed one by one
@@ -20,9 +20,9 @@ LISTED = 5  # items that are listed one by one
 class Finding:
     """One unhealthy thing: where it is, what it is, the numbers that show it, and what to do.
 
-    `title` is that of its check. In a run, it holds `since` a step without a break; if it has ended, it was last seen
-    at `until`. `rows` are the units, rows or elements concerned, out of `size`. `because` names the finding that most
-    likely caused it, as `id: where`.
+    `title` is that of its check, or of a special case. In a run, it holds `since` a step without a break; if it has
+    ended, it was last seen at `until`. `rows` are the units, rows or elements concerned, out of `size`. `because` names
+    the finding that most likely caused it, as `id: where`.
     """
 
     id: str

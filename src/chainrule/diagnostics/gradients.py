@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from chainrule.derivation.no_gradient import is_used, no_gradient
+from chainrule.derivation.no_gradient import no_gradient, reads
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_scale import unscaled_by
@@ -57,7 +57,9 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
             # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
             learns = context.may_learn(parameter) and not (stranger and parameter.value is None)
-            severity: Severity = "note" if frozen or not learns else "warning"
+            # An optimizer none of whose parameters has a gradient is a finding of its own.
+            aside = frozen or not learns or parameter.name in context.idle
+            severity: Severity = "note" if aside else "warning"
             yield NO_GRADIENT.found(
                 parameter.name, no_gradient(graph, parameter.value, parameter.name),
                 f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",
@@ -75,7 +77,8 @@ def _without_gradient_for_long(run: Run) -> Iterator[Finding]:
 
 
 def _is_used(context: StepContext, parameter: Parameter) -> bool:
-    return parameter.value is not None and is_used(context.graph, parameter.value)
+    value = parameter.value
+    return value is not None and any(reads(use, value) for use in context.uses.get(value, ()))
 
 
 def _moved(parameter: Parameter) -> str:

@@ -39,7 +39,8 @@ def _no_activation(context: StepContext) -> Iterator[Finding]:
         name, then = _layer(context, first), [_layer(context, each) for each in followers]
         names = " and ".join(dict.fromkeys(then))
         yield NO_ACTIVATION.found(
-            name, f"Nothing but linear operations lies between {name} and {names}: together they are one linear layer.",
+            name,
+            f"Nothing but linear operations lies between the layers {name} and {names}: together they are one.",
             (f"{given} inputs become {inner}, and then {second} outputs: {_count(context, [first, *followers])} "
              f"weights do what one layer of {given} inputs and {second} outputs does.",),
             place=context.place(followers[0]),

@@ -57,7 +57,8 @@ def _diverges(run: Run) -> Reason | None:
         return None
     if run.grows or run.takes_turns([step for step, _ in half]) or not _both_rise(run, losses):
         return None
-    since = next(step for step, loss in losses if loss > limit)
+    below = max((step for step, loss in losses[: len(losses) // 2] if loss <= limit), default=losses[0][0] - 1)
+    since = next(step for step, loss in losses if step > below and loss > limit)
     return since, f"The loss rises from {number(run.first_loss)} at the start to {number(losses[-1][1])} at the end.", (
         f"Over the last half its median is {number(level)}, its lower quartile {number(low)}.", _large_updates(lively),
     )  # fmt: skip

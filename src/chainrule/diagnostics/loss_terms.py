@@ -15,10 +15,10 @@ from chainrule.diagnostics.comparisons import (
     sign_of,
     size_taken,
 )
-from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Operation, Ref
+from chainrule.graph.graph import Operation, Place, Ref
 from chainrule.graph.snapshot import ParameterUpdate, data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -40,7 +40,10 @@ def _ascends(context: StepContext) -> Iterator[Finding]:
     learning = [each for each in context.graph.parameters.values() if each.gradient is not None]
     if not all(context.may_learn(each) for each in learning):
         return  # the other player's parameters: an adversary may well make their loss larger
-    upside_down = -1 if any(each.options.get("maximize") for each in context.members) else 1
+    maximised = {bool(each.options.get("maximize")) for each in context.members} or {False}
+    if len(maximised) > 1:
+        return  # what is made smaller for one is made larger for the other, on purpose
+    upside_down = -1 if True in maximised else 1
     signs = [(each.measured, _sign(context, each) * upside_down) for each in comparisons(context)]
     if not signs or any(sign >= 0 for _, sign in signs):
         return
@@ -52,9 +55,28 @@ def _ascends(context: StepContext) -> Iterator[Finding]:
             context.name(value), f"Each update makes {context.name(value)} {likely}: the loss has the wrong sign.",
             (f"The gradient of {context.name(value)} is {number(known.low)}"
              f"{'' if known.low == known.high else f' to {number(known.high)}'}"
-             f"{', and the optimizer maximises' if upside_down < 0 else ''}.", context.between(value)),
-            place=context.values[value].place,
+             f"{', and the optimizer maximises' if upside_down < 0 else ''}.", _size(context, value)),
+            place=_turned(context, value) or context.values[value].place,
         )  # fmt: skip
+
+
+def _turned(context: StepContext, value: int) -> Place | None:
+    """The place of the operation that turns the sign, from which on gradients are below 0."""
+    while sign_of(context.statistics(value, gradient=True)) < 0:
+        uses = [(use, first_output(use)) for use in context.uses.get(value, ())]
+        learning = [(use, out) for use, out in uses if sign_of(context.statistics(out, gradient=True))]
+        if not learning or learning[0][1] is None:
+            return None
+        use, value = learning[0][0], learning[0][1]
+        if sign_of(context.statistics(value, gradient=True)) > 0:
+            return context.place(use)
+    return None
+
+
+def _size(context: StepContext, value: int) -> str:
+    known = context.statistics(value)
+    alone = known is not None and known.elements == 1
+    return f"It is {number(known.mean)}." if known is not None and alone else context.between(value)
 
 
 ALONG = 0.99  # cosine between an update and the gradient
@@ -105,7 +127,7 @@ LEAST_SCALE = 16.0  # of a GradScaler; a smaller factor is the user's
 def loss_scale(context: StepContext) -> float:
     """The factor that a GradScaler gave the loss: a number that is data, and by far the largest one."""
     for maker in filter(None, map(context.producer, context.losses)):
-        factors = [argument(maker, name) for name in ("self", "other")] if facts_of(maker.name).measures else []
+        factors = operands(maker) if _scaled(context, maker) is not None else []
         for known in (context.statistics(each) for each in factors if each in context.data):
             if known is not None and known.elements == 1 and known.mean >= LEAST_SCALE:
                 return known.mean
@@ -206,7 +228,10 @@ def _is_cut(context: StepContext, value: int, used: set[int], learning: set[int]
     if value in learning or not _depends(context, value):
         return False
     whole = {value, _attached(context, value)}
-    return used.isdisjoint(whole) and learning.isdisjoint(context.graph.ancestors(whole) | whole)
+    before = context.graph.ancestors(whole) | whole
+    shared = {each for each in used & before if context.values[each].operation is not None} - context.data
+    constant = any(not context.values[each].requires_grad for each in shared)  # a teacher's entropy, say
+    return used.isdisjoint(whole) and learning.isdisjoint(before) and not constant
 
 
 def _attached(context: StepContext, value: int) -> int:
@@ -254,8 +279,8 @@ def _is_coefficient(factor: float, tolerance: float) -> bool:
 PENALTY = Check(
     "penalty-dominates", "The regularisation drowns the loss", "warning",
     what="The gradient of the penalties on parameters, or of the weight decay that an optimizer adds, is several times "
-    "that of the rest of the loss, while the predictions are no better than a guess; or each step takes a hundredth "
-    "of the weights away.",
+    "that of the rest of the loss (a note if it is larger), while the predictions are hardly better than a guess. Or "
+    "each step takes a hundredth of the weights away.",
     why="The weights are pulled to 0, whatever the data says.",
     advice="Divide its coefficient by 10 or 100. Usual are 1e-4 to 1e-2 for weight decay (0.1 with AdamW), and the "
     "penalty should begin well below the loss.",
@@ -291,7 +316,7 @@ def _of_loss(context: StepContext) -> Iterator[Finding]:
         pull = math.hypot(*(each for _, each in pulls))
         whole = math.hypot(*(each.norm for each in sent if each is not None))
         rest = math.sqrt(max(whole**2 - pull**2, 0.0))
-        if pull > context.thresholds.penalty * rest and whole > pull / 2:
+        if pull > rest and whole > pull / 2:
             sizes = {part: _weighed(context, part) for part in parts}
             name = context.name(max(penalties, key=lambda part: sizes[part]))
             yield PENALTY.found(
@@ -299,8 +324,12 @@ def _of_loss(context: StepContext) -> Iterator[Finding]:
                 (f"The norm of its gradient is {number(pull)}, that of the rest about {number(rest)}.",
                  f"{number(sum(sizes[part] for part in penalties))} of the loss is penalty, the rest is "
                  f"{number(sum(size for part, size in sizes.items() if part not in penalties))}."),
-                place=context.values[loss].place,
+                place=context.values[loss].place, severity=_severity(context, pull, rest),
             )  # fmt: skip
+
+
+def _severity(context: StepContext, pull: float, rest: float) -> Severity:
+    return "warning" if pull > context.thresholds.penalty * rest else "note"
 
 
 def _weighed(context: StepContext, part: int) -> float:
@@ -326,10 +355,10 @@ def _pulls(context: StepContext, penalties: list[int]) -> list[tuple[set[int], f
         if not weights or before is None or sent is None:
             continue
         pull = sent.norm
-        if size == "square":
+        if size == "squares":
             pull = 2 * sent.norm / math.sqrt(sent.elements) * before.norm
-        elif size == "norm" and operation.arguments.get("ord", operation.arguments.get("p")) == 1:
-            pull = sent.norm * math.sqrt(before.elements)
+        elif size == "norm" and (order := operation.arguments.get("ord", operation.arguments.get("p"))) != 2:
+            pull = sent.norm * math.sqrt(before.elements) if order == 1 else 0.0
         found.append((weights, pull))
     return found
 
@@ -363,10 +392,11 @@ def _of_decay(context: StepContext) -> Iterator[Finding]:
             pulls.append(float(member.options["weight_decay"]) * before.norm)
             grads.append(grad.norm)
     pull, rest = math.hypot(*pulls), math.hypot(*grads)
-    if rest and pull > context.thresholds.penalty * rest and _is_unlearnt(context):
+    if rest and pull > rest and _is_unlearnt(context):
         yield PENALTY.found(
             "all weights", "The weight decay drowns the gradient of the loss.",
             (f"It adds {number(pull)} to a gradient whose norm is {number(rest)}.", _coefficients(worst)),
+            severity=_severity(context, pull, rest),
         )  # fmt: skip
 
 
@@ -383,7 +413,7 @@ def _is_decoupled(member: ParameterUpdate) -> bool:
 def _shrinks(member: ParameterUpdate) -> float:
     """The share of a parameter that its weight decay takes away in a step; 0 where the optimizer rescales it."""
     options = member.options
-    rescaled = "betas" in options or "alpha" in options or "lr_decay" in options
+    rescaled = "betas" in options or not options.keys().isdisjoint(("alpha", "lr_decay", "rho"))
     if "lr" not in options or (rescaled and not _is_decoupled(member)):
         return 0.0
     return float(options["lr"]) * float(options["weight_decay"]) / (1 - float(options.get("momentum") or 0.0))

@@ -131,13 +131,15 @@ def _broadcast_in_loss(context: StepContext) -> Iterator[Finding]:
     for call in context.graph.calls:
         refs = [each.value for each in call.arguments[:2] if isinstance(each, Ref)]
         refs += [v.value for k, v in call.keywords.items() if k in ("input", "target", "other") and isinstance(v, Ref)]
-        if len(refs) != 2 or not context.from_data.issuperset(refs):
+        if len(refs) != 2:
             continue
         first, second = (context.values[ref] for ref in refs)
         shape = _common(first.shape, second.shape)
         # A target has no gradient: it is data, or was computed under no_grad (a bootstrapped return), or detached.
         if shape is None or first.requires_grad == second.requires_grad or not _crossed(call, first, second):
             continue
+        if not context.from_data.issuperset(refs):
+            continue  # a parameter or a buffer is no target
         if not any(_wide(context, context.graph.operations[index], shape) for index in call.operations):
             continue
         names = f"{context.name(first.index)} {first.shape} and {context.name(second.index)} {second.shape}"

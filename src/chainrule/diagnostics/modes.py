@@ -29,7 +29,7 @@ MOST = 0.5  # share of the parameters in eval mode that learn, above which it is
 
 @EVAL_WHILE_TRAINING.in_step
 def _eval_while_training(context: StepContext) -> Iterator[Finding]:
-    modules = {module.path: module for module in context.graph.modules}
+    modules = {module.path: module for module in reversed(context.graph.modules)}  # a loss has no path of its own
     affected: dict[str, list[str]] = {}
     for path, kind in _switched_off(context, modules):
         owner = next((each for each in _around(path, modules) if not modules[each].training), path)
@@ -87,14 +87,13 @@ def _size(parameters: Iterator[Parameter] | Sequence[Parameter]) -> int:
 
 TRAIN_WHILE_EVALUATING = Check(
     "train-while-evaluating", "A model in train mode is evaluated", "warning",
-    what="Before this step a model that is trained ran several times without gradients and in train mode, with batch "
-    "norms or dropouts in it. A watch sees it before the steps that it watches; before most of them it is a note.",
+    what="Between two steps a model that is trained ran several times without gradients and in train mode, with batch "
+    "norms or dropouts in it. A watch sees it before each step that it watches, and counts the batches of batch norms "
+    "between them. Before most watched steps it is a note.",
     why="Dropout makes the evaluation random, and batch norms use its batches: they move the running statistics.",
     advice="Call model.eval() before the evaluation and model.train() after it.",
     source="PyTorch's documentation of nn.Module.eval and torch.no_grad: neither implies the other")  # fmt: skip
 SEVERAL = 2  # passes: a single one may be of a GAN, or a target
-
-
 OFTEN = 0.5  # share of the watched steps: more is a part of the training itself, such as a target network
 
 
@@ -102,11 +101,11 @@ OFTEN = 0.5  # share of the watched steps: more is a part of the training itself
 def _train_while_evaluating(run: Run) -> Iterator[Finding]:
     after = [each for each in run.steps if each.evaluated >= SEVERAL]
     if after:
-        often = len(after) > max(OFTEN * len(run.steps), SEVERAL)
+        often = len(after) > OFTEN * len(run.steps)
         times = f"{len(after)} of {len(run.steps)} watched steps"
         yield TRAIN_WHILE_EVALUATING.found(
-            "the model", f"The model ran {after[-1].evaluated} times without gradients and in train mode before step "
-            f"{after[-1].step}.",
+            "the model", f"The model ran {after[-1].evaluated} times in train mode beside its training steps, before "
+            f"step {after[-1].step}.",
             f"So it did before {times}: its dropouts were on, or its batch norms took those batches' statistics.",
             severity="note" if often else "warning", since=after[0].step,
         )  # fmt: skip
@@ -122,7 +121,7 @@ DROPOUT_IN_EVAL = Check(
 
 @DROPOUT_IN_EVAL.in_step
 def _dropout_in_eval(context: StepContext) -> Iterator[Finding]:
-    training = {module.path: module.training for module in context.graph.modules}
+    training = {module.path: module.training for module in reversed(context.graph.modules)}
     dropping: dict[str, list[Call]] = {}
     for call in context.graph.calls:
         if not training.get(call.module, True) and _drops(context, call):
@@ -190,19 +189,19 @@ def _hit_by_digit(context: StepContext, frozen: dict[str, Parameter]) -> Iterato
     """Among layers with the same name but for their number: those are frozen that have a digit in the number."""
     layers: dict[tuple[str, str], dict[int, bool]] = {}
     for name in context.graph.parameters:
-        for match in re.finditer(r"(?<=\.)(\d+)(?=\.)|^(\d+)(?=\.)", name):
+        for match in re.finditer(r"(?<!\d)(\d+)(?=\.)", name):
             layers.setdefault((name[: match.start()], name[match.end() :]), {})[int(match[0])] = name in frozen
-    found: dict[tuple[str, tuple[int, ...]], str] = {}
-    for (stem, rest), numbers in layers.items():
-        hit = tuple(each for each, is_frozen in sorted(numbers.items()) if is_frozen)
-        if 2 <= len(hit) < len(numbers) and hit[-1] - hit[0] >= len(hit):
-            for digit in sorted(set.intersection(*({*str(each)} for each in hit))):
-                if hit == tuple(each for each in sorted(numbers) if digit in str(each)):
-                    found.setdefault((stem, hit), rest)
-    for (stem, hit), rest in found.items():
-        where = stem.rstrip(".") or "the layers"
+    found: dict[str, list[str]] = {}
+    for (stem, _), numbers in layers.items():
+        hit = [each for each, is_frozen in sorted(numbers.items()) if is_frozen]
+        if 2 <= len(hit) <= hit[-1] - hit[0] if hit else False:
+            for digit in set.intersection(*({*str(each)} for each in hit)):
+                within = [each for each in sorted(numbers) if digit in str(each)]
+                if hit in (within, [each for each in within if str(each).startswith(digit)]):
+                    found.setdefault(stem, [f"{stem}{each}" for each in hit])
+    for stem, names in found.items():
+        total = len({number for (other, _), numbers in layers.items() if other == stem for number in numbers})
         yield FROZEN_BY_NAME.found(
-            where, f"Of the numbered layers of {where}, {listed(hit)} are frozen: all with one digit in the number.",
-            f"{len(hit)} are frozen, among them {stem}{hit[0]}{rest} and {stem}{hit[-1]}{rest}, and those between "
-            "are not.", rows=hit,
+            names[1], f"{listed(names)} are frozen, and those between are not: all have one digit in their number.",
+            f"{len(names)} of {total} layers are frozen.",
         )  # fmt: skip

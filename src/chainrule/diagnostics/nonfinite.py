@@ -132,8 +132,8 @@ def _count(known: Statistics, of: str = "") -> str:
 @BACKWARD.in_step
 def _backward(context: StepContext) -> Iterator[Finding]:
     """The first node that turns a finite gradient into NaN or infinity; a note if that does no harm."""
-    harmless = _harmless(context)
     for found in _first_in_backward(context):
+        harmless = _harmless(context)
         evidence = (*found.evidence, harmless) if harmless else found.evidence
         yield replace(found, severity="note" if harmless else found.severity, evidence=evidence)
 

@@ -10,12 +10,7 @@ import torch
 from chainrule.diagnostics.step_context import StepContext, argument, type_name
 from chainrule.graph.graph import Operation
 from chainrule.numbers import number
-from chainrule.rules.facts import base_name, facts_of
-
-LIMITING = frozenset({"relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold"})
-NOT_AT_ZERO = {"log": "self", "log2": "self", "log10": "self", "sqrt": "self", "rsqrt": "self", "reciprocal": "self",
-               "pow": "self", "div": "other"}  # fmt: skip
-EXPONENTIAL = frozenset({"exp", "expm1", "sinh", "cosh"})
+from chainrule.rules.facts import facts_of
 
 LOGSUMEXP = "Use torch.logsumexp, which subtracts the largest exponent first."
 SOFTMAX = "Use torch.softmax, which subtracts the largest exponent first."
@@ -24,26 +19,26 @@ RATIO = "The exponent is a difference, so the result is a ratio: clamp the diffe
 
 def advice_for(context: StepContext, operation: Operation) -> str:
     """What to try for an operation; "" if nothing more is known than for any."""
-    name = base_name(operation.name).removesuffix("_")
-    if name in EXPONENTIAL:
+    facts = facts_of(operation.name)
+    if facts.exponential:
         return _of_limit(context, operation, "self", high=True) or _of_exponential(context, operation)
-    known = context.statistics(argument(operation, NOT_AT_ZERO.get(name, "")))
-    if name == "div" and known is not None and not known.zeros:
+    divisor = context.statistics(argument(operation, "other")) if facts.singular == "other" else None
+    if divisor is not None and not divisor.zeros:
         return ""  # it overflows
-    return at_zero(context, operation) or facts_of(operation.name).advice
+    return at_zero(context, operation) or facts.advice
 
 
 def at_zero(context: StepContext, operation: Operation) -> str:
     """What to try if an operand is 0 although a clamp or a ReLU limits it; "" if nothing limits it."""
-    name = base_name(operation.name).removesuffix("_")
-    return _of_limit(context, operation, NOT_AT_ZERO[name], high=False) if name in NOT_AT_ZERO else ""
+    singular = facts_of(operation.name).singular
+    return _of_limit(context, operation, singular, high=False) if singular else ""
 
 
 def _of_limit(context: StepContext, operation: Operation, name: str, high: bool) -> str:
     given = argument(operation, name)
     maker = None if given is None else context.producer(context.source(given))
     known = context.statistics(given)
-    if given is None or maker is None or known is None or base_name(maker.name).removesuffix("_") not in LIMITING:
+    if given is None or maker is None or known is None or not facts_of(maker.name).limits:
         return ""
     met, place, dtype = known.high if high else known.low, context.place(maker), context.values[given].dtype
     if not high and met != 0:
@@ -61,9 +56,9 @@ def _of_exponential(context: StepContext, operation: Operation) -> str:
     uses = [use for out in [made] if out is not None for use in _uses(context, out)]
     sums = [use.outputs[0] for use in uses if facts_of(use.name).adds_up]
     of_sums = [(use, out) for out in sums if out is not None for use in _uses(context, out)]
-    if any(base_name(use.name) == "log" for use, _ in of_sums):
+    if any(facts_of(use.name).logarithm for use, _ in of_sums):
         return LOGSUMEXP
-    if any(base_name(use.name) == "div" for use, _ in of_sums):
+    if any(argument(use, facts_of(use.name).singular) == out for use, out in of_sums):
         return SOFTMAX
     maker = None if exponent is None else context.producer(context.source(exponent))
     return RATIO if maker is not None and facts_of(maker.name).difference else facts_of(operation.name).advice

@@ -43,7 +43,7 @@ class Origins:
         self.context = context
         self.every: list[Origin] = []
         self.of: dict[int, Origin] = {}  # a value that is not finite -> its origin
-        self.infinite: list[Value] = []  # leaves with infinity, which may be on purpose
+        self.on_purpose: list[tuple[Value, Operation | None]] = []  # that may well be, such as a mask and what fills it
         self.bad_losses: list[int] = []
         self.first: list[Origin] = []
         values = context.values
@@ -68,8 +68,10 @@ class Origins:
             if inherited is not None:
                 inherited.passed_on.append(made.index)
                 self.of[made.index] = inherited
-            elif made.data is None or on_purpose(operation, slot) or any(map(self._is_lost_unkept, given)):
+            elif made.data is None or any(map(self._is_lost_unkept, given)):
                 continue  # values without numbers are checked by their statistics
+            elif on_purpose(operation, slot):
+                self.on_purpose.append((made, operation))
             elif _makes(self.context, made.data, [each.data for each in given]):
                 self._add(made, operation)
 
@@ -81,7 +83,7 @@ class Origins:
         if dense(leaf.data).isnan().any():
             self._add(leaf, None)
         else:
-            self.infinite.append(leaf)
+            self.on_purpose.append((leaf, None))
 
     def _is_lost(self, value: Value) -> bool:
         return self._is_lost_unkept(value) if value.data is None else not self.context.cache.finite(value.data)
@@ -116,8 +118,11 @@ class Origins:
 
     def _first(self) -> list[Origin]:
         """The first origin, and that of the loss; in an unfinished step only one that reaches a loss or gradient."""
-        if self.infinite and not self.every and any(map(self.context.is_loss, self.bad_losses)):
-            self._add(self.infinite[0], None)  # masked scores are infinite on purpose, a loss is not
+        if not self.every and any(map(self.context.is_loss, self.bad_losses)):
+            # Masked scores are infinite on purpose, a loss is not.
+            before = self.context.graph.ancestors(self.bad_losses).union(self.bad_losses)
+            for value, operation in [each for each in self.on_purpose if each[0].index in before][:1]:
+                self._add(value, operation)
         reached = [self.of[loss] for loss in self.bad_losses if loss in self.of][:1]
         if not reached:
             return self.every[:1] if self.gradients_lost or not self.context.unfinished else []

@@ -8,15 +8,12 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-import torch
-from torch import Tensor
-
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
-from chainrule.diagnostics.step_context import StepContext, type_name
+from chainrule.diagnostics.standstill import SECOND_MOMENTS
+from chainrule.diagnostics.step_context import StepContext, rate_of
 from chainrule.graph.snapshot import Parameter, ParameterUpdate
-from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
 NOT_IN_OPTIMIZER = Check(
@@ -31,7 +28,10 @@ NOT_IN_OPTIMIZER = Check(
     "ModuleList: its modules are registered",
     lasts=3)  # fmt: skip
 ANOTHER = "If another optimizer moves it (a GAN has two), this is right. If none does, pass it to the optimizer."
-PLAIN = "model.parameters() leaves out what a plain list or dict holds: use nn.ModuleList, ModuleDict or ParameterList."
+PLAIN = (
+    "model.parameters() leaves out what a plain list or dict holds. If it should learn, use nn.ModuleList, ModuleDict "
+    "or ParameterList; if not, requires_grad_(False) also saves its gradient."
+)
 MADE = (
     "Make the layer once, in `__init__`, so that an optimizer can hold it: one made in forward() is new in each step."
 )
@@ -53,6 +53,8 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         parameters = [context.graph.parameters[name] for name in names]
         gradients = [context.gradient(parameter) for parameter in parameters]
         norm = math.hypot(*(each.norm for each in gradients if each is not None))
+        if norm == 0:
+            continue  # nothing depends on it, as on a tensor that only makes a checkpoint differentiable
         has = plural(len(names), "it has", "they have")
         yield NOT_IN_OPTIMIZER.found(
             owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
@@ -115,7 +117,7 @@ def _in_two_optimizers(context: StepContext) -> Iterator[Finding]:
             shared.setdefault(tuple(updates), []).append(name)
     for names in shared.values():
         both = holders[names[0]].values()
-        kinds = " and ".join(f"{optimizer} (rate {number(_rate(member))})" for optimizer, member in both)
+        kinds = " and ".join(f"{optimizer} (rate {number(rate_of(member))})" for optimizer, member in both)
         yield IN_TWO_OPTIMIZERS.found(
             names[0] if len(names) == 1 else f"{len(names)} parameters",
             f"{listed(names)} {plural(len(names), 'is', 'are')} in {len(both)} optimizers that stepped: {kinds}.",
@@ -152,7 +154,7 @@ def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
         if ratio > limit and member.before.dim() > 1:
             yield TOO_LARGE.found(
                 member.name, f"The update of {member.name} is {number(ratio)} times as large as the weight itself.",
-                f"The weight's norm is {number(before.norm)}, its learning rate {number(_rate(member))}.",
+                f"The weight's norm is {number(before.norm)}, its learning rate {number(rate_of(member))}.",
                 severity="note",
             )  # fmt: skip
 
@@ -231,80 +233,10 @@ def _too_small(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-STUCK = Check(
-    "stuck-update", "The optimizer hardly moves a parameter that has a gradient", "warning",
-    what="A parameter has a gradient, and its update is exactly 0 or, with an adaptive optimizer, far smaller than "
-    "its learning rate. In one step this is a note; over a run it lasts.",
-    why="Its optimizer is the cause: a rate of 0, a memory of one huge gradient, or too coarse a number type.",
-    advice="Check the rate that the schedule sets; clip gradients before they enter the optimizer's state, or reset "
-    "its state; keep the weights in float32 if bfloat16 or float16 rounds the update away.",
-    source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
-    thresholds=("stuck",), lasts=5)  # fmt: skip
-REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
-LEARNT = 0.01  # share of the loss at the start
-
-
-@STUCK.in_step
-def _stuck(context: StepContext) -> Iterator[Finding]:
-    for member in context.members:
-        grad, moved, before = context.gradient(member), context.move(member), context.cache.of(member.start)
-        if grad is None or moved is None or before is None or not grad.norm or grad.not_finite:
-            continue
-        root = math.sqrt(before.elements)
-        if reason := _reason(member, moved.norm / root, grad.norm / root, context.thresholds.stuck):
-            memory = _second_moment(member)
-            yield STUCK.found(
-                member.name,
-                f"{member.name} has a gradient, and is {'hardly moved' if moved.norm else 'not moved'}: {reason}.",
-                (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
-                 f"of itself {number(before.norm)}; its learning rate is {number(_rate(member))}.",
-                 "" if memory is None else f"The root of its second moment is {number(memory)} on average."),
-                severity="note",
-            )  # fmt: skip
-
-
-@STUCK.over_time
-def _stuck_for_long(run: Run) -> Iterator[Finding]:
-    """At the end of learning gradients are small next to the optimizer's second moment, and that is no fault."""
-    learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
-    for found in STUCK.lasting(run):
-        yield replace(found, severity="note") if learnt else found
-
-
-def _reason(member: ParameterUpdate, moved: float, grad: float, limit: float) -> str:
-    """Why the optimizer, not a tiny gradient, keeps a parameter from moving, by root mean squares; "" if it moves."""
-    rate, dtype = _rate(member), member.before.dtype
-    if rate == 0:
-        return "its learning rate is 0"
-    if not moved and dtype in (torch.float16, torch.bfloat16):
-        spacing = f"{torch.finfo(dtype).eps:.2g}"
-        return f"the update is below the spacing of {type_name(dtype)}, {spacing} of the weight"
-    if moved < limit * rate and (memory := _second_moment(member)) is not None and grad * REMEMBERED < memory:
-        return "its state remembers a far larger gradient"
-    return ""
-
-
-def _second_moment(member: ParameterUpdate) -> float | None:
-    """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
-    state = member.state_before
-    for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg"):
-        memory = state.get(key)
-        known = Statistics.of(memory) if isinstance(memory, Tensor) else None
-        if known is not None and known.elements:
-            step = float(state.get("step", 1))
-            betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
-            grown = 1 - float(betas[1]) ** max(step, 1.0)
-            return math.sqrt(max(known.mean, 0.0) / max(grown, 1e-12)) if step >= 1 else None
-    return None
-
-
-def _rate(member: ParameterUpdate) -> float:
-    return float(member.options.get("lr", math.nan))
-
-
 CLIPPED = Check(
     "always-clipped", "The gradient is clipped at every step", "warning",
-    what="clip_grad_norm_ shrank the gradient at nearly every watched step. A factor below 10 is a note.",
+    what="clip_grad_norm_ shrank the gradient at nearly every watched step. It is a note if the factor is below 10, or "
+    "if an adaptive optimizer divides by the gradients' size, as Adam does.",
     why="Clipping is meant for rare large gradients. At every step, it overrides the learning rate.",
     advice="Raise the limit to, say, the 90th percentile of the norms, or lower the rate by the clipping factor.",
     source="Pascanu, Mikolov and Bengio, 2013: the limit from the average norm over many updates",
@@ -320,6 +252,7 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
     if len(stepped) < run.thresholds.enough or len(clipped) < run.thresholds.clipped_share * len(stepped):
         return
     factor = median([before / after if after else math.inf for _, before, after in clipped])
+    adaptive = any(series.name.endswith(SECOND_MOMENTS) for series in run.history.of_kind("moment"))
     norms, after = [before for _, before, _ in clipped], median([after for _, _, after in clipped])
     yield CLIPPED.found(
         "all gradients",
@@ -327,5 +260,6 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
         "in the median.",
         f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
         f"{number(median(norms))}; the median after is {number(after)}.",
-        severity="warning" if factor > run.thresholds.clipped_factor else "note", since=clipped[0][0],
+        severity="warning" if factor > run.thresholds.clipped_factor and not adaptive else "note",
+        since=clipped[0][0],
     )  # fmt: skip

@@ -16,15 +16,15 @@ from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation
 from chainrule.rules.facts import base_name, facts_of
 
-SHORT, VOCABULARY = 2, 10  # a run of padding at least, and tokens of a vocabulary
+SHORT, FEW, VOCABULARY = 2, 5, 10  # a run of padding at least; different tokens of a batch, and of an embedding
 UNREDUCED = 0
 NEVER = 1e-12  # a weight that is masked is below it
 
 ATTENDED = Check(
     "padding-attended", "Padding gets attention", "warning",
     what="A part of the attention of real tokens goes to tokens of padding: those of padding\\_idx, or the one token "
-    "that ends rows of the batch, in runs of different lengths, and stands nowhere else. Without the numbers of the "
-    "weights the masks decide.",
+    "that ends rows of the batch, in runs of different lengths, and stands nowhere else. It needs the numbers of the "
+    "tokens; without those of the weights the masks decide.",
     why="What a sentence means then depends on the length of the longest one in its batch.",
     advice="Pass a mask of the padding: key_padding_mask=ids == pad (True hides) to nn.MultiheadAttention, attn_mask "
     "(True takes part) to scaled_dot_product_attention, attention_mask to models of Transformers.",
@@ -69,7 +69,7 @@ def _paddings(context: StepContext) -> Iterator[Padding]:
 def _inferred(ids: Tensor) -> int | None:
     """The token that ends several rows in runs of different lengths, and stands nowhere else; None without one."""
     samples, length = ids.shape
-    if samples < SHORT or length < 2 * SHORT:
+    if samples < SHORT or length < 2 * SHORT or len(ids.unique()) < FEW:
         return None
     same = ids == ids[:, -1:]
     runs = same.flip(1).long().cumprod(1).sum(1)
@@ -180,8 +180,9 @@ def _in_loss(context: StepContext) -> Iterator[Finding]:
         if target is None or operation.arguments.get("reduction") == UNREDUCED:
             continue
         data = _rows(context, target)
-        token = None if data is None else _inferred(data)
-        if data is None or token not in known or token == operation.arguments.get("ignore_index"):
+        ignored = int(operation.arguments.get("ignore_index", -100))
+        token = None if data is None else _inferred(data[:, ~data.eq(ignored).all(0)])  # the last one, where shifted
+        if data is None or token not in known or token == ignored:
             continue
         weight = argument(operation, "weight")
         if weight is not None and (each := context.values[weight].data) is not None and not float(each[token]):
@@ -189,7 +190,7 @@ def _in_loss(context: StepContext) -> Iterator[Finding]:
         count = int((data == token).sum())
         yield IN_LOSS.found(
             context.name(target), f"The loss counts padding: {count} of {data.numel()} targets are token {token}.",
-            f"ignore_index is {operation.arguments.get('ignore_index')}, so {100 * count / data.numel():.3g} % of the "
+            f"ignore_index is {ignored}, so {100 * count / data.numel():.3g} % of the "
             f"{base_name(operation.name).split('_forward')[0]} is about padding.",
             place=context.place(operation), advice=f"Pass ignore_index={token} to the loss.",
         )  # fmt: skip

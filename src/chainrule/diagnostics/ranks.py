@@ -27,8 +27,8 @@ DIVERGED = Check(
     source="PyTorch's documentation: Distributed Data Parallel", across_ranks=True)  # fmt: skip
 NOT_REDUCED = Check(
     "rank-not-reduced", "A gradient was not reduced across the ranks", "warning",
-    what="A parameter is the same on all ranks before the step, and its `.grad` after backward is not, nor the one that "
-    "the optimizer uses, if it is reduced by hand.",
+    what="A parameter is the same on all ranks before the step, and its `.grad` after backward is not, nor what the "
+    "optimizer uses, where no reducer is known.",
     why="Each rank takes a different step, and from then on the ranks train different models.",
     advice="Call the wrapped model (not model.module), leave no_sync() before the last backward pass of the step, and "
     "use every parameter on every rank.",

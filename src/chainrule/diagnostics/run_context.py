@@ -17,7 +17,7 @@ from statistics import correlation, mean, median, pstdev
 
 from chainrule.diagnostics.finding import RANK, Finding, listed
 from chainrule.diagnostics.thresholds import Thresholds
-from chainrule.graph.history import History, StepFacts
+from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.numbers import number
 
 RARE = 0.25  # share of the steps: what fewer of them compute is another task
@@ -87,6 +87,13 @@ class Run:
                 first -= 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
+
+    def of(self, kind: Kind, name: str) -> Series | tuple[()]:
+        """The series of a parameter, whose name in a step may begin with that of its model; () if there is none."""
+        series = self.history.series
+        known = series.get((kind, name))
+        longer = (each for (of, short), each in series.items() if of == kind and name.endswith(f".{short}"))
+        return known or next(longer, ())
 
     def in_steps(self, id: str) -> list[tuple[int, Finding | None]]:
         """Every examined step, with the first finding of a check in it."""

@@ -31,7 +31,7 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             if axis == _class_axis(context, comparison, given):
                 continue
             told.add(operation.index)
-            if axis == 0 or comparison.axis is not None:
+            if axis == 0 or (comparison.axis is not None and not comparison.likelihood):
                 yield _wrong_axis(context, operation, given, axis, "its result is compared with targets")
     batch = _batch(context)
     for operation, given, axis in _softmaxes(context):

@@ -7,7 +7,7 @@ statistics do so (`statistics`), and checks that need the numbers leave such a v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -21,9 +21,10 @@ from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references
 from chainrule.graph.names import Index, Notation, element
-from chainrule.graph.snapshot import Parameter, ParameterUpdate, has_numbers
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Update, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache
+from chainrule.graph.trees import reach
 from chainrule.numbers import number
 from chainrule.rules.facts import Facts, base_name, facts_of
 
@@ -34,7 +35,10 @@ Wanted = Callable[[Facts], Any]
 
 @dataclass
 class StepContext:
-    """The step under examination; an `unfinished` step never reached its update."""
+    """The step under examination; an `unfinished` step never reached its update.
+
+    `kept` is passed on from step to step of a run, for what follows from the operations alone.
+    """
 
     graph: Graph
     derivation: Derivation | None
@@ -42,6 +46,7 @@ class StepContext:
     thresholds: Thresholds
     cache: StatisticsCache
     unfinished: bool
+    kept: dict[Hashable, Any] = field(default_factory=dict)
     _memo: dict[object, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,6 +101,17 @@ class StepContext:
     def held(self) -> frozenset[str]:
         """The names of the parameters that the optimizers that stepped hold."""
         return frozenset(known.name for member in self.members if (known := self.parameter(member)) is not None)
+
+    @cached_property
+    def idle(self) -> frozenset[str]:
+        """The names of the parameters of optimizers that stepped, moved nothing, and had no gradient at all."""
+        nothing = (each.parameters for each in self.graph.updates if self.is_idle(each))
+        known = (self.parameter(member) for members in nothing for member in members)
+        return frozenset(each.name for each in known if each is not None)
+
+    def is_idle(self, update: Update) -> bool:
+        """Whether no parameter of an optimizer had a gradient or was moved, as by a closure."""
+        return all(member.gradient is None and is_zero(self.move(member)) for member in update.parameters)
 
     @cached_property
     def _of_value(self) -> dict[int | None, Parameter]:
@@ -214,6 +230,14 @@ class StepContext:
         known = self.values[value]
         return self.once((value, gradient), lambda: self.cache.of(known.gradient if gradient else known.snapshot))
 
+    def is_output(self, value: int) -> bool:
+        """Whether no product with a weight or another value follows it, as for an output of the network or a loss."""
+        weighed = {given for given, _, _ in self.weighed}
+        return not any(
+            each in weighed or any(facts_of(use.name).weighs for use in self.uses.get(each, ()))
+            for each in reach([value], self.results)
+        )
+
     def lost(self, value: int | None, gradient: bool = False) -> Statistics | None:
         """The statistics of a value, or of its gradient, if they show an element that is not finite."""
         known = self.statistics(value, gradient)
@@ -252,6 +276,17 @@ class StepContext:
 def element_of(name: str, place: Index, data: Tensor) -> str:
     """One element with its number: `x[0] = 2`."""
     return f"{element(name, place)} = {number(dense(data)[place].item())}"
+
+
+def is_zero(known: Statistics | None) -> bool:
+    """Whether every element of a tensor is known to be 0."""
+    return known is not None and known.zeros == known.elements > 0
+
+
+def rate_of(member: ParameterUpdate) -> float:
+    """The learning rate of a parameter in an optimizer's step; NaN where the optimizer has none."""
+    rate = member.options.get("lr")
+    return math.nan if rate is None else float(rate)
 
 
 def argument(operation: Operation, name: str) -> int | None:

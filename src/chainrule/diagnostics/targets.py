@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, chance, comparisons, is_boolean, mean_of
+from chainrule.diagnostics.comparisons import Comparison, chance, comparisons, counted, is_boolean, mean_of
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.softmax import over_one
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
@@ -25,6 +25,7 @@ OUT_OF_RANGE = Check(
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2: output units")  # fmt: skip
+FEWEST = 8  # samples, so that what holds for all of them is no accident
 BEYOND = 1e-3  # rounding of targets at the very end of the range
 SLIGHT = 0.05  # standard deviations of the targets
 
@@ -133,7 +134,10 @@ def _initial(context: StepContext) -> Iterator[Finding]:
     for comparison in comparisons(context):
         mean, guess = mean_of(context, comparison), chance(context, comparison)
         limit = context.thresholds.excess
-        if comparison.scale == "numbers" or not guess or mean is None or mean <= min(limit * guess, limit + guess):
+        few = (counted(context, comparison) or 0.0) < FEWEST
+        if comparison.scale == "numbers" or few or not guess or mean is None:
+            continue
+        if mean - guess <= limit * min(guess, 1.0):
             continue
         if any(each.severity == "warning" for check in (_out_of_range, over_one) for each in check(context)):
             continue  # that is the cause
@@ -162,20 +166,20 @@ ONE_CLASS = Check(
     advice="Shuffle the training data (DataLoader(shuffle=True)): it is sorted by class. If the class is always the "
     "same, look at how labels are read.",
     source="Bottou, Stochastic gradient descent tricks, 2012: shuffle the examples")  # fmt: skip
-FEWEST = 8  # samples, so that one class is no accident
 MOST_BATCHES, MIN_BATCHES, MIN_ALIKE = 0.7, 5, 10  # share and numbers of examined steps; a batch may span two classes
 LISTED = 20  # classes
 
 
 @ONE_CLASS.in_step
 def _one_class(context: StepContext) -> Iterator[Finding]:
-    several = [each for each in comparisons(context) if each.scale != "numbers"]
+    several = [each for each in comparisons(context) if each.scale != "numbers" and _is_label(each)]
     known = [context.statistics(each.target) for each in several]
     first = known[0] if known else None
     if first is None or any(each is None or each.low != first.low or each.high != first.low for each in known):
         return
     comparison, count = several[0], sum(each.elements for each in known if each is not None)
-    made = any(facts_of(each.name).makes_constant for each in _makers(context, comparison.target))
+    makers = _makers(context, comparison.target)
+    made = any(facts_of(each.name).makes_constant or not operands(each) for each in makers)
     if count < FEWEST or (comparison.scale == "probabilities" and (len(several) > 1 or made)):
         return  # a discriminator's targets are made as ones and zeros
     name = context.name(comparison.target)
@@ -184,6 +188,11 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
         place=context.place(comparison.operation), severity="note", rows=(int(first.low),),
         size=1 if comparison.scale == "probabilities" else 0,
     )  # fmt: skip
+
+
+def _is_label(comparison: Comparison) -> bool:
+    """Whether each target is one label; a row of ones and zeros has several numbers for it."""
+    return not comparison.likelihood or comparison.axis is not None
 
 
 def _makers(context: StepContext, value: int) -> Iterator[Operation]:

@@ -46,6 +46,8 @@ class Thresholds:
         "Micikevicius et al., Mixed precision training, 2018: float16 is subnormal below 2^-14, 0 below 2^-24")
     noise: float = _limit(0.1, "mean cosine between the gradients of micro-batches", "a smaller one is noise",
         "McCandlish et al., An empirical model of large-batch training, 2018")
+    kept_steps: float = _limit(8, "earlier steps", "a graph of more that still grows is a warning",
+        "our runs: healthy trainings carry the graph of no earlier step")
     # the optimizer
     update_ratio_large: float = _limit(0.1, "norm of update / weight", "a larger median over the window is too large",
         "Karpathy, CS231n: a healthy ratio is about 1e-3; this is a hundred times as much")
@@ -84,7 +86,7 @@ class Thresholds:
         "our runs: hard samples late in training are no spikes")
     penalty: float = _limit(4.0, "norm of the penalty's gradient / of the rest", "a larger one drowns the loss",
         "our runs: usual coefficients give less than 0.1 as long as nothing is learnt")
-    excess: float = _limit(3.0, "loss - loss of a guess (or as a multiple of it)",
+    excess: float = _limit(3.0, "loss above that of a guess, in nats (in guesses below 1 nat)",
         "a larger initial loss is reported",
         "Karpathy, A recipe for training neural networks, 2019: verify loss @ init")
     # the data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,27 +13,35 @@ from chainrule.derivation.backprop import Step
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, is_zero
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import Parameter, has_numbers
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.trees import reach
 from chainrule.numbers import number
 from chainrule.rules.facts import Slope, base_name, facts_of, facts_of_call
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
+BY_CHANCE = 4.0  # times as many units as equal samples leave off by chance count as many
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
 
 UNIT_OFF = Check(
     "unit-off", "A unit is off for every sample", "warning",
-    what="A ReLU (or another function that is flat on one side) has slope 0 for every sample of the batch. Over a "
-    "run: the units that were off at each of the last examined steps.",
-    why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks.",
+    what="A ReLU (or another function that is flat on a side) has slope 0 for every sample of the batch, and no "
+    "gradient passes the unit another way. One unit, or a few, is a note. Over a run: the units that were off at every "
+    "one of the last examined steps. A layer with no other unit is an error then, and has a title of its own. Terms "
+    "of a loss count only where all of them are off and the loss is not 0, as they are off where a margin is reached.",
+    why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks. A layer that is "
+    "off as a whole also stops the gradient of the layers before it.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
     "bias, or a leaky ReLU keeps it alive.",
     source="Lu et al., Dying ReLU and initialization, 2019; He et al., 2015", thresholds=("units_off", "units_dead"),
 )  # fmt: skip
+LAYER_OFF = "A whole layer is off for every sample"
+BOUNDED = (
+    "If it stays there it will never learn again. Bring what the function is given into the range where it has a "
+    "slope: a smaller learning rate or initialisation, or a norm before it; or widen its bounds."
+)
 
 
 @UNIT_OFF.in_step
@@ -49,8 +58,11 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
         size = before.shape[axis]
         if before.shape[0] < MIN_SAMPLES or not slope.numel():
             continue
-        units = (slope == 0).movedim(axis, 0).flatten(1).all(1).nonzero().flatten().tolist()
-        if not units:
+        stops = slope == 0
+        if has_numbers(before.grad):  # which may have come another way, as in a straight-through estimator
+            stops = stops & (dense(before.grad) == 0)
+        units = stops.movedim(axis, 0).flatten(1).all(1).nonzero().flatten().tolist()
+        if not units or not _counts(context, value, out, len(units) == size):
             continue
         places = f"{slope.numel() // size} {'samples' if len(before.shape) == 2 else 'places'}"
         evidence = []
@@ -60,32 +72,68 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
             evidence.append(
                 f"{context.name(value)}[{at}] is {column}: the slope of {context.name(out)} is 0 in all {places}."
             )
-        which = plural(len(units), f"Unit {units[0]}", f"{len(units)} of {size} units ({listed(units)})")
-        verb = plural(len(units), "is off for every sample: its", "are off for every sample: their")
-        yield UNIT_OFF.found(
-            context.name(out), f"{which}{context.layer(value)} {verb} weights get no gradient.", evidence,
-            place=context.values[out].place,
-            severity="warning" if len(units) > context.thresholds.units_off * size else "note", rows=units, size=size,
-        )  # fmt: skip
+        by_chance = _by_chance(before.data.movedim(axis, -1).flatten(0, -2))
+        many = len(units) > max(context.thresholds.units_off, BY_CHANCE * by_chance) * size
+        rectifies = facts_of(step.op.name).rectifies  # type: ignore[union-attr]
+        yield _off(context, value, out, units, size, many, evidence, rectifies)
 
 
 @UNIT_OFF.in_step
 def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.operations_that(lambda facts: facts.rectifies):
-        (out,) = operation.outputs
-        if out is None or not context.values[out].requires_grad:
+        (out,), given = operation.outputs, argument(operation, "self")
+        if out is None or not context.values[out].has_gradient:
             continue
-        if context.values[out].has_numbers and context.derivation is not None:
-            continue  # see `_units_off`
-        known, shape = context.statistics(out), context.values[out].shape
-        if known is not None and known.elements and known.zeros == known.elements:
+        if context.derivation is not None and context.values[out].has_numbers:
+            continue  # `_units_off` has seen it
+        known, passed, shape = context.statistics(out), context.statistics(given, True), context.values[out].shape
+        if is_zero(known) and (passed is None or is_zero(passed)) and _counts(context, given, out, True):
             units = shape[-1] if shape else 1
-            yield UNIT_OFF.found(
-                context.name(out), f"Every unit{context.layer(out)} is off for every sample: no gradient passes.",
-                f"All {known.elements} elements of {context.name(out)} are 0.",
-                place=context.place(operation), rows=range(units), size=units,
-            )  # fmt: skip
+            evidence = f"All {math.prod(shape)} elements of {context.name(out)} are 0."
+            yield _off(context, out, out, list(range(units)), units, True, [evidence], True)
+
+
+def _by_chance(rows: Tensor) -> float:
+    """The share of units that are off because samples are equal up to rounding: 2^-k for k different ones."""
+    rows = dense(rows)
+    different = len((rows / rows.abs().max().clamp(min=1e-30) * 1000).round().unique(dim=0))
+    return 0.5**different if different < len(rows) else 0.0
+
+
+def _off(
+    context: StepContext,
+    given: int,
+    out: int,
+    units: list[int],
+    size: int,
+    many: bool,
+    evidence: list[str],
+    rectifies: bool,
+) -> Finding:
+    """The finding of so many units of a layer."""
+    layer = context.layer(given)
+    if len(units) == size > 1:
+        text = f"All {size} units{layer} are off for every sample: no gradient passes."
+    elif len(units) == 1:
+        text = f"Unit {units[0]}{layer} is off for every sample: its weights get no gradient."
+    else:
+        which = f"{len(units)} of {size} units ({listed(units)}){layer}"
+        text = f"{which} are off for every sample: their weights get no gradient."
+    many = many or len(units) == size > 1
+    return UNIT_OFF.found(
+        context.name(out), text, evidence, place=context.values[out].place, severity="warning" if many else "note",
+        advice="" if rectifies else BOUNDED, title=LAYER_OFF if len(units) == size else "", rows=units, size=size,
+    )  # fmt: skip
+
+
+def _counts(context: StepContext, given: int | None, out: int, whole: bool) -> bool:
+    """Whether units that are off may be a fault: terms of a loss are off where a margin is reached."""
+    made = None if given is None else context.producer(context.source(given))
+    of_layer = made is not None and bool(facts_of(made.name).weighs or facts_of(made.name).normalises)
+    if of_layer or not context.is_output(out):
+        return True
+    return whole and not all(is_zero(context.statistics(loss)) for loss in context.losses)
 
 
 @UNIT_OFF.over_time
@@ -96,12 +144,16 @@ def _dead(run: Run) -> Iterator[Finding]:
         found = carry(stretch, MIN_STEPS)
         if stretch.ended or not rows or len(stretch.steps) < MIN_STEPS or found is None:
             continue
-        count = f"{len(rows)} of {latest.size} units" if len(rows) < latest.size else f"All {latest.size} units"
-        dead = len(rows) > run.thresholds.units_dead * latest.size
+        whole = len(rows) == latest.size > 1
+        dead = len(rows) > run.thresholds.units_dead * latest.size and latest.severity != "note"
+        which = f"All {latest.size} units" if whole else f"{len(rows)} of {latest.size} units"
+        passes = ": no gradient passes this layer" if whole else ""
         yield replace(
-            found, severity="warning" if dead else "note", rows=rows,
-            text=(f"{count} of {latest.where} were off for every sample, at each of {len(stretch.steps)} steps.",),
-            evidence=(f"They are {listed(list(rows))}.", *(found.evidence[:1] if dead else ())),
+            found, severity="error" if whole else "warning" if dead else "note", rows=rows,
+            title=LAYER_OFF if whole else UNIT_OFF.title,
+            text=(f"{which} of {latest.where} {plural(len(rows), 'was', 'were')} off for every sample, at each of "
+                  f"{len(stretch.steps)} steps{passes}.",),
+            evidence=(f"Off: {listed(list(rows))}.", *(found.evidence[:1] if dead else ())),
         )  # fmt: skip
 
 
@@ -119,14 +171,15 @@ def _by_channels(context: StepContext, value: int) -> bool:
 
 
 def _hinges(context: StepContext) -> Iterator[tuple[Step, str, int]]:
-    """Elementwise functions of one tensor with a kink, through which a gradient passes."""
+    """Elementwise functions of one tensor with a kink and a slope, at whose result a gradient arrives."""
     for step in context.forward():
         if step.rule is None or step.op is None or step.rule.kink is None or step.rule.structure != "elementwise":
             continue
         wanted = [(name, value) for name, _, value in step.arguments if name in step.rule.wrt]
         if len(wanted) == 1 and len(step.arguments) == 1 and len(step.outputs) == 1:
             name, value = wanted[0]
-            if context.values[value].requires_grad and isinstance(step.op.out, Tensor):
+            arrives = context.values[value].requires_grad and context.values[step.outputs[0]].has_gradient
+            if arrives and isinstance(step.op.out, Tensor) and not step.rule.is_constant(step.op):
                 yield step, name, value
 
 
@@ -177,7 +230,7 @@ def _saturated(context: StepContext) -> Iterator[Finding]:
         if slope is None or out is None or known is None or known.not_finite or known.elements < 2:
             continue
         part, evidence = _passed_back(slope, operation, context.values[out].shape, known)
-        if not part < context.thresholds.flat or _is_output(context, out):
+        if not part < context.thresholds.flat or context.is_output(out):
             continue
         name = base_name(operation.name).strip("_")
         yield SATURATED.found(
@@ -205,15 +258,6 @@ def _passed_back(slope: Slope, operation: Operation, shape: tuple[int, ...], kno
     rows = " over the rows" if slope.of_rows else ""
     evidence = f"{slope.formula} is {number(mean)} on average{rows}, and at most {number(most)}."
     return mean / most if most else 1.0, evidence
-
-
-def _is_output(context: StepContext, value: int) -> bool:
-    """Whether no product with a weight or another value follows: an output of the network may be sure of itself."""
-    weighed = {given for given, _, _ in context.weighed}
-    return not any(
-        each in weighed or any(facts_of(use.name).weighs for use in context.uses.get(each, ()))
-        for each in reach([value], context.results)
-    )
 
 
 SYMMETRIC = Check(

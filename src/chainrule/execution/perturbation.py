@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.experiment import CannotRunError, nothing_left_behind, written_by
+from chainrule.execution.lineage import Lineage
 from chainrule.execution.recompute import cloned, run_again
 from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.trees import reach, tensors_in
@@ -23,12 +24,16 @@ class Perturbation:
     Raises CannotRunError where it cannot run again, or does not give the recorded numbers.
     """
 
-    def __init__(self, graph: Graph, source: int, until: int | None = None) -> None:
-        self.graph, self.source = graph, source
+    def __init__(self, graph: Graph, source: int, until: int | None = None, lineage: Lineage | None = None) -> None:
+        self.graph, self.source, self.until = graph, source, until
+        self._lineage = lineage or Lineage(graph)
         wanted = set(range(len(graph.values)) if until is None else reach([until], self._made_from))
         self._operations: list[Operation] = []
         reached = {source}
         for operation in graph.operations:
+            for *_, value in references(operation.arguments):
+                if value not in reached and not reached.isdisjoint(self._memory_of(value, operation.index)):
+                    reached.add(value)
             if not reached.isdisjoint(each for *_, each in references(operation.arguments)):
                 outputs = {out for out in operation.outputs if out is not None}
                 reached |= outputs
@@ -50,12 +55,30 @@ class Perturbation:
             name = self.graph.values[value].name
             if made is not None and made.function is None:
                 raise CannotRunError(f"the recording does not hold what made {name}")
-            if made is not None and value not in made.outputs:
-                raise CannotRunError(f"{name} is memory that was written to through another tensor")
+            if made is not None and value not in made.outputs and self.graph.values[value].earlier is None:
+                raise CannotRunError(f"{name} was written and not returned")
 
     def _made_from(self, value: int) -> list[int]:
         earlier = self.graph.values[value].earlier
-        return self.graph.operands(value) + ([] if earlier is None else [earlier])
+        return self.graph.operands(value) if earlier is None else self._memory_of(value, len(self.graph.operations))
+
+    def _memory_of(self, value: int, before: int) -> list[int]:
+        """What a value consists of whose memory was written to through another tensor."""
+        earlier = self.graph.values[value].earlier
+        return [] if earlier is None else [earlier, *self._lineage.overwritten(value, before)]
+
+    def _settled(self, value: int, before: int, found: dict[int, Tensor]) -> None:
+        """Find a value whose memory was written to through another tensor: it is as before, if no part was hit."""
+        earlier, *hit = self._memory_of(value, before)
+        if self.graph.values[earlier].earlier is not None and earlier not in found:
+            self._settled(earlier, before, found)
+        if not found.keys().isdisjoint(hit):
+            name = self.graph.values[value].name
+            raise CannotRunError(f"{name} is memory that was written to through another tensor")
+        if earlier in found and not hit:
+            found[value] = found[earlier]
+        elif earlier in found:
+            raise CannotRunError(f"{self.graph.values[value].name} was overwritten in part")
 
     def run(self, data: Tensor) -> dict[int, Tensor]:
         """The values that are reached, where the source has these numbers."""
@@ -68,10 +91,14 @@ class Perturbation:
                     raise CannotRunError(f"{operation.name} does not run again: {error}") from error
                 made = zip(operation.outputs, outs, strict=False)
                 found.update((index, out) for index, out in made if index is not None and index != self.source)
+            if self.until is not None and self.graph.values[self.until].earlier is not None:
+                self._settled(self.until, len(self.graph.operations), found)
         return found
 
     def _run(self, operation: Operation, found: dict[int, Tensor]) -> list[Tensor]:
         for *_, value in references(operation.arguments):
+            if value not in found and self.graph.values[value].earlier is not None:
+                self._settled(value, operation.index, found)
             if value not in found and not self.graph.values[value].has_numbers:
                 raise CannotRunError(f"the numbers of {self.graph.values[value].name} were not kept")
         if operation.function is None:

@@ -308,6 +308,7 @@ class _Reexecution:
 
 
 def run_again(operation: Operation, arguments: dict[str, Any]) -> Any:
+    """What an operation gives on these arguments; what it writes to is overwritten."""
     function: Any = operation.function
     if isinstance(getattr(function, "function", None), type):  # a user's own
         return UserCode(function.function, arguments).run(lambda: function(arguments), arguments)

@@ -350,6 +350,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A graph of earlier steps that this step computed with: of how many `steps`, the `first`, and what made it."""
+
+    steps: int
+    first: int
+    made: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """A module that ran: its path and class name, whether it ever ran in train mode, and its own parameters.
 
@@ -381,6 +390,7 @@ class Graph:
     reducers: tuple[Reducer, ...] = ()
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
     failures: tuple[Failure, ...] = ()
+    carried: Carried | None = None
 
     def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, directly or not."""

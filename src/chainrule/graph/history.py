@@ -54,6 +54,7 @@ class StepFacts:
     clipped: tuple[float, float] | None = None  # norm of all gradients before and after clipping
     passes: int = 1  # backward passes: micro-batches whose gradients were added up
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
+    counts: tuple[int, ...] = ()  # of steps in the state of each optimizer that has such a count, after the step
     evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
 
 
@@ -72,6 +73,15 @@ class Noticed:
     place: str = ""  # of the optimizer's step, if `lost`
 
 
+@dataclass(frozen=True, slots=True)
+class Unstepped:
+    """Backward passes after the last step of an optimizer: after which step, how many, and at most in earlier steps."""
+
+    step: int
+    passes: int
+    usual: int
+
+
 @dataclass(slots=True)
 class History:
     """All watched steps in their order, or the last of them with the loss of the first."""
@@ -79,6 +89,7 @@ class History:
     steps: list[StepFacts] = field(default_factory=list)
     series: dict[tuple[Kind, str], Series] = field(default_factory=dict)
     first_loss: float | None = None  # of the run, where its first steps are not here
+    unstepped: Unstepped | None = None  # after the last step
     noticed: list[Noticed] = field(default_factory=list)
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:

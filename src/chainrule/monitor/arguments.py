@@ -86,6 +86,13 @@ def steps_done(optimizers: Iterable[Optimizer]) -> int:
     return max((int(count) for count in counts), default=0)
 
 
+def step_count(optimizer: Optimizer) -> int:
+    """The count of steps in an optimizer's state of its first parameter that has a gradient; 0 if there is none."""
+    learning = (each for group in optimizer.param_groups for each in group["params"] if each.grad is not None)
+    states = (optimizer.state[each] for each in learning if each in optimizer.state)
+    return next((int(state["step"]) for state in states if "step" in state), 0)
+
+
 def check_counts(options: Mapping[str, int | None], least: int) -> None:
     """Raise RequestError unless each option is None or a number of steps."""
     for name, given in options.items():

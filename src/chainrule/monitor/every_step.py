@@ -1,32 +1,34 @@
 """Looks at every step of the training, watched or not: at its learning rates, and at whether its update lost numbers.
 
-The look costs next to nothing. It reads the rates, and a part of two parameters after the update: those of the first
-and the last layer, because what a backward pass loses spreads from where it began to the first layers, and a loss that
-is not finite loses all of them. On the CPU the result is read at once. On another device it stays there until the next
-watched step, so the training never waits for it.
+The look costs a few microseconds. It reads the rates and, after the update, one small parameter of each optimizer (a
+bias, or the scale of a norm) from the first layers, because what a backward pass loses spreads there from where it
+began. On the CPU the result is read at once. On another device it stays there until the next watched step, so the
+training never waits.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.source import Site, is_library
 from chainrule.graph.history import Noticed
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
 from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.statistics import spread_over
 
-ROWS = 4096  # of a parameter, at most, of which the first number is looked at: backward loses whole rows of a gradient
+NEAR = 8  # parameters from the first on, among which a small one is looked for
 CHANGE = 2.0  # times the rate of the step before; more is noticed
 CHANGES = 500  # changes of the rates that are noticed, at most
+MANY = 65536  # numbers, of which only some are looked at
 WAITING = 256  # looks whose result waits on the device, at most
 KNOWN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
@@ -38,53 +40,81 @@ class EveryStep:
         self._names = names
         self._rates: tuple[float, ...] = ()
         self._changes = 0
+        self._of: list[int] = []  # the optimizers, by id, whose parameters are looked at
+        self._chosen: list[weakref.ref[Tensor]] = []
         self._lost: bool | None = None  # whether numbers are lost now; None: nothing was looked at so far
         self._waiting: list[tuple[int, bool, Tensor]] = []
 
-    def look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> list[Noticed]:
+    def look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         """Look at a step that has just ended. One that was `watched` shows by itself where numbers are lost."""
-        found = [*self._changed(step, optimizers)]
-        at_once = True
-        with unobserved():
-            for total in _totals(optimizers):
-                self._waiting.append((step, watched, total))
-                at_once = at_once and total.device.type == "cpu"
-        if at_once or watched or len(self._waiting) >= WAITING:
-            found += self.read(optimizers if at_once else ())
-        return found
+        if dispatch_modes.modes() or function_modes.modes():
+            with unobserved():  # which takes longer than the look
+                return self._look(step, watched, optimizers)
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            return self._look(step, watched, optimizers)
+        finally:
+            torch._C._set_grad_enabled(before)
 
-    def read(self, now: Sequence[Optimizer] = ()) -> Iterator[Noticed]:
-        """What the waiting looks show; the parameters of `now`, which have just stepped, can be read in detail."""
+    def _look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
+        if (ids := [id(each) for each in optimizers]) != self._of:
+            self._of, self._chosen = ids, [weakref.ref(each) for each in _chosen(optimizers)]
+        found = self._changed(step, optimizers)
+        lost, at_once = False, True
+        for reference in self._chosen:
+            parameter = reference()
+            if parameter is None:
+                self._of = []  # choose again, for another optimizer may have the id of one that is gone
+                continue
+            total = _total(parameter)
+            if total is None:
+                continue
+            if total.device.type == "cpu":
+                lost = lost or not math.isfinite(total.item())
+            else:
+                at_once = False
+                self._waiting.append((step, watched, total))
+        if at_once:
+            return [*found, *self._judge(step, watched, lost, optimizers)] if found or lost != self._lost else ()
+        return [*found, *self.read()] if watched or len(self._waiting) >= WAITING else found
+
+    def read(self) -> Iterator[Noticed]:
+        """What the looks show whose results wait on a device."""
         waiting, self._waiting = self._waiting, []
         lost: dict[tuple[int, bool], bool] = {}
-        for step, watched, total in waiting:
-            lost[step, watched] = lost.get((step, watched), False) or not math.isfinite(total.item())
+        with unobserved():
+            for step, watched, total in waiting:
+                lost[step, watched] = lost.get((step, watched), False) or not math.isfinite(total.item())
         for (step, watched), is_lost in lost.items():
-            before, self._lost = self._lost, is_lost
-            if is_lost and before is False and not watched:
-                yield self._noticed(step, now)
+            yield from self._judge(step, watched, is_lost)
+
+    def _judge(self, step: int, watched: bool, lost: bool, now: Sequence[Optimizer] = ()) -> Iterator[Noticed]:
+        """The loss of numbers that were there before; the parameters of `now` can be read in detail."""
+        before, self._lost = self._lost, lost
+        if lost and before is False and not watched:
+            yield self._noticed(step, now)
 
     def _noticed(self, step: int, now: Sequence[Optimizer]) -> Noticed:
         if not now:
             return Noticed(step, self._rates, lost=True)
         frame = _user_frame()
-        with unobserved():
-            names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
-            loss = None if frame is None else _loss_in(frame)
+        names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
+        loss = None if frame is None else _loss_in(frame)
         place = "" if frame is None else str(Site(frame.f_code, frame.f_lasti).place())
         return Noticed(step, self._rates, True, tuple(names), loss, place)
 
-    def _changed(self, step: int, optimizers: Sequence[Optimizer]) -> Iterator[Noticed]:
-        rates = tuple(group.get("lr") for each in optimizers for group in each.param_groups)
+    def _changed(self, step: int, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
+        rates = tuple([group.get("lr") for each in optimizers for group in each.param_groups])
         if rates == self._rates or not all(type(each) is float or type(each) is int for each in rates):
-            return  # to read a tensor may wait for the device
+            return ()  # to read a tensor may wait for the device
         before, self._rates = self._rates, rates  # type: ignore[assignment]
         if len(rates) != len(before) or self._changes >= CHANGES:
-            return
-        if any(max(a, b) > CHANGE * min(a, b) for a, b in zip(before, self._rates, strict=True)):
-            self._changes += 1
-            yield Noticed(step - 1, before)
-            yield Noticed(step, self._rates)
+            return ()
+        if not any(max(a, b) > CHANGE * min(a, b) for a, b in zip(before, self._rates, strict=True)):
+            return ()
+        self._changes += 1
+        return Noticed(step - 1, before), Noticed(step, self._rates)
 
 
 def rates_of(optimizers: Iterable[Optimizer]) -> tuple[float, ...]:
@@ -97,28 +127,23 @@ def _parameters(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
     return (each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"])
 
 
-def _totals(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
-    """For each device a sum that is finite if all numbers that are looked at are."""
-    pieces: dict[torch.device, list[Tensor]] = {}
+def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
+    """The parameter of each optimizer that is looked at."""
     for optimizer in optimizers:
-        groups = optimizer.param_groups
-        for each in (*groups[0]["params"][:1], *groups[-1]["params"][-1:]):
-            part = each if type(each) is Parameter else own_part(each)
-            if part.dtype in KNOWN and has_numbers(part) and part.layout is torch.strided and part.numel():
-                pieces.setdefault(part.device, []).append(_first_of_rows(part))
-    for device, several in pieces.items():
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-            yield torch.cat(several).sum(dtype=torch.float32)
+        first = [each for each in optimizer.param_groups[0]["params"][:NEAR] if has_numbers(own_part(each))]
+        first = [each for each in first if each.dtype in KNOWN and each.layout is torch.strided]
+        if first:
+            yield next((each for each in first if each.dim() < 2), first[0])
 
 
-def _first_of_rows(tensor: Tensor) -> Tensor:
-    """The first number of each row, or of each n-th of very many."""
-    if not tensor.dim():
-        return tensor.reshape(1)
-    every = -(-tensor.shape[0] // ROWS)
-    return tensor.as_strided(
-        (-(-tensor.shape[0] // every),), (tensor.stride(0) * every,), tensor.storage_offset()
-    )  # fmt: skip
+def _total(parameter: Tensor) -> Tensor | None:
+    """The sum of its numbers, of many only of some: finite if all of them are. None: it cannot be read now."""
+    if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    part = own_part(parameter)
+    if part.numel() > MANY:
+        part = spread_over(part.reshape(-1)) if part.is_contiguous() else part[0]
+    return part.sum(dtype=torch.float32)
 
 
 def _is_lost(parameter: Tensor) -> bool:

@@ -14,7 +14,7 @@ The step during which the watch ends is not part of the course: it is examined f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from chainrule.capture.source import exception_site
 from chainrule.diagnostics import check_silence, findings, findings_over_time
 from chainrule.diagnostics.thresholds import check_thresholds
 from chainrule.errors import ReplayError, brief
-from chainrule.graph.history import History, Noticed, StepFacts
+from chainrule.graph.history import History, Noticed, StepFacts, Unstepped
 from chainrule.monitor.runs import Figure, Found
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Examiner:
         self._options: dict[str, Any] = {"thresholds": check_thresholds(thresholds), "silence": tuple(silence)}
         self._found: dict[tuple[str, str], Found] = {}
         self._in_steps: dict[int, Sequence[Finding]] = {}
+        self._kept: dict[Hashable, Any] = {}  # what checks know of earlier steps
         self._seen: set[tuple[str, str]] = set()  # findings of single steps above a note
         self._pending = False  # a step came after the last examination of the course
         self._unfinished: int | None = None
@@ -78,6 +79,12 @@ class Examiner:
         if full:
             self._drop_old_steps()
         return changed
+
+    def add_unstepped(self, unstepped: Unstepped) -> list[Found]:
+        """Examine the course with what came after its last step: backward passes and no step."""
+        self.fresh = ()
+        self.history.unstepped = unstepped
+        return self._examine_course()
 
     def examine_unfinished(
         self, recording: Recording, facts: StepFacts, ending: str, cache: StatisticsCache, scaled: bool
@@ -146,8 +153,9 @@ class Examiner:
         """The findings of one step by itself; checks that need its derivation run only if it was recorded in full."""
         derivation = recording.derivation if facts.full and recording.is_whole else None
         return findings(
-            recording.graph, derivation, recording.notation, cache=cache, unfinished=unfinished, **self._options
-        )
+            recording.graph, derivation, recording.notation, cache=cache, unfinished=unfinished, kept=self._kept,
+            **self._options,
+        )  # fmt: skip
 
     def _drop_old_steps(self) -> None:
         """Drop all but the last `WINDOW` steps."""
@@ -185,8 +193,9 @@ def replayed(recording: Recording) -> Recording | None:
         return None
 
 
-def ending(step: int, error: BaseException | None) -> str:
+def ending(step: int, error: BaseException | None, missed: str = "") -> str:
     """A sentence on how an unfinished step ended."""
     site = exception_site(error.__traceback__) if error is not None else None
     cause = f": {brief(error)}" if error is not None else ""
-    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}."
+    unseen = f" It was not recorded: {missed}." if missed else ""
+    return f"Step {step} ended before its update{cause}{f' ({site.place()})' if site else ''}.{unseen}"

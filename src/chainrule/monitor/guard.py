@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from chainrule.errors import warn
 
@@ -32,6 +32,17 @@ class Warnings:
             self._known.add("unmeasured")
             few = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
             self.warn(f"there are no statistics of {few}: their numbers are inside of other tensors, or nowhere.")
+
+
+def attempt(parts: Iterable[Callable[[], object]]) -> list[str]:
+    """Run every part, also after one that fails; returns what failed."""
+    failures = []
+    for part in parts:
+        try:
+            part()
+        except Exception as failure:
+            failures.append(f"{type(failure).__name__}: {failure}")
+    return failures
 
 
 def surely(act: Callable[[], None]) -> None:

@@ -32,6 +32,7 @@ from chainrule.capture.global_hooks import after_step, before_forward, before_st
 from chainrule.capture.modes import left_on
 from chainrule.graph.reexecution import apart
 from chainrule.monitor.evaluations import Evaluations
+from chainrule.monitor.passes_without_step import RUNNING, PassesWithoutStep
 from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
 
@@ -57,6 +58,7 @@ class Calls:
     stepping: Callable[[bool], None]  # an optimizer's step begins, with a closure or without
     end: Callable[[str], None]  # a training step ended; why it was not recorded although it was wanted
     give_up: Callable[[], None]  # the recording of this step has become too large
+    unstepped: Callable[[int, int], None]  # backward passes run and no optimizer steps: how many, how many as a rule
     say: Callable[[str], None]  # warn once
     recorder: Callable[[], record | None]  # of the step that is being recorded
 
@@ -79,6 +81,7 @@ class Boundaries:
         self._foreign = 0  # steps of optimizers that are not watched since one that is
         self._models, self._calls = models, calls
         self._by_hand = UpdatesByHand(whole)
+        self._without_step = PassesWithoutStep(calls.guard, self._too_many)
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
         self._first: nn.Module | None = None
@@ -112,6 +115,7 @@ class Boundaries:
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         self.disarm()
+        self._without_step.forget()
         left_on.take_off()
 
     # -- the start of a step ------------------------------------------------------------------------------------------
@@ -122,6 +126,8 @@ class Boundaries:
         if self.off:
             return
         self._armed = self._calls.wanted()
+        if not self._compiled():
+            self._without_step.count(self._first)
         # If the step ended in compiled code, modes are left on; the next forward pass may run outside it.
         if not self._armed and left_on.take_off() and not self._by_hand.known:
             return
@@ -159,6 +165,8 @@ class Boundaries:
             self._perhaps_begin(module, args)
         elif module is self._first:
             self._passes += 1
+            if self._passes % RUNNING == 0:
+                self._too_many()
             recorder = self._calls.recorder()
             if self._passes > MANY_PASSES and recorder is not None and recorder.operations > MANY_OPERATIONS:
                 self.disarm()
@@ -193,6 +201,7 @@ class Boundaries:
 
     def _open(self, module: nn.Module | None, args: Any) -> None:
         self._recording, self._early, self._perhaps = True, False, False
+        self._without_step.record()
         self._calls.begin(module, args)
         after_step.remove(self)
         after_step.add(self, self._after)  # after the recorder's, which sees the update before the recording ends
@@ -232,14 +241,22 @@ class Boundaries:
         if optimizer is not self._outermost or threading.get_ident() != self._thread:
             return
         self._outermost = None
+        self._without_step.stepped(optimizer, self._recorded_passes())
+        if not self._by_hand.known:
+            self._by_hand.forget()
         self.stepped_by_hook = True
         self._ended = self.rounds.stepped(optimizer) or self._ended
         if self._ended and (not in_backward() or not self._recording):
             self.finish()
 
+    @property
+    def missed(self) -> str:
+        """Why this step, which was to be recorded, is not being recorded so far; "" if it is."""
+        return self._missed if self._armed and not self._recording else ""
+
     def finish(self) -> None:
         """End the training step, and wait for the next."""
-        missed = self._missed if self._armed and not self._recording else ""
+        missed = self.missed
         if missed and self._compiled():
             missed = "it ran in code that was compiled meanwhile"
         if self._recording and not self._early:
@@ -247,6 +264,7 @@ class Boundaries:
         elif self._armed:
             self._adapt()
         self._armed = self._recording = False
+        self._without_step.stepped(None, self._recorded_passes())
         self._calls.end(missed)
         self.evaluations.clear()
         self.rounds.pass_over()
@@ -266,6 +284,7 @@ class Boundaries:
         if self._ended or self._updated_by_hand():
             self._armed = self._armed and self._recording
             self.finish()
+        self._too_many(ended=True)
         if self.elsewhere and not self.rounds.current:
             self._calls.say(
                 "no training step was watched: optimizers stepped in other threads than the one in which "
@@ -277,10 +296,24 @@ class Boundaries:
             return False
         return self._by_hand.look()
 
+    # -- a step that does not end -------------------------------------------------------------------------------------
+
+    def _recorded_passes(self) -> int:
+        recorder = self._calls.recorder()
+        return 0 if recorder is None else recorder.passes
+
+    def _too_many(self, ended: bool = False) -> None:
+        """Report the backward passes since the last step, if there are too many of them."""
+        if threading.get_ident() == self._thread:
+            found = self._without_step.found(self._recorded_passes(), ended)
+            if found is not None:
+                self._calls.unstepped(*found)
+
     # -- what cannot be watched ---------------------------------------------------------------------------------------
 
     def _note_elsewhere(self, optimizer: Optimizer) -> None:
         self.elsewhere += 1
+        self._without_step.stepped(None, 0)
         if self.rounds.is_given(optimizer):
             self._calls.say(
                 "the optimizer steps in another thread than the one in which `chainrule.watch` was called. Call it "
@@ -295,6 +328,7 @@ class Boundaries:
 
     def _note_foreign(self, optimizer: Optimizer) -> None:
         self._foreign += 1
+        self._without_step.stepped(None, 0)
         if self._foreign == PATIENCE:
             self._calls.say(
                 f"the last {PATIENCE} steps were made by another optimizer than the given one, "

@@ -48,6 +48,7 @@ class WatchContext:
     full: bool  # recorded with all its numbers
     gradients: Mapping[str, Statistics]  # those a closure made inside the optimizer's step, by parameter
     moments: tuple[tuple[str, str, Statistics], ...]  # (parameter, key, statistics)
+    counts: tuple[int, ...]  # of steps, in the states of the optimizers
     cache: StatisticsCache  # of the step's tensors
     histograms: bool
     unmeasured: set[str] = field(default_factory=set)  # names of tensors whose numbers cannot be read, found on the way
@@ -75,7 +76,7 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     return StepFacts(
         context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
         scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
-        evaluated=context.evaluated,
+        counts=context.counts, evaluated=context.evaluated,
     )  # fmt: skip
 
 

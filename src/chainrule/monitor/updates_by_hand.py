@@ -38,13 +38,17 @@ class UpdatesByHand:
         models = [*self._models()] or ([] if root is None else [root])
         trained = [each for model in models for each in model.parameters() if each.requires_grad]
         trained = [each for each in trained if has_numbers(own_part(each))]
-        self._seen = [(each, _some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
+        self._seen = [(each, some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
+
+    def forget(self) -> None:
+        """An optimizer of torch.optim has stepped: what changed until now is its work."""
+        self._seen = []
 
     def look(self) -> bool:
         """Whether an update by hand has ended a training step."""
         changed = False
         for place, (parameter, before) in enumerate(self._seen):
-            now = _some_bits(parameter)
+            now = some_bits(parameter)
             if not torch.equal(now, before):
                 self._seen[place], changed = (parameter, now), True
         if not changed or self.known:
@@ -66,7 +70,7 @@ class UpdatesByHand:
         )
 
 
-def _some_bits(parameter: Tensor) -> Tensor:
+def some_bits(parameter: Tensor) -> Tensor:
     """A copy of some of its numbers, as bytes: a NaN equals itself."""
     with unobserved():
         return part_of(own_part(parameter)).view(torch.uint8)

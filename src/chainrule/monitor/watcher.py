@@ -11,7 +11,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,13 +24,21 @@ from chainrule._version import __version__
 from chainrule.capture.source import Site
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
-from chainrule.graph.history import History, Noticed, StepFacts
+from chainrule.graph.history import History, Noticed, StepFacts, Unstepped
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
-from chainrule.monitor.arguments import WatchedModels, as_list, check_counts, modules_around, steps_done, unwrapped
+from chainrule.monitor.arguments import (
+    WatchedModels,
+    as_list,
+    check_counts,
+    modules_around,
+    step_count,
+    steps_done,
+    unwrapped,
+)
 from chainrule.monitor.every_step import EveryStep, rates_of
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
-from chainrule.monitor.guard import Warnings, surely
+from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
@@ -72,14 +79,13 @@ class watch:  # noqa: N801 (read as a verb)
     a GradScaler, otherwise found when it first steps. `thresholds` and `silence` are those of findings. `namespace`
     names several models (default: the variables around the call).
 
-    Each watched step is examined by itself before its graph is freed. The course of the run is examined for at most
-    half a per cent of the training's time, and also when a step shows something new, before old steps are dropped (at
-    least the last 256 are kept), and at `close()`, however the training ends. Some checks need the numbers themselves
-    (dead units, equal rows): of large tensors, only steps recorded in full have them. A step that is being recorded
-    when the watch ends (`if isnan(loss): break`, an exception, Ctrl-C) is examined for non-finite numbers.
+    Each watched step is examined by itself, and the course of the run for at most half a per cent of the training's
+    time, also when a step shows something new, and at the end. Checks that need the numbers of large tensors only see
+    steps recorded in full. A step under way when the watch ends (an exception, Ctrl-C) is examined too. Of the steps
+    between, the learning rates are known, and whether their update lost numbers.
 
-    Under torch.distributed every rank makes the same call. The statistics of all ranks are joined at the watched steps,
-    and rank 0 stores them. A step in full, requested by a finding or `record_next`, is then the next watched step.
+    Under torch.distributed every rank makes the same call, and rank 0 stores the joined statistics of all. A step in
+    full, requested by a finding or `record_next`, is then the next watched step.
 
     The training runs as it would without a watch: an error in the watch ends it with a warning, never the training.
     Raises RequestError for invalid options, before it begins.
@@ -131,7 +137,7 @@ class watch:  # noqa: N801 (read as a verb)
                 Calls(
                     guard=self._guard, wanted=self._wanted, begin=self._begin, within=self._step.within,
                     stepping=self._stepping, end=self._end, give_up=self._give_up, say=self._warn,
-                    recorder=lambda: self._step.session,
+                    unstepped=self._unstepped, recorder=lambda: self._step.session,
                 ),
             )  # fmt: skip
             if to is not None and self._ranks.leads:
@@ -186,45 +192,37 @@ class watch:  # noqa: N801 (read as a verb)
         """Remove what may be left: hooks, modes, an open file, references to the user's objects. May run again."""
         if self._closed:
             return
-        parts: tuple[Callable[[], Any], ...] = (
+        attempt((
             lambda: self._boundaries.remove(),
             lambda: self._step.leave(),
             lambda: self._ranks.leave(),
             lambda: atexit.unregister(self._end_of_process),
             lambda: self._close_file("interrupted"),
             lambda: self._models.forget(),
-        )
-        for part in parts:
-            with suppress(Exception):
-                part()
+        ))  # fmt: skip
         self._closed = True
 
     def _finish(self, status: str, error: BaseException | None = None) -> None:
         """Run every part of the end and close the file. What fails is said once, and the other parts still run."""
         unfinished = None if self._failed else self._step.unfinished() or Recording.of_failure(error, self._step.log)
+        missed = self._boundaries.missed
         parts: tuple[Callable[[], None], ...] = (
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
-            lambda: self._notice(self._every_step.read),
+            lambda: self._notice(self._every_step.read()),
             self._store_ready,
-            lambda: self._examine_unfinished(unfinished, error),
+            lambda: self._examine_unfinished(unfinished, error, missed),
             lambda: self._find(self._examiner.finish, since=self.step_number),
             lambda: self._save_last(unfinished),
             lambda: self._close_file(status),
         )
         self._finished = True
-        failures: list[str] = []
-        for part in parts:
-            try:
-                part()
-            except Exception as failure:  # in the user's `on_finding`, say
-                failures.append(f"{type(failure).__name__}: {failure}")
-        if failures:
+        if failures := attempt(parts):  # in the user's `on_finding`, say
             self._warn(f"the end of the watch failed in part: {'; '.join(failures)}")
 
     @apart()
-    def _examine_unfinished(self, recording: Recording | None, error: BaseException | None) -> None:
+    def _examine_unfinished(self, recording: Recording | None, error: BaseException | None, missed: str) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
         if recording is None or not self._examining:
             return
@@ -234,7 +232,7 @@ class watch:  # noqa: N801 (read as a verb)
             recording.at_once(cache, magnitudes=False)
         scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
-        self._examiner.examine_unfinished(recording, facts, ending(facts.step, error), cache, scaled)
+        self._examiner.examine_unfinished(recording, facts, ending(facts.step, error, missed), cache, scaled)
 
     def __enter__(self) -> Self:
         return self
@@ -270,6 +268,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._ranks.call()
         if not self._ranks.leads:
             self._full = None  # rank 0 alone records in full
+        self._boundaries.evaluations.began(self._models.whole(), self.step_number)
         self._step.begin(self._models, self._full is not None, self._on_finding is not False, module, args)
 
     def _stepping(self, closure: bool) -> None:
@@ -278,26 +277,37 @@ class watch:  # noqa: N801 (read as a verb)
         self._step.stepping(closure)
         self._count_skipped(self._scaler.skipped())
 
+    def _unstepped(self, passes: int, usual: int) -> None:
+        """Backward passes run and no optimizer steps, unless a GradScaler skips the steps."""
+        if count := self._scaler.skipped():
+            self._count_skipped(count)
+        else:
+            unstepped = Unstepped(self.step_number, passes, usual)
+            self._find(lambda: self._examiner.add_unstepped(unstepped), since=self.step_number + 1)
+
     def _end(self, missed: str) -> None:
         self.step_number += 1
-        self._step.log.end(self.step_number, Site.of(sys._getframe()))
+        self.history.unstepped = None
         if missed:
             self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
+        self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if recording is not None:
             self.watched += 1
+            self._boundaries.evaluations.ended(self._models.whole(), self.step_number)
             self._due = (self.step_number // self.every + 1) * self.every
             full_every = self._full_every or 1
             self._full_due = (self.step_number // full_every + 1) * full_every
             self._take_step(recording)
         elif self._ranks.step_ended():
             self._store_ready()
-        watched = recording is not None
-        self._notice(lambda: self._every_step.look(self.step_number, watched, self._boundaries.rounds.current))
+        if self._examining:
+            now = self._boundaries.rounds.current
+            self._notice(self._every_step.look(self.step_number, recording is not None, now))
 
-    def _notice(self, look: Callable[[], Iterable[Noticed]]) -> None:
-        """Store and examine what a look at a step notices."""
-        for each in look() if self._examining else ():
+    def _notice(self, noticed: Iterable[Noticed]) -> None:
+        """Store and examine what a look at a step noticed."""
+        for each in noticed:
             if self.writer is not None:
                 self.writer.add_noticed(each)
             self._find(partial(self._examiner.notice, each), since=each.step)
@@ -357,6 +367,7 @@ class watch:  # noqa: N801 (read as a verb)
             named=bool(self._models.whole()),
             full=self._full is not None,
             gradients=measured_gradients(optimizers, self._models.names, histograms) if self._step.closure else {},
+            counts=tuple(filter(None, map(step_count, optimizers))),
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,

@@ -85,9 +85,11 @@ def summary(context: Context) -> Iterator[Block]:
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
-        place = (f" ({finding.place})",) if finding.place else ()
+        *words, last = finding.text
+        place = f" ({finding.place})" if finding.place else ""
+        ending = f"{last.removesuffix('.')}{place}." if isinstance(last, str) and last.endswith(".") else last
         advice = (f" {finding.advice}",) if finding.severity != "note" else ()
-        yield Paragraph((*finding.text, *place, *advice), finding.severity)
+        yield Paragraph((*words, ending, *advice), finding.severity)
 
 
 def many(count: int, thing: str) -> str:

@@ -196,6 +196,11 @@ class Rule:
         known = {**_items(op, symbols), **scalars, **symbols}
         return Template(without_brackets(_text(template, op), known)).safe_substitute(known)
 
+    def is_constant(self, op: Applied) -> bool:
+        """Whether it is constant but for steps, as `sign` and `round`: each derivative is 0, whatever it is given."""
+        derivatives = self.wrt.values() if self.structure == "elementwise" else ()
+        return bool(derivatives) and all(self.latex(each.local, op, {}) == "0" for each in derivatives)
+
     def linear_in(self, op: Applied) -> tuple[str, ...]:
         """The arguments in which it is linear, all together."""
         named = self.linear(op) if callable(self.linear) else self.linear

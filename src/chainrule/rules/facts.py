@@ -57,6 +57,7 @@ class Facts:
     detaches: bool = False  # autograd saves results with it
     casts_inside: bool = False  # autocast casts what it calls, and not it itself
     copies: bool = False  # what PyTorch runs below autograd where an operation needs its argument in another form
+    uncounted: bool = False  # the versions of the tensors that it overwrites do not count it
     sets_zero: bool = False  # it clears its operands, as `zero_grad` does
     only_reshapes: bool = False  # its result is the same memory in another shape, and so is its gradient
     part_written: Callable[[Arguments], Index] | None = None  # the index of what it overwrites, if that is not all
@@ -81,6 +82,9 @@ class Facts:
     filled_by_ranks: bool = False  # other ranks fill its results, or may
     gathers_shards: bool = False  # of FSDP2, into memory that is arbitrary until then
     infinite: tuple[int, ...] = ()  # outputs that are infinite by nature, as the logarithms of probabilities of 0
+    limits: bool = False  # it keeps its results above a bound, or below one
+    singular: str = ""  # the argument at whose 0 its result or its derivative is infinite
+    exponential: bool = False
     advice: str = ""  # what helps where its result is not finite
     undefined: str = ""  # why its result is NaN, where there is one usual reason
     overflows: bool = False  # its result may be too large for its number type
@@ -95,7 +99,7 @@ class Facts:
     sums_exponentials: bool = False  # and takes the logarithm of the sum
     makes_constant: bool = False  # its result has one number everywhere
     measures: bool = False  # it measures the size of a difference
-    size: str = ""  # what it takes of its operand, or of a difference: "square", "absolute" or "norm"
+    size: str = ""  # what it takes of its operand, or of a difference: "squares", "sizes" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
     slope: Slope | None = None
     sigmoid: bool = False
@@ -108,6 +112,9 @@ class Facts:
     not_logarithms: str = ""  # what its results are, where they are certainly not logarithms of probabilities
     channels: bool = False  # units lie along axis 1 of its result
     normalises: bool = False
+    attends: bool = False  # a softmax over positions, or attention as a whole
+    slices: bool = False  # its result is a range of the positions along one axis
+    cuts: bool = False  # its results are parts of its operand, without a common element
     uses_batch: Callable[[Arguments], bool] | None = None  # whether a batch norm uses the statistics of its batch
 
 
@@ -228,7 +235,7 @@ _add(
 )
 _add("mkldnn_rnn_layer", unwritten=(3,))  # its workspace
 _add("_amp_update_scale_", updates_loss_scale=True)
-_add("_amp_foreach_non_finite_check_and_unscale_", unscales=True)
+_add("_amp_foreach_non_finite_check_and_unscale_", unscales=True, uncounted=True)
 
 # -- the gradient check -----------------------------------------------------------------------------------------------
 
@@ -308,6 +315,10 @@ _add("addmm mm linear _to_copy convolution view t mul add", passes_gradient=True
 
 # -- diagnostics: numbers that are not finite -------------------------------------------------------------------------
 
+_add("relu clamp clamp_min clamp_max hardtanh threshold", limits=True)
+_add("log log2 log10 sqrt rsqrt reciprocal pow", singular="self")
+_add("div", singular="other")
+_add("exp expm1 sinh cosh", exponential=True)
 OF_NOTHING = "The mean is over no elements: look at the mask or the batch that was selected."
 _add(
     "log log2 log10 log1p",
@@ -366,6 +377,14 @@ _add(
 )
 _add("tanh sin cos", bounds=lambda arguments: (-1.0, 1.0))
 _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
+_add(
+    "_softmax _safe_softmax _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_fused_attention_overrideable",
+    attends=True,
+)
+_add("slice", slices=True)
+_add("split split_with_sizes unbind unsafe_split unsafe_split_with_sizes unsafe_chunk", cuts=True)
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
 _add("tanh", slope=Slope("1 - a^2", lambda m, s, n: 1 - s, lambda n: 1.0))
@@ -386,14 +405,14 @@ _add("nll_loss_forward nll_loss2d_forward", takes="log-probabilities", class_tar
 _add("sub", difference=True)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
-_add("mse_loss square", size="square")
-_add("l1_loss abs", size="absolute")
+_add("mse_loss square", size="squares")
+_add("l1_loss abs", size="sizes")
 _add("norm linalg_vector_norm", size="norm")
 _add("gather index", picks=True)
 _add("_local_scalar_dense", reads_number=True)
 _add("log", logarithm=True)
 _add("logsumexp", sums_exponentials=True)
-_add("zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full", makes_constant=True)
+_add("zeros_like ones_like full_like new_zeros new_ones new_full", makes_constant=True)
 
 # -- diagnostics: layers ----------------------------------------------------------------------------------------------
 

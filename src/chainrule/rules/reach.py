@@ -34,6 +34,11 @@ Labels = Mapping[str, Any]
 Reached = list[Tensor | None]
 """The labels of each result; None where nothing reaches it."""
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 HIDDEN = -1e30
 """A number that a softmax gives no weight to, beside numbers of a usual size."""
 MOST = 2**27
@@ -89,6 +94,13 @@ def _join(shape: tuple[int, ...], several: list[Tensor]) -> Tensor:
     return reduce(torch.maximum, padded)
 
 
+def _broadcast(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape to which tensors are broadcast; `torch.broadcast_shapes` takes a hundred times longer."""
+    count = max(map(len, shapes), default=0)
+    padded = [(1,) * (count - len(shape)) + shape for shape in shapes]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
+
+
 # -- constants --------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +116,8 @@ def _constants(op: Applied, labels: Labels, name: str, wanted: Callable[[Tensor]
     found = wanted(given).cpu()
     if label is not None:
         found = found & (label == 0)
+        for axis, size in enumerate(label.shape):
+            found = found.all(axis, keepdim=True) if size == 1 else found  # as labels do not differ along it
     return found if bool(found.any()) else None
 
 
@@ -116,48 +130,23 @@ def _is_hidden(given: Tensor) -> Tensor:
 
 
 def _without(found: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """Labels without those of elements that are a constant."""
+    """Labels without those of elements that are a constant; along an axis where they are the same, if all are."""
     if constant is None:
         return found
-    kept = (~constant).reshape((1,) * (len(shape) - constant.dim()) + tuple(constant.shape))
-    return compact(found * kept)
+    constant = constant.reshape((1,) * (len(shape) - constant.dim()) + tuple(constant.shape))
+    for axis, size in enumerate(found.shape):
+        constant = constant.all(axis, keepdim=True) if size == 1 else constant
+    return found * ~constant
 
 
 # -- elementwise ------------------------------------------------------------------------------------------------------
 
-_ELEMENTWISE = frozenset(
-    [
-        "clone",
-        "_to_copy",
-        "detach",
-        "alias",
-        "lift",
-        "lift_fresh",
-        "contiguous",
-        "bernoulli",
-        "native_dropout",
-        "dropout",
-        "_prelu_kernel",
-        "log_sigmoid_forward",
-        "masked_fill",
-        "fill",
-        "copy",
-        "mul",
-        "add",
-        "sub",
-        "div",
-    ]
+_ELEMENTWISE = _names(
+    "clone _to_copy detach alias lift lift_fresh contiguous bernoulli native_dropout dropout _prelu_kernel "
+    "log_sigmoid_forward masked_fill fill copy mul add sub div"
 )
-_UNREDUCED = frozenset(
-    [
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "soft_margin_loss",
-    ]
+_UNREDUCED = _names(
+    "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss"
 )
 
 
@@ -169,10 +158,7 @@ def _pointwise(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     operands = [each for each in op.arguments.values() if isinstance(each, Tensor)]
     if any(isinstance(each, list) for each in labels.values()):
         return None
-    try:
-        shape = torch.broadcast_shapes(*(each.shape for each in operands))
-    except RuntimeError:
-        return None
+    shape = torch.Size(_broadcast([tuple(each.shape) for each in operands]))
     whole = _join(tuple(shape), _each(labels))
     for name_of in ("self", "other"):
         if name == "mul":
@@ -228,62 +214,19 @@ def _written_through(op: Applied, labels: Labels, overload: WriteThroughView) ->
     after = torch.empty_strided(*overload.layout).copy_(before.expand(base.shape))
     view = after.as_strided(overload.size, overload.stride, overload.offset)
     view.copy_(torch.zeros(()) if made is None else made)
-    return [compact(after), compact(view.clone())][: len(op.outs)]
+    written: Reached = [compact(after), compact(view.clone())]
+    return written[: len(op.outs)]
 
 
 # -- moved ------------------------------------------------------------------------------------------------------------
 
-_RESHAPES = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias"])
-_MOVES = frozenset(
-    [
-        "squeeze",
-        "unsqueeze",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "select",
-        "slice",
-        "diagonal",
-        "diag_embed",
-        "unfold",
-        "flip",
-        "roll",
-        "tril",
-        "triu",
-        "unbind",
-        "split",
-        "split_with_sizes",
-        "unsafe_split",
-        "unsafe_split_with_sizes",
-        "unsafe_chunk",
-        "repeat",
-        "constant_pad_nd",
-        "narrow_copy",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "cat",
-        "stack",
-        "block_diag",
-        "index_select",
-        "gather",
-        "index",
-        "embedding",
-        "im2col",
-        "rot90",
-        "movedim",
-        "select_copy",
-        "slice_copy",
-        "expand_copy",
-        "as_strided",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "reflection_pad3d",
-        "replication_pad1d",
-        "replication_pad2d",
-        "replication_pad3d",
-    ]
+_RESHAPES = _names("view _unsafe_view reshape _reshape_alias")
+_MOVES = _names(
+    "squeeze unsqueeze t transpose permute expand select slice diagonal diag_embed unfold flip roll tril triu "
+    "unbind split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk repeat constant_pad_nd "
+    "narrow_copy pixel_shuffle pixel_unshuffle channel_shuffle cat stack block_diag index_select gather index "
+    "embedding im2col rot90 movedim select_copy slice_copy expand_copy as_strided reflection_pad1d "
+    "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
 )
 _SOURCES = {"cat": "tensors", "stack": "tensors", "block_diag": "tensors", "embedding": "weight"}
 
@@ -312,9 +255,7 @@ def _moved(op: Applied, labels: Labels, overload: Any) -> Reached | None:
         whole = whole.contiguous() if name == "as_strided" else whole
     value = {"value": 0} if name == "constant_pad_nd" else {}
     others = map_leaves(_at_home, {**op.arguments, source: None})
-    moved = call_overload(overload, {**others, source: whole, **value})
-    outs = [moved] if isinstance(moved, Tensor) else list(moved)
-    return [compact(each) for each in outs]
+    return [compact(each) for each in tensors_in(call_overload(overload, {**others, source: whole, **value}))]
 
 
 def _at_home(leaf: Any) -> Any:
@@ -388,52 +329,13 @@ def _put(op: Applied, labels: Labels, overload: Any) -> Reached | None:
 
 # -- along axes -------------------------------------------------------------------------------------------------------
 
-_REDUCES = frozenset(
-    [
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "argmax",
-        "argmin",
-        "var",
-        "std",
-        "var_mean",
-        "std_mean",
-        "prod",
-        "any",
-        "all",
-        "norm",
-        "linalg_vector_norm",
-        "logsumexp",
-        "nansum",
-        "median",
-        "nanmedian",
-        "mode",
-        "kthvalue",
-        "topk",
-        "sort",
-        "argsort",
-        "aminmax",
-        "count_nonzero",
-        "glu",
-        "multinomial",
-        "_softmax",
-        "_log_softmax",
-        "softmax",
-        "log_softmax",
-        "_safe_softmax",
-        "cumsum",
-        "cumprod",
-        "cummax",
-        "cummin",
-        "logcumsumexp",
-    ]
+_REDUCES = _names(
+    "sum mean amax amin max min argmax argmin var std var_mean std_mean prod any all norm linalg_vector_norm "
+    "logsumexp nansum median nanmedian mode kthvalue topk sort argsort aminmax count_nonzero glu multinomial "
+    "_softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp"
 )
-_RUNNING = frozenset(["cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"])
-_SOFTMAX = frozenset(["_softmax", "softmax", "_safe_softmax"])
+_RUNNING = _names("cumsum cumprod cummax cummin logcumsumexp")
+_SOFTMAX = _names("_softmax softmax _safe_softmax")
 
 
 def _along(op: Applied, labels: Labels, overload: Any) -> Reached | None:
@@ -446,10 +348,12 @@ def _along(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     dims = [dims] if isinstance(dims, int) else dims or range(given.dim())
     dims = sorted({each % max(given.dim(), 1) for each in dims}) if given.dim() else []
     if name in _RUNNING and len(dims) == 1:
-        return [label.cummax(dims[0]).values] * len(op.outs)
+        return [label.cummax(dims[0]).values for _ in op.outs]
     mixed = label.amax(dims, keepdim=True) if dims else label
     if name in _SOFTMAX:
-        mixed = _without(mixed, _constants(op, labels, "self", _is_hidden), tuple(given.shape))
+        whole = [size if axis in dims else -1 for axis, size in enumerate(given.shape)]
+        hidden = _constants(op, labels, "self", _is_hidden)
+        mixed = mixed if hidden is None else _without(mixed.expand(whole), hidden, tuple(given.shape))
     found: Reached = []
     for out in op.outs:
         if out is None or out.dim() == given.dim():
@@ -520,7 +424,7 @@ def _product(left: str, right: str, added: str = "") -> Callable[[Applied, Label
             return None  # by the rule
         parts = [labels[left].amax(-1, keepdim=True)] if left in labels else []
         if right in labels and zero is not None:
-            parts.append(_weighted(~zero.expand(op.arguments[left].shape), labels[right]))
+            parts.append(_weighted(~zero, labels[right]))
         elif right in labels:
             parts.append(labels[right].amax(-2, keepdim=True))
         if added in labels:
@@ -555,8 +459,8 @@ def _attention(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     if op.arguments.get("is_causal") and query.shape[-2] == key.shape[-2]:
         seen = seen.tril()
     if mask is not None and has_numbers(mask):
-        hidden = ~mask if mask.dtype == torch.bool else _is_hidden(mask)
-        seen = seen & ~(hidden & (labels[mask_name] == 0) if mask_name in labels else hidden).cpu()
+        hidden = _constants(op, labels, mask_name, torch.logical_not if mask.dtype == torch.bool else _is_hidden)
+        seen = seen if hidden is None else seen & ~hidden
     for name in ("key", "value"):
         if name in labels:
             rows = labels[name].amax(-1, keepdim=True)
@@ -580,12 +484,9 @@ def _recurrent(op: Applied, labels: Labels, overload: Any) -> Reached | None:
         else:
             return None
     whole = _join(tuple(op.outs[0].shape), parts)
-    last = whole.amax(0)
-    return [
-        whole if place == 0 else last.reshape((1,) * (out.dim() - last.dim()) + tuple(last.shape))
-        if place < 3 and out.shape[-2:-1] == op.outs[0].shape[1:2] else everywhere(op, labels)[0].reshape((1,) * out.dim())
-        for place, out in enumerate(op.outs)
-    ]  # fmt: skip
+    state, workspace = whole.amax(0), everywhere(op, labels)[3:]
+    states = [state.reshape((1,) * (out.dim() - state.dim()) + tuple(state.shape)) for out in op.outs[1:3]]
+    return [whole, *states, *workspace]
 
 
 def _cell(op: Applied, labels: Labels, overload: Any) -> Reached | None:
@@ -627,10 +528,17 @@ _special: dict[str, Callable[[Applied, Labels, Any], Reached | None]] = {
     "mkldnn_rnn_layer": _recurrent, "_thnn_fused_lstm_cell": _cell, "_thnn_fused_gru_cell": _cell,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scattered),
     **dict.fromkeys(
-        ["convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable", "_slow_conv2d_forward", "thnn_conv2d", "slow_conv3d", "slow_conv3d_forward"], _convolved),
+        _names(
+            "convolution _convolution mkldnn_convolution cudnn_convolution convolution_overrideable "
+            "_slow_conv2d_forward thnn_conv2d slow_conv3d slow_conv3d_forward"), _convolved),
     **dict.fromkeys(
-        ["_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable"], _attention),
+        _names(
+            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+            "_scaled_dot_product_fused_attention_overrideable"), _attention),
     **dict.fromkeys(
-        ["zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zero", "uniform", "random", "exponential", "log_normal", "cauchy", "geometric"],
+        _names(
+            "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros new_ones "
+            "new_full new_empty new_empty_strided zero uniform random exponential log_normal cauchy geometric"),
         _nothing),
 }  # fmt: skip

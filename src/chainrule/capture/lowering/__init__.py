@@ -91,6 +91,7 @@ def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
         failures=tuple(read_failures(lowering, paths)),
+        carried=tape.failures.carried,
     )
 
 

@@ -109,12 +109,12 @@ class Paths:
 
 def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """The attributes of a module that it has not registered, and the members of those that are lists or dicts."""
-    for name, item in vars(module).items():
+    for name, item in list(vars(module).items()):
         if name.startswith("_"):  # registered, or hooks
             continue
-        if isinstance(item, (list, tuple, dict)) and len(item) <= MEMBERS:
-            members = item.items() if isinstance(item, dict) else enumerate(item)
-            yield from ((f"{name}[{key!r}]", each) for key, each in members)
+        if type(item) in (list, tuple, dict) and len(item) <= MEMBERS:
+            members = list(item.items() if type(item) is dict else enumerate(item))
+            yield from ((f"{name}[{key!r}]", each) for key, each in members if type(key) in (int, str))
         else:
             yield name, item
 

@@ -52,6 +52,7 @@ CREATE TABLE series (
 CREATE TABLE step (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, time REAL NOT NULL, loss REAL, rates TEXT NOT NULL,
     skipped INTEGER NOT NULL, scale REAL, norm REAL, norm_clipped REAL, passes INTEGER NOT NULL,
+    counts TEXT NOT NULL,
     evaluated INTEGER NOT NULL,
     PRIMARY KEY (run, step)
 ) WITHOUT ROWID;

@@ -126,7 +126,7 @@ class RunReader:
     def steps(self) -> list[StepFacts]:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
-        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, evaluated"
+        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, evaluated, counts"
         return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
 
     @_reads
@@ -357,16 +357,24 @@ def _rates(text: str) -> tuple[float, ...]:
     return tuple(rates)
 
 
+@lru_cache(maxsize=8)  # of SGD there are none
+def _counts(text: str) -> tuple[int, ...]:
+    counts = json.loads(text)
+    if not _are(int, counts):
+        raise ValueError(f"counts of steps cannot be {text[:60]}")
+    return tuple(counts)
+
+
 def _are(types: type | tuple[type, ...], items: Iterable[Any]) -> bool:
     return all(isinstance(each, types) and not isinstance(each, bool) for each in items)
 
 
 def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
-    step, time, loss, rates, skipped, scale, norm, clipped, passes, evaluated = row
+    step, time, loss, rates, skipped, scale, norm, clipped, passes, evaluated, counts = row
     return StepFacts(
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
-        step in full, evaluated,
+        step in full, _counts(counts), evaluated,
     )  # fmt: skip
 
 

@@ -292,7 +292,8 @@ class Writer:
         self._insert(
             "step", run=self.run, step=facts.step, time=facts.time, loss=_real(facts.loss),
             rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
-            norm_clipped=_real(clipped), passes=facts.passes, evaluated=facts.evaluated,
+            norm_clipped=_real(clipped), passes=facts.passes, counts=json.dumps(list(facts.counts)),
+            evaluated=facts.evaluated,
         )  # fmt: skip
         by_kind: dict[str, list[Figure]] = {}
         for figure in figures:

@@ -1,0 +1,243 @@
+"""Optimizers that move nothing: updates of 0, a step without gradients, or no step at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.finding import Finding, Severity, listed, plural
+from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext, is_zero, rate_of, type_name
+from chainrule.graph.graph import Graph
+from chainrule.graph.snapshot import ParameterUpdate, Update
+from chainrule.graph.statistics import Statistics
+from chainrule.numbers import number
+
+STUCK = Check(
+    "stuck-update", "The optimizer does not move a parameter that has a gradient", "error",
+    what="A parameter has a gradient, and its update is exactly 0. The numbers say why: a learning rate of 0, a step "
+    "too small for the number type, or an update that was never written. An update that is not 0 is a warning, if an "
+    "adaptive optimizer makes it far smaller than its learning rate, or if bfloat16 or float16 rounds nearly all of it "
+    "away. In one step this is a note, and over a run where the gradient or the loss has all but vanished, or where a "
+    "group had a rate of 0 from the start and others learn.",
+    why="The parameter does not learn, although backward computes what to change.",
+    advice="Check the rate that the schedule sets, and that step() writes to the parameters.",
+    source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
+    thresholds=("stuck",), lasts=5)  # fmt: skip
+SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
+REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
+LEARNT = 0.01  # share of the loss at the start
+CONVERGED = 1e-3  # share of the largest gradient of the run
+ROUNDED = 0.95  # share of the elements with a gradient that rounding keeps in their place
+OF_RATE = "Look at the schedule, which sets this rate or never raises it; freeze a parameter by requires_grad_(False)."
+OF_MEMORY = "Clip gradients before they enter the optimizer's state, or reset its state."
+OF_TYPE = "Keep the weights in float32 and compute in half precision (torch.autocast), or raise the rate."
+OF_SMALL_STEP = "Raise the rate, or look at what makes it so small: a schedule that decays for too long, a wrong unit."
+OF_WRITE = (
+    "Look into step(): does it return early, write to copies of the parameters (as after .to() or deepcopy), or is "
+    "its result undone afterwards?"
+)
+Reason = tuple[str, str, str]
+"""Why an optimizer does not move a parameter, the numbers that show it, and what to try."""
+NO_RATE = "its learning rate is 0"
+
+
+@STUCK.in_step
+def _stuck(context: StepContext) -> Iterator[Finding]:
+    for member in context.members:
+        grad, moved, before = context.gradient(member), context.move(member), context.cache.of(member.start)
+        if grad is None or moved is None or before is None or not grad.norm or grad.not_finite or moved.not_finite:
+            continue
+        if reason := _reason(member, moved, grad, before, context.thresholds.stuck):
+            why, shown, advice = reason
+            verb = "hardly moved" if moved.norm else "not moved"
+            yield STUCK.found(
+                member.name, f"{member.name} has a gradient, and is {verb}: {why}.",
+                (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
+                 f"of itself {number(before.norm)}; its learning rate is {number(rate_of(member))}.", shown),
+                severity="note", advice=advice,
+            )  # fmt: skip
+
+
+@STUCK.over_time
+def _stuck_for_long(run: Run) -> Iterator[Finding]:
+    """At the end of learning gradients are small next to the optimizer's second moment, and that is no fault."""
+    learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
+    for stretch, found in STUCK.carried(run):
+        lasting = len(stretch.steps) >= STUCK.lasts
+        quiet = learnt or _converged(run, found.where) or (stretch.whole and _frozen_by_rate(run, found))
+        moves = any(known.norm for step, known in run.of("update", found.where) if step in stretch.steps)
+        severity: Severity = "warning" if moves else "error"
+        yield replace(found, severity=severity if lasting and not quiet else "note")
+
+
+def _converged(run: Run, name: str) -> bool:
+    """Whether a parameter's gradient has all but vanished: steps below rounding are then no fault."""
+    norms = [known.norm for _, known in run.of("parameter gradient", name)]
+    return bool(norms) and norms[-1] < CONVERGED * max(norms)
+
+
+def _frozen_by_rate(run: Run, found: Finding) -> bool:
+    """Whether a group has a rate of 0 on purpose: others learn."""
+    return NO_RATE in found.sentence and any(rate > 0 for each in run.steps[-1:] for rate in each.rates)
+
+
+def _reason(
+    member: ParameterUpdate, moved: Statistics, grad: Statistics, before: Statistics, limit: float
+) -> Reason | None:
+    """Why the optimizer, not a tiny gradient, keeps a parameter from moving; None if it moves."""
+    rate, root, dtype = rate_of(member), math.sqrt(before.elements), member.start.dtype
+    if rate == 0:
+        return NO_RATE, "", OF_RATE
+    if "tolerance_grad" in member.options:
+        return None  # it stops by itself, as LBFGS where it has converged
+    memory = _second_moment(member)
+    if memory and grad.norm / root * REMEMBERED < memory and moved.norm / root < limit * rate:
+        shown = f"The root of its second moment is {number(memory)} on average."
+        return "its state remembers a far larger gradient", shown, OF_MEMORY
+    if is_zero(moved):
+        return _reason_of_zero(member, grad, before)
+    stays = _stays(moved, grad)
+    if dtype in (torch.float16, torch.bfloat16) and stays > ROUNDED:
+        shown = f"{100 * stays:.3g} % of its elements stay as they are: {_spacing(dtype)}."
+        return f"{type_name(dtype)} rounds nearly all of its steps away", shown, OF_TYPE
+    return None
+
+
+def _reason_of_zero(member: ParameterUpdate, grad: Statistics, before: Statistics) -> Reason:
+    """Why an update is exactly 0 although there is a rate and a gradient."""
+    rate, dtype, root = rate_of(member), member.start.dtype, math.sqrt(before.elements)
+    adaptive = "eps" in member.options or "betas" in member.options  # its steps are about the rate
+    size = rate * (1.0 if adaptive else grad.norm / root)  # of one element, in the mean
+    if not size < torch.finfo(dtype).eps / 2 * before.norm / root:
+        due = "" if math.isnan(size) else f"A step of about {number(size)} was due for each element."
+        return "step() ran and wrote nothing", due, OF_WRITE
+    shown = f"A step of about {number(size)} is lost beside weights of {number(before.norm / root)}: {_spacing(dtype)}."
+    advice = OF_TYPE if dtype in (torch.float16, torch.bfloat16) else OF_SMALL_STEP
+    return f"its steps are too small for {type_name(dtype)}", shown, advice
+
+
+def _spacing(dtype: torch.dtype) -> str:
+    return f"the spacing of {type_name(dtype)} is {torch.finfo(dtype).eps:.2g} of the number"
+
+
+def _stays(moved: Statistics, grad: Statistics) -> float:
+    """The share of the elements with a gradient that were not moved."""
+    learning = (grad.elements - grad.zeros) / grad.elements
+    return 1 - (1 - moved.zeros / moved.elements) / learning if moved.elements and learning else 0.0
+
+
+def _second_moment(member: ParameterUpdate) -> float | None:
+    """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
+    state = member.state_before
+    for key in SECOND_MOMENTS:
+        memory = state.get(key)
+        known = Statistics.of(memory) if isinstance(memory, Tensor) else None
+        if known is not None and known.elements:
+            step = float(state.get("step", 1))
+            betas = member.options.get("betas", (0.0, float(member.options.get("alpha", 0.0))))
+            grown = 1 - float(betas[1]) ** max(step, 1.0)
+            return math.sqrt(max(known.mean, 0.0) / max(grown, 1e-12)) if step >= 1 else None
+    return None
+
+
+NOTHING_TO_STEP = Check(
+    "nothing-to-step", "An optimizer steps, and none of its parameters has a gradient", "error",
+    what="An optimizer's step() runs, none of its parameters has a gradient, and others have one. In one step this is "
+    "a note, as another optimizer may take turns with it; over a run it lasts from the first watched step on.",
+    why="step() does nothing: what is trained is not what the optimizer holds.",
+    advice="Make the optimizer from the parameters of the model that computes the loss, after the last deepcopy(), "
+    "load, or replacement of the model or its layers.",
+    source="PyTorch's documentation of torch.optim: parameters are given when the optimizer is constructed", lasts=5,
+)  # fmt: skip
+
+
+@NOTHING_TO_STEP.in_step
+def _nothing_to_step(context: StepContext) -> Iterator[Finding]:
+    graph = context.graph
+    learning = [each.name for each in graph.parameters.values() if each.has_gradient]
+    for update in graph.updates if graph.backwards else ():
+        if not update.parameters or not context.is_idle(update) or not learning:
+            continue
+        names = [member.name for member in update.parameters]
+        has = plural(len(learning), "has one", "have one")
+        yield NOTHING_TO_STEP.found(
+            _name_of(graph, update),
+            f"{update.optimizer} stepped, and none of its {len(names)} parameters has a gradient.",
+            (f"It holds {listed(names)}; {listed(learning)} {has}.",
+             f"{len(set(names) & set(learning))} of {len(learning)} parameters with a gradient are in it."),
+            severity="note",
+        )  # fmt: skip
+
+
+@NOTHING_TO_STEP.over_time
+def _never_anything(run: Run) -> Iterator[Finding]:
+    for stretch, found in NOTHING_TO_STEP.carried(run):
+        lasting = stretch.whole and not stretch.ended and len(stretch.steps) >= NOTHING_TO_STEP.lasts
+        yield replace(found, severity="error" if lasting else "note")
+
+
+def _name_of(graph: Graph, update: Update) -> str:
+    """The optimizer's class, with its number where several of them stepped."""
+    kinds = {each.optimizer_number for each in graph.updates if each.optimizer == update.optimizer}
+    return f"{update.optimizer} {update.optimizer_number + 1}" if len(kinds) > 1 else update.optimizer
+
+
+COUNTER = Check(
+    "step-counter-stands", "The step counter of an optimizer stands still", "warning",
+    what="An optimizer's count of its steps is the same after each of several watched steps.",
+    why="Its moments and their bias correction begin anew at each step: Adam then takes steps of the full rate along "
+    "the sign of each gradient. A schedule that reads the count never moves on.",
+    advice="Make the optimizer once, before the loop, and load its state once; do not copy or reset the state in it.",
+    source="Kingma and Ba, 2015: the bias correction by the count of steps", lasts=5)  # fmt: skip
+
+
+@COUNTER.over_time
+def _counter_stands(run: Run) -> Iterator[Finding]:
+    counted = [each for each in run.steps if each.counts]
+    latest = counted[-1].counts if counted else ()
+    for place, count in enumerate(latest):
+        row = counted[len(counted) :]
+        for facts in reversed(counted):
+            if len(facts.counts) <= place or facts.counts[place] != count:
+                break
+            row = [facts, *row]
+        if len(row) < COUNTER.lasts:
+            continue
+        # A new optimizer at every k-th step has the count k, too, at each watched step if k divides all gaps.
+        gaps = [after.step - before.step for before, after in pairwise(row)]
+        if count == 1 or any(gap % count for gap in gaps):
+            yield COUNTER.found(
+                f"optimizer {place + 1}",
+                f"The step counter of optimizer {place + 1} stands at {count}.",
+                f"It was {count} after each of {len(row)} watched steps, from step {row[0].step} to {row[-1].step}.",
+                since=row[0].step,
+            )
+
+
+NOT_CALLED = Check(
+    "step-not-called", "backward() goes on, and no optimizer steps", "error",
+    what="After steps of one or a few backward passes each, many more run in training mode and no optimizer's step() "
+    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step.",
+    why="Gradients are computed and nothing learns from them: the parameters stay as they were.",
+    advice="Call optimizer.step() after backward(), and look at the condition around it. If your own code updates the "
+    "parameters, call watch.step() after it.",
+    source="PyTorch's documentation of torch.optim: taking an optimization step")  # fmt: skip
+
+
+@NOT_CALLED.over_time
+def _not_called(run: Run) -> Iterator[Finding]:
+    known = run.history.unstepped
+    if known is not None:
+        yield NOT_CALLED.found(
+            "optimizer",
+            f"backward() ran {known.passes} times, and no optimizer stepped.",
+            f"Until step {known.step} a step had {known.usual} backward {plural(known.usual, 'pass', 'passes')} at most.",
+            since=known.step + 1,
+        )  # fmt: skip

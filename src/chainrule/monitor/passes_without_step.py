@@ -1,0 +1,103 @@
+"""Counts the backward passes after an optimizer's last step: a training whose step() is no longer called has many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from chainrule.graph.reexecution import unobserved
+from chainrule.monitor.updates_by_hand import some_bits
+
+ENDED, RUNNING, MORE = 20, 100, 8  # passes at the end of the watch, before it, and as a multiple of an earlier step's
+LOOK = 10  # the pass at which the parameter is read, to see later whether anything else has moved it
+
+
+class PassesWithoutStep:
+    """The passes since the last step: those of a recording, and those that a hook on one parameter sees without one.
+
+    The hook is called once for each backward pass, counts, and takes nothing. A pass in eval mode does not count: it
+    belongs to an evaluation (an adversarial example, a saliency map), unless the training itself runs in that mode.
+    """
+
+    def __init__(self, guard: Callable[..., Any], too_many: Callable[[], None]) -> None:
+        self._guard = guard
+        self._too_many = too_many
+        self._usual = 0  # passes before an earlier step at most
+        self._passes = 0
+        self._parameter: Tensor | None = None
+        self._module: nn.Module | None = None
+        self._handle: Any = None
+        self._bits: Tensor | None = None
+        self._steps = False  # whether an optimizer has stepped
+
+    def stepped(self, optimizer: Optimizer | None, passes: int) -> None:
+        """An optimizer has stepped after so many recorded passes; None: one that is not watched, or updates by hand."""
+        self._usual = max(self._usual, self._passes + passes)
+        self._passes, self._bits = 0, None
+        if optimizer is not None:
+            self._steps = True
+            known = self._parameter
+            if known is None or known.grad is None:
+                self.leave()
+                self._parameter = next(_with_gradient(optimizer), None)
+
+    def count(self, module: nn.Module | None) -> None:
+        """Count from now on, until a step is recorded; `module` is the one whose forward pass begins a step."""
+        self._module = module
+        if self._parameter is not None and self._handle is None:
+            self._handle = self._parameter.register_post_accumulate_grad_hook(
+                lambda parameter: self._guard(self._count, parameter)
+            )
+
+    def record(self) -> None:
+        """A recording begins, which counts by itself."""
+        self.leave()
+        if self._parameter is not None and self._bits is None:
+            self._bits = some_bits(self._parameter)
+
+    def leave(self) -> None:
+        """Take the hook off."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def forget(self) -> None:
+        """Take the hook off for good, and drop every reference to the user's objects."""
+        self.leave()
+        self._parameter = self._module = self._bits = None
+
+    def found(self, recorded: int, ended: bool) -> tuple[int, int] | None:
+        """The passes since the last step, and before earlier ones at most, if there are too many of them.
+
+        None also where something else has moved the parameter meanwhile.
+        """
+        passes, usual = self._passes + recorded, max(self._usual, 1)
+        if not self._steps or self._parameter is None or passes < max(ENDED if ended else RUNNING, MORE * usual):
+            return None
+        with unobserved():
+            if self._bits is not None and not torch.equal(self._bits, some_bits(self._parameter)):
+                return None
+        return passes, usual
+
+    def _count(self, parameter: Tensor) -> None:
+        if self._module is not None and not self._module.training:
+            return
+        self._passes += 1
+        if self._passes == LOOK and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._bits = some_bits(parameter)
+        if self._passes % RUNNING == 0:
+            self._too_many()
+
+
+def _with_gradient(optimizer: Optimizer) -> Iterator[Tensor]:
+    """The plain parameters of an optimizer that have a gradient."""
+    return (
+        each
+        for group in optimizer.param_groups
+        for each in group["params"]
+        if type(each) in (Tensor, nn.Parameter) and each.grad is not None and each.is_leaf
+    )

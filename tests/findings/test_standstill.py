@@ -1,0 +1,225 @@
+"""Optimizers that move nothing, and why: by the numbers of a step, and by the course of a run."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chainrule
+from chainrule.diagnostics import findings_over_time
+from chainrule.graph.history import History, StepFacts, Unstepped
+
+pytestmark = pytest.mark.trains
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def network(dtype=torch.float32):
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).to(dtype)
+
+
+def train(model, optimizer, steps=12, before_step=lambda step: None, stepping=lambda step: True):
+    """The usual loop on one batch of unit-sized inputs."""
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(64, 8, dtype=dtype)
+    y = 100 + x[:, :1]
+    for step in range(steps):
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        before_step(step)
+        if stepping(step):
+            optimizer.step()
+
+
+def found_in(model, optimizer, id, every=1, **options):
+    with chainrule.watch(model, every=every) as watch:
+        train(model, optimizer, **options)
+    return [finding for finding in watch.findings if finding.id == id]
+
+
+# -- updates of 0 ------------------------------------------------------------------------------------------------------
+
+
+class Stale(torch.optim.SGD):
+    """Its step returns early."""
+
+    def step(self, closure=None):
+        return None
+
+
+def test_an_update_that_was_not_written():
+    model = network()
+    (finding, *_) = found_in(model, Stale(model.parameters(), lr=0.1), "stuck-update")
+    assert finding.severity == "error"
+    assert finding.text == (
+        "0.weight has a gradient, and is not moved: step() ran and wrote nothing. The same applies to 0.bias, "
+        "2.weight, 2.bias."
+    )
+    assert "was due for each element." in finding.evidence[1]
+    assert "does it return early" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "reason"),
+    [
+        (torch.float32, 0.0, "its learning rate is 0"),
+        (torch.float32, 1e-30, "its steps are too small for float32"),
+        (torch.bfloat16, 1e-8, "its steps are too small for bfloat16"),
+        (torch.float16, 1e-8, "its steps are too small for float16"),
+    ],
+)
+def test_steps_that_are_lost_in_rounding(dtype, rate, reason):
+    model = network(dtype)
+    (finding, *_) = found_in(model, torch.optim.SGD(model.parameters(), lr=rate), "stuck-update")
+    assert (finding.severity, finding.since) == ("error", 1)
+    assert reason in finding.text
+    if rate:
+        assert "of the number." in finding.evidence[1]
+
+
+def test_half_precision_that_rounds_nearly_all_steps_away_is_a_warning():
+    model = network(torch.bfloat16)
+    with torch.no_grad():
+        model[0].weight[0, :4] = 0  # small numbers have a small spacing: these move
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-8)
+    first = found_in(model, optimizer, "stuck-update")[0]
+    assert (first.where, first.severity) == ("0.weight", "warning")
+    assert first.text.endswith("is hardly moved: bfloat16 rounds nearly all of its steps away.")
+    assert "% of its elements stay as they are: the spacing of bfloat16 is 0.0078" in first.evidence[1]
+
+
+def test_a_group_that_waits_with_a_rate_of_zero_is_a_note_and_one_that_falls_to_it_is_not():
+    for rates, severity in (([0.0] * 12, "note"), ([1e-3] * 3 + [0.0] * 9, "error")):
+        model = network()
+        groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 1e-3}]
+        optimizer = torch.optim.SGD(groups, lr=1e-3)
+
+        def schedule(step, rates=rates, optimizer=optimizer):
+            optimizer.param_groups[0]["lr"] = rates[step]
+
+        found = found_in(model, optimizer, "stuck-update", before_step=schedule)
+        assert {finding.severity for finding in found} == {severity}
+        assert {finding.where.partition(".")[0] for finding in found} == {"0"}
+
+
+def test_a_gradient_that_has_all_but_vanished_moves_nothing_and_is_no_fault():
+    """A linear regression at its minimum: what is left of the gradient is rounding, and the loss is the noise."""
+    model, x = nn.Linear(8, 1), torch.randn(64, 8)
+    y = x[:, :1] + torch.randn(64, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    with chainrule.watch(model, every=10) as watch:
+        for _ in range(400):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+    assert [finding for finding in watch.findings if finding.severity != "note"] == []
+
+
+# -- no gradient, no count, no step ------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_of_another_model_names_what_it_holds_and_what_learns():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model = copy.deepcopy(model)
+    (finding,) = found_in(model, optimizer, "nothing-to-step")
+    assert (finding.severity, finding.since) == ("error", 1)
+    assert finding.text == "SGD stepped, and none of its 4 parameters has a gradient."
+    assert finding.evidence[0].endswith("0.weight, 0.bias, 2.weight, 2.bias have one.")
+    assert finding.evidence[1] == "0 of 4 parameters with a gradient are in it."
+
+
+def test_optimizers_that_take_turns_have_something_to_step_at_times():
+    one, other = network(), network()
+    optimizers = [torch.optim.SGD(each.parameters(), lr=1e-4) for each in (one, other)]
+    x = torch.randn(64, 8)
+    with chainrule.watch([one, other]) as watch:
+        for step in range(24):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            (one, other)[step // 6 % 2](x).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert {finding.severity for finding in watch.findings if finding.id == "nothing-to-step"} <= {"note"}
+
+
+def counted(counts, gap=1):
+    steps = [StepFacts(gap * place, 0.0, 1.0, counts=each) for place, each in enumerate(counts, 1)]
+    return [each for each in findings_over_time(History(steps), {}) if each.id == "step-counter-stands"]
+
+
+def test_a_count_that_stands():
+    (finding,) = counted([(1,)] * 6)
+    assert finding.sentence == "The step counter of optimizer 1 stands at 1."
+    assert finding.evidence == ("It was 1 after each of 6 watched steps, from step 1 to 6.",)
+    assert counted([(1,)] * 4) == []
+    assert counted([(step,) for step in range(1, 9)]) == []
+    (second,) = counted([(step, 7) for step in range(1, 9)])
+    assert second.where == "optimizer 2"
+    assert counted([(5,)] * 6, gap=10) == []  # as of a new optimizer after every five steps
+    assert [finding.where for finding in counted([(3,)] * 6, gap=10)] == ["optimizer 1"]
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_backward_goes_on_and_no_optimizer_steps(every):
+    model = network()
+    (finding,) = found_in(
+        model, torch.optim.Adam(model.parameters()), "step-not-called", every, steps=60, stepping=lambda step: step < 12
+    )
+    assert (finding.severity, finding.since) == ("error", 13)
+    assert finding.text == "backward() ran 48 times, and no optimizer stepped."
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_it_is_said_while_the_training_runs_and_taken_back_when_a_step_comes():
+    model, said = network(), []
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def severities():
+        return [finding.severity for finding in watch.findings if finding.id == "step-not-called"]
+
+    with chainrule.watch(model, every=10) as watch:
+        train(
+            model, optimizer, steps=160, stepping=lambda step: step < 12 or step >= 140,
+            before_step=lambda step: said.append(severities()),
+        )  # fmt: skip
+    assert (said[110], said[120], severities()) == ([], ["error"], ["note"])
+
+
+@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("case", ["evaluation", "attack", "micro-batches", "by hand"])
+def test_many_backward_passes_that_are_no_fault(case, every):
+    model, x, y = network(), torch.randn(64, 8), torch.randn(64, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with chainrule.watch(model, every=every) as watch:
+        if case == "micro-batches":
+            for step in range(200):
+                F.mse_loss(model(x), y).backward()
+                if step % 24 == 23:  # the first step has as many as the others
+                    optimizer.step()
+                    optimizer.zero_grad()
+        else:
+            train(model, optimizer)
+        model.train(case != "attack")
+        for _ in range(40):
+            if case == "evaluation":
+                model(x)
+            elif case == "attack":
+                F.mse_loss(model(x.clone().requires_grad_()), y).backward()
+            elif case == "by hand":
+                model.zero_grad()
+                F.mse_loss(model(x), y).backward()
+                for parameter in model.parameters():
+                    parameter.data -= 1e-3 * parameter.grad
+    assert [finding for finding in watch.findings if finding.id == "step-not-called"] == []
+
+
+def test_what_a_history_says_of_passes_without_a_step():
+    history = History([StepFacts(1, 0.0, 1.0)], unstepped=Unstepped(1, 20, 2))
+    (finding,) = findings_over_time(history, {})
+    assert finding.evidence == ("Until step 1 a step had 2 backward passes at most.",)

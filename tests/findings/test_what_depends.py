@@ -1,0 +1,174 @@
+"""Samples that mix, positions that see the future, inputs that are ignored: and what only looks like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import chainrule
+
+KINDS = {"samples-mix", "sees-the-future", "ignored-input"}
+N, T, C, V = 4, 7, 8, 11
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def found(loss: Callable[[], Tensor]) -> dict[str, chainrule.diagnostics.Finding]:
+    with chainrule.record(namespace={}) as recording:
+        loss().backward()
+    return {each.id: each for each in recording.findings() if each.id in KINDS}
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    return torch.randn(N, T, C), torch.randint(3, (N,))
+
+
+def letters() -> tuple[Tensor, Tensor]:
+    """A row of letters and the next ones, as two tensors of their own."""
+    text = torch.randint(V, (N, T + 1))
+    return text[:, :-1].clone(), text[:, 1:].clone()
+
+
+def encoder(batch_first: bool = True) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(C, 2, 16, dropout=0.0, batch_first=batch_first)
+
+
+HEAD, LETTERS, OUT = nn.Linear(C, 3), nn.Embedding(V, C), nn.Linear(C, V)
+MASK = nn.Transformer.generate_square_subsequent_mask(T)
+
+
+def of_letters(output: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(output.flatten(0, 1), y.flatten())
+
+
+# -- samples that mix -------------------------------------------------------------------------------------------------
+
+
+def test_attention_along_the_batch() -> None:
+    (x, y), layer = rows(), encoder(batch_first=False)
+    mixed = found(lambda: F.cross_entropy(HEAD(layer(x).mean(1)), y))["samples-mix"]
+    assert mixed.severity == "warning"
+    assert "multi_head_attention_forward" in mixed.sentence
+    assert any(line.startswith("Moving position") for line in mixed.evidence)
+    assert mixed.place is not None
+    assert mixed.place.line
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_network_along_the_batch(cell: type[nn.RNNBase]) -> None:
+    (x, y), wrong, right = rows(), cell(C, C), cell(C, C, batch_first=True)
+    assert set(found(lambda: F.cross_entropy(HEAD(wrong(x)[0][:, -1]), y))) == {"samples-mix", "ignored-input"}
+    assert not found(lambda: F.cross_entropy(HEAD(right(x)[0][:, -1]), y))
+
+
+def test_a_reshape_that_takes_the_place_of_a_transpose() -> None:
+    (x, y), cell = rows(), nn.LSTM(C, C)
+    assert set(found(lambda: F.cross_entropy(HEAD(cell(x.view(T, N, C))[0][-1]), y))) == {"samples-mix"}
+    assert not found(lambda: F.cross_entropy(HEAD(cell(x.transpose(0, 1))[0][-1]), y))
+
+
+def test_what_may_mix_samples() -> None:
+    (x, y), norm, layer, cell = rows(), nn.BatchNorm1d(T), encoder(), nn.LSTM(C, C)
+    time_major, flat = torch.randn(T, N, C), nn.Linear(T * C, 3)
+    nodes, labels, graph = torch.randn(6, C), torch.randint(3, (6,)), (torch.rand(6, 6) < 0.5).float()
+    source, target = torch.randint(6, (12,)), torch.randint(6, (12,))
+    pair = torch.randn(N, T, C)
+    for loss in (
+        lambda: F.cross_entropy(HEAD(layer(norm(x)).mean(1)), y),
+        lambda: F.cross_entropy(flat(((x - x.mean(0)) / x.std(0)).flatten(1)), y),
+        lambda: F.cross_entropy(HEAD(cell(time_major)[0]).flatten(0, 1), torch.randint(3, (T * N,))),
+        lambda: F.mse_loss(cell(time_major)[0], torch.randn(T, N, C)),
+        lambda: F.cross_entropy(HEAD(cell(time_major)[0][-1]), y),
+        lambda: F.cross_entropy(HEAD(graph @ nodes), labels),
+        lambda: F.cross_entropy(
+            HEAD(torch.zeros(6, C).index_add(0, target, HEAD.weight.sum() * nodes[source])), labels
+        ),
+        lambda: F.cross_entropy(flat(x.flatten(1)) @ flat(pair.flatten(1)).mT, torch.arange(N)),
+        lambda: F.cross_entropy(HEAD(cell(nodes)[0]), labels),  # one sequence without a batch
+    ):
+        assert "samples-mix" not in found(loss)
+
+
+# -- positions that see the future ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masks", [(None,), (MASK, None), (None, MASK)])
+@pytest.mark.parametrize("cut", [False, True])
+def test_targets_that_are_the_next_positions(masks: tuple[Tensor | None, ...], cut: bool) -> None:
+    text, layers = torch.randint(V, (N, T + 1)), [encoder() for _ in masks]
+    x, y = (text[:, :-1].clone(), text[:, 1:].clone())
+
+    def loss() -> Tensor:
+        hidden = LETTERS(text[:, :-1] if cut else x)
+        for layer, mask in zip(layers, masks, strict=True):
+            hidden = layer(hidden, mask)
+        return of_letters(OUT(hidden), text[:, 1:] if cut else y)
+
+    seen = found(loss)["sees-the-future"]
+    assert "next positions" in seen.sentence or "shifted by one" in seen.sentence
+    assert any(line.startswith("Moving position") for line in seen.evidence)
+
+
+def test_an_operation_that_undoes_a_causal_mask() -> None:
+    x, _ = letters()
+    y, first, second = torch.randint(V, (N, T)), encoder(), encoder()
+    assert (
+        "causal mask" in found(lambda: of_letters(OUT(second(first(LETTERS(x), MASK))), y))["sees-the-future"].sentence
+    )
+    assert not found(lambda: of_letters(OUT(second(first(LETTERS(x), MASK), MASK)), y))
+
+
+def test_a_convolution_that_is_padded_on_both_sides() -> None:
+    (x, y), layer = letters(), nn.Conv1d(C, C, 3)
+
+    def loss(*padding: int) -> Tensor:
+        return of_letters(OUT(layer(F.pad(LETTERS(x).mT, padding)).mT), y)
+
+    assert "sees-the-future" in found(lambda: loss(1, 1))
+    assert not found(lambda: loss(2, 0))
+
+
+def test_what_may_see_all_positions() -> None:
+    (x, y), both = letters(), nn.LSTM(C, C, batch_first=True, bidirectional=True)
+    wide, decoder = nn.Linear(2 * C, V), nn.TransformerDecoderLayer(C, 2, 16, dropout=0.0, batch_first=True)
+    tags, layer, source, series = torch.randint(V, (N, T)), encoder(), torch.randint(V, (N, T)), torch.randn(N, 2 * T)
+    low = torch.full((T, T), -1e9).triu(1)
+    ahead = nn.Linear(T, T)
+    for loss in (
+        lambda: of_letters(wide(both(LETTERS(x))[0]), tags),
+        lambda: of_letters(wide(both(LETTERS(x))[0]), x),
+        lambda: of_letters(OUT(layer(LETTERS(x.masked_fill(torch.rand(N, T) < 0.3, 0)))), x),
+        lambda: of_letters(OUT(layer(LETTERS(x), MASK)), y),
+        lambda: of_letters(OUT(layer(LETTERS(x), low)), y),
+        lambda: of_letters(OUT(decoder(LETTERS(x), layer(LETTERS(source)), MASK)), y),
+        lambda: F.mse_loss(ahead(series[:, :T]), series[:, T:]),
+        lambda: F.cross_entropy(HEAD(layer(LETTERS(x), MASK).mean(1)), torch.randint(3, (N,))),
+    ):
+        assert not found(loss)
+
+
+# -- inputs that are ignored ------------------------------------------------------------------------------------------
+
+
+def test_half_of_the_positions_reach_no_loss() -> None:
+    (x, y), layer = rows(), nn.Linear(C, C)
+
+    def loss(first: int) -> Tensor:
+        return F.cross_entropy(HEAD(layer(x).tanh()[:, first:].mean(1)), y)
+
+    ignored = found(lambda: loss(4))["ignored-input"]
+    assert ignored.sentence.startswith("4 of 7 positions of ")
+    assert not found(lambda: loss(3))
+
+
+def test_what_was_left_out_before_the_first_layer_is_a_choice() -> None:
+    (x, y), layer = rows(), nn.Linear(C, C)
+    assert not found(lambda: F.cross_entropy(HEAD(layer(x[:, -1]).tanh()), y))
+    assert not found(lambda: F.cross_entropy(HEAD(layer(x).softmax(1)[:, -1]), y))
