@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 120  # seconds for one command
+TIMEOUT = 600  # seconds for one command
 
 
 @dataclass

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from chainrule.diagnostics import CHECKS
 from tests.bed import scripts
 from tests.bed.evidence import PAGE, table
 
@@ -37,6 +38,7 @@ def test_every_script_is_an_ordinary_program_that_says_what_it_is():
         if each.faulty:
             assert each.ids("expect"), each.name
             assert each.fields["source"], each.name
+            assert {*each.ids("expect"), *each.ids("effects")} <= set(CHECKS), each.name
             assert each.lines or each.ids("where"), each.name
 
 

@@ -1,7 +1,7 @@
 """A hand-written cross-entropy at a low temperature takes the logarithm of a probability that is 0.
 
 expect: non-finite-forward, non-finite-backward
-effects: saturated, loss-spike, update-too-large
+effects: saturated, loss-spike, update-too-large, initial-loss
 source: Zhang et al., Detecting numerical bugs in neural network architectures (DEBAR), 2020; Wardat et al., DeepLocalize, 2021
 """
 
@@ -16,7 +16,7 @@ model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 for step in range(80):
     rows = torch.randint(len(x), (32,))
-    p = torch.softmax(model(x[rows]) / 0.01, dim=1)
+    p = torch.softmax(model(x[rows]) / 0.003, dim=1)
     loss = -torch.log(p[range(32), y[rows]]).mean()  # <- cause, right: loss = -torch.log(p[range(32), y[rows]] + 1e-6).mean()
     optimizer.zero_grad()
     loss.backward()
