@@ -46,6 +46,7 @@ OF_WRITE = (
 )
 Reason = tuple[str, str, str]
 """Why an optimizer does not move a parameter, the numbers that show it, and what to try."""
+HARDLY = "hardly moved"
 NO_RATE = "its learning rate is 0"
 
 
@@ -57,7 +58,7 @@ def _stuck(context: StepContext) -> Iterator[Finding]:
             continue
         if reason := _reason(member, moved, grad, before, context.thresholds.stuck):
             why, shown, advice = reason
-            verb = "hardly moved" if moved.norm else "not moved"
+            verb = HARDLY if moved.norm else "not moved"
             yield STUCK.found(
                 member.name, f"{member.name} has a gradient, and is {verb}: {why}.",
                 (f"The norm of its gradient is {number(grad.norm)}, that of its update {number(moved.norm)}, that "
@@ -73,7 +74,7 @@ def _stuck_for_long(run: Run) -> Iterator[Finding]:
     for stretch, found in STUCK.carried(run):
         lasting = len(stretch.steps) >= STUCK.lasts
         quiet = learnt or _converged(run, found.where) or (stretch.whole and _frozen_by_rate(run, found))
-        moves = any(known.norm for step, known in run.of("update", found.where) if step in stretch.steps)
+        moves = any(HARDLY in each.sentence for each in stretch.findings)
         severity: Severity = "warning" if moves else "error"
         yield replace(found, severity=severity if lasting and not quiet else "note")
 
