@@ -31,7 +31,7 @@ class HasCause(Protocol):
 
 
 LOST = ("non-finite-forward", "non-finite-backward")
-SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated")
+SICK = ("loss-spike", "learning-rate-too-high", "unit-off", "saturated", "zero-gradient")
 THROWN = (*SICK, "update-too-large", *LOST)
 """What follows from updates that are far too large, and of that, what follows from lost numbers too."""
 
