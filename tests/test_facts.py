@@ -24,7 +24,7 @@ OVERLOADS = {
 }
 
 NO_OPERATION = {
-    "": {"norm", "mean", "std", "sum"},  # statistics, everywhere
+    "": {"norm", "mean", "std", "sum", "where"},  # statistics, and the place of a finding, everywhere
     "capture/lowering/naming.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "derivation/contributions.py": {"linear"},  # the structure of a rule
     "distributed.py": {"gather"},  # a public function of ours

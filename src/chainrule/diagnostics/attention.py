@@ -40,7 +40,7 @@ def attentions(context: StepContext) -> list[Attention]:
 def _attentions(context: StepContext) -> Iterator[Attention]:
     for operation in context.graph.operations:
         scores, out = argument(operation, "self"), operation.outputs[0] if operation.outputs else None
-        if base_name(operation.name) not in ("_softmax", "_safe_softmax") or scores is None or out is None:
+        if not facts_of(operation.name).softmax or scores is None or out is None:
             continue
         shape = context.values[out].shape
         if len(shape) > 1 and operation.arguments.get("dim") in (-1, len(shape) - 1) and _weighs_values(context, out):
@@ -59,7 +59,7 @@ def _weighs_values(context: StepContext, weights: int) -> bool:
     """Whether they are multiplied, as a matrix, by something that is no parameter."""
     ahead = {weights, *reach([weights], lambda value: _same_places(context, value))}
     for use in (use for value in ahead for use in context.uses.get(value, ())):
-        if base_name(use.name) in ("mm", "bmm", "baddbmm") and argument(use, "self") in ahead:
+        if facts_of(use.name).matrix_product and argument(use, "self") in ahead:
             other = argument(use, "mat2")
             return other is not None and context.values[context.source(other)].kind != "parameter"
     return False
@@ -75,7 +75,8 @@ def _same_places(context: StepContext, value: int) -> list[int]:
 
 def _in_call(context: StepContext, operation: Operation) -> bool:
     """Whether it multiplies the weights by those of a dropout."""
-    if base_name(operation.name) not in ("mul", "native_dropout") or operation.call is None:
+    facts = facts_of(operation.name)
+    if not (facts.multiplies or facts.drops) or operation.call is None:
         return False
     name = context.graph.calls[operation.call].name
     return any(word in name for word in ("dropout", "attention"))
@@ -193,10 +194,10 @@ def _mask_without_effect(context: StepContext) -> Iterator[Finding]:
     yield from _dropped(context)
     for each in attentions(context):
         for made in _towards(context, each.scores):
-            name = base_name(made.name).rstrip("_")
-            words = _among_others(context, made) if name == "masked_fill" else ""
-            words = words or (_times_zero(context, made) if name == "mul" else "")
-            words = words or (_hides_nothing(context, made) if name in ("masked_fill", "add", "where") else "")
+            facts = facts_of(made.name)
+            words = _among_others(context, made) if facts.replaces_masked else ""
+            words = words or (_times_zero(context, made) if facts.multiplies else "")
+            words = words or (_hides_nothing(context, made) if facts.mask or facts.adds else "")
             if words:
                 yield _found(context, made, words)
     for operation in context.graph.operations:
@@ -220,7 +221,10 @@ def _dropped(context: StepContext) -> Iterator[Finding]:
     scores = {context.source(each.scores) for each in attentions(context)}
     for operation in context.graph.operations:
         given, (out, *_) = argument(operation, "self"), operation.outputs or (None,)
-        if base_name(operation.name) != "masked_fill" or given is None or out is None or context.uses.get(out):
+        in_place = base_name(operation.name).endswith("_")
+        if not facts_of(operation.name).replaces_masked or in_place or given is None or out is None:
+            continue
+        if context.uses.get(out):
             continue
         if scores & {context.source(given), *reach([given], lambda value: _onward(context, value))}:
             yield NO_MASK.found(
@@ -239,8 +243,8 @@ def _onward(context: StepContext, value: int) -> list[int]:
 def _towards(context: StepContext, scores: int) -> Iterator[Operation]:
     """The operations that lead up to scores: masks, scalings, additions of what is not learnt."""
     while (made := context.producer(scores)) is not None:
-        name, given = base_name(made.name).rstrip("_"), argument(made, "self")
-        masks = name in ("masked_fill", "add", "mul", "where") and len(operands(made)) > 1
+        facts, given = facts_of(made.name), argument(made, "self")
+        masks = bool(facts.mask or facts.adds or facts.multiplies) and len(operands(made)) > 1
         if masks:
             yield made
         if given is None or not (masks or _keeps_order(context, made)):
@@ -256,15 +260,15 @@ def hidden_places(context: StepContext, scores: int) -> Tensor | None:
     shape = context.values[scores].shape
     hidden = torch.zeros(shape, dtype=torch.bool)
     for made in _towards(context, scores):
-        name, given = base_name(made.name).rstrip("_"), argument(made, "self")
+        facts, given = facts_of(made.name), argument(made, "self")
         if given is None or context.values[given].shape != shape:
             return None
-        mask = argument(made, "mask" if name == "masked_fill" else "other")
+        mask = argument(made, facts.mask or "other")
         data = None if mask is None else _numbers(context, mask)
         fill = made.arguments.get("value")
-        if data is None or name not in ("masked_fill", "add") or isinstance(fill, Ref):
+        if data is None or not (facts.replaces_masked or facts.adds) or isinstance(fill, Ref):
             return None
-        hides = dense(data) < -HIDDEN if name == "add" else dense(data) & (fill is not None and fill < -HIDDEN)
+        hides = dense(data) < -HIDDEN if facts.adds else dense(data) & (fill is not None and fill < -HIDDEN)
         hidden = hidden | hides.to(hidden.device)
     return hidden
 
@@ -279,8 +283,8 @@ def _numbers(context: StepContext, mask: int) -> Tensor | None:
 
 
 def _keeps_order(context: StepContext, operation: Operation) -> bool:
-    name = base_name(operation.name).rstrip("_")
-    return facts_of(operation.name).keeps_numbers or (name in ("mul", "div", "add") and len(operands(operation)) == 1)
+    facts = facts_of(operation.name)
+    return facts.keeps_numbers or ((facts.scales or facts.adds) and len(operands(operation)) == 1)
 
 
 def _among_others(context: StepContext, operation: Operation) -> str:
@@ -316,9 +320,9 @@ def _times_zero(context: StepContext, operation: Operation) -> str:
 
 def _hides_nothing(context: StepContext, operation: Operation) -> str:
     """A square mask that is the same for all samples, and 0 or False everywhere."""
-    name = {"masked_fill": "mask", "where": "condition"}.get(base_name(operation.name).rstrip("_"), "other")
-    mask = argument(operation, name)
-    if mask is None or not _is_square(context, mask) or not _is_open(context, mask, hides=name != "condition"):
+    facts = facts_of(operation.name)
+    mask, keeps = argument(operation, facts.mask or "other"), bool(facts.mask) and not facts.replaces_masked
+    if mask is None or not _is_square(context, mask) or not _is_open(context, mask, hides=not keeps):
         return ""
     return f"the mask {context.name(mask)} hides no place"
 

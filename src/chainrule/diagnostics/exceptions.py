@@ -14,7 +14,7 @@ from chainrule.diagnostics.forward_errors import explained
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, operands, type_name
 from chainrule.graph.graph import Failure, GivenTensor, Operation, Place
-from chainrule.rules.facts import base_name
+from chainrule.rules.facts import base_name, facts_of
 
 BACKWARD_FAILED = Check(
     "backward-failed", "Backward ended in an exception", "error",
@@ -310,7 +310,7 @@ def _cut(context: StepContext, of: str, operation: Operation, given: int, output
     if not (kind.is_floating_point or kind.is_complex):
         text = f"{of}: {line} turns {name} into {type_name(kind)}, which has no derivative."
         return text, (), _INTEGERS
-    if "detach" in operation.name or context.called(operation) in ("detach", "item"):
+    if facts_of(operation.name).detaches or facts_of(operation.name).reads_number:
         return f"{of}: {line} cuts {name} off.", (), _DETACHED
     text = f"{of}: {line} ran with gradients disabled, though {name} requires one."
     return text, (), _UNDER

@@ -9,7 +9,7 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 NO_ACTIVATION = Check(
     "no-activation", "Two linear layers without an activation between them", "warning",
@@ -85,7 +85,7 @@ class _Chains:
             seen.add(each)
             for use in self._context.uses.get(each, []):
                 others = [other for other in operands(use) if other != each and self._of_activations(other)]
-                added = base_name(use.name).startswith("add")
+                added = facts_of(use.name).adds
                 if others and (not added or any(self._back(other) in self._made - stream for other in others)):
                     return True
                 if _is_linear(self._context, use) or _splits(use):
@@ -110,18 +110,19 @@ class _Chains:
 
 
 def _splits(operation: Operation) -> bool:
-    return any(word in base_name(operation.name) for word in ("split", "chunk", "unbind", "slice"))
+    facts = facts_of(operation.name)
+    return facts.cuts or facts.slices
 
 
 def _is_linear(context: StepContext, operation: Operation) -> bool:
     """Whether it keeps the numbers of one value, drops some, scales them, or adds a bias to them."""
-    name = base_name(operation.name).rstrip("_")
-    if facts_of(operation.name).keeps_numbers or _is_dropout(context, operation):
+    facts = facts_of(operation.name)
+    if facts.keeps_numbers or _is_dropout(context, operation):
         return True
-    if name in ("mul", "div"):
+    if facts.scales:
         return len(operands(operation)) == 1
     values = [context.values[context.source(each)].kind for each in operands(operation)]
-    return name == "add" and sum(kind not in ("parameter", "buffer") for kind in values) == 1
+    return facts.adds and sum(kind not in ("parameter", "buffer") for kind in values) == 1
 
 
 def _is_dropout(context: StepContext, operation: Operation) -> bool:

@@ -69,6 +69,13 @@ class Facts:
     """Arguments in which it is linear: from all arguments, those that leave the terms with this one alone."""
     linear_in_numbers: bool = False  # in a plain number that it takes
     sums_operands: bool = False  # each of its operands is a term, up to a factor
+    adds: bool = False  # its operands, element by element
+    multiplies: bool = False  # its operands, element by element
+    scales: bool = False  # one operand, if the other one is a number
+    matrix_product: bool = False
+    drops: bool = False  # elements of its operand, at random
+    mask: str = ""  # the argument that says which elements are replaced, or kept
+    replaces_masked: bool = False  # by `value`, where the mask is True
     communicates: bool = False  # with other ranks
     lifts: bool = False  # its operand was just made from plain numbers, by PyTorch itself
     constrained: str = ""  # why the elements of its argument cannot be moved one by one
@@ -289,6 +296,13 @@ _add("mm.default bmm.default", linear={"self": _alone, "mat2": _alone})
 _add("addmm.default", linear={"self": _without_product, "mat1": _zeroed("self"), "mat2": _zeroed("self")})
 _add("add sub mul multiply subtract", linear_in_numbers=True)
 _add("add sub", sums_operands=True)
+_add("add", adds=True)
+_add("mul", multiplies=True)
+_add("mul div", scales=True)
+_add("mm bmm baddbmm", matrix_product=True)
+_add("native_dropout", drops=True)
+_add("masked_fill", mask="mask", replaces_masked=True)
+_add("where", mask="condition")
 _add("embedding.default", linear={"weight": _alone})
 _add("cat.default stack.default", linear={"tensors": _pieces})
 
@@ -388,6 +402,7 @@ _add("split split_with_sizes unbind unsafe_split unsafe_split_with_sizes unsafe_
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
 _add("tanh", slope=Slope("1 - a^2", lambda m, s, n: 1 - s, lambda n: 1.0))
+_add("_safe_softmax", softmax=True)
 _add("_softmax", softmax=True, slope=Slope("1 - sum p^2", lambda m, s, n: 1 - s * n, lambda n: 1 - 1 / n, of_rows=True))
 _add("_softmax", not_logarithms="probabilities (a softmax)")
 _add("sigmoid", not_logarithms="probabilities (a sigmoid)")
