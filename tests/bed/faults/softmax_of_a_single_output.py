@@ -1,7 +1,7 @@
 """A binary classifier ends in a softmax over its one output, which is 1 for every input.
 
 expect: softmax-of-one, zero-gradient
-where: 3
+where: 3, A2
 source: [marian-nmt/marian-dev#21](https://github.com/marian-nmt/marian-dev/issues/21); Zhang et al., AUTOTRAINER, 2021
 """
 
