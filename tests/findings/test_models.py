@@ -405,3 +405,16 @@ def test_targets_of_padding():
     for loss in healthy:
         assert "padding-in-loss" not in found_in(model, given, loss)
     assert found_in(model, given, each)["padding-in-loss"].advice == "Pass ignore_index=0 to the loss."
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_the_output_projection_of_an_attention_before_a_head_is_meant_so(need_weights):
+    attention, head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 3)
+
+    def step():
+        x = torch.randn(8, 5, 16)
+        head(attention(x, x, x, need_weights=need_weights)[0].mean(1)).square().mean().backward()
+
+    with chainrule.record() as recording:
+        step()
+    assert "no-activation" not in {each.id for each in recording.findings()}

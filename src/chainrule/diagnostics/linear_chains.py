@@ -25,10 +25,12 @@ NO_ACTIVATION = Check(
 @NO_ACTIVATION.in_step
 def _no_activation(context: StepContext) -> Iterator[Finding]:
     chains = _Chains(context)
-    for _, weight, out in context.weighed:
+    for taken, weight, out in context.weighed:
         first = context.producer(out)
         if first is None or not context.values[weight].requires_grad or _special(context, first):
             continue
+        if chains.is_attention(taken):
+            continue  # its output projection
         followers = chains.followers(out)
         if not followers or any(_special(context, each) or chains.is_factor(each, out) for each in followers):
             continue
@@ -72,6 +74,14 @@ class _Chains:
                     return []
         weights = (_weight(self._context, each) for each in found)
         return found if all(each is not None and self._context.values[each].requires_grad for each in weights) else []
+
+    def is_attention(self, value: int) -> bool:
+        """Whether it is a product of activations, or attention by one kernel."""
+        made = self._context.producer(self._back(value))
+        if made is None:
+            return False
+        facts = facts_of(made.name)
+        return facts.attends or (facts.matrix_product and all(map(self._of_activations, operands(made))))
 
     def is_factor(self, layer: Operation, first: int) -> bool:
         """Whether its result is multiplied by another value (attention, gates), or added to another layer's.
