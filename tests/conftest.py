@@ -4,6 +4,7 @@ A test that trains must hold for any seed and for the rounding of any processor.
 numbers of a seed is marked `printed`, and keeps it.
 """
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +19,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
         return (yield)
     with shifted():
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled() -> None:
+    """A watch looks at what was compiled in the process, so a test must not meet what another one compiled."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["frames"]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()

@@ -23,7 +23,7 @@ class Training:
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(seed)))
+        self.model = nn.Sequential(*(each for _ in range(seed) for each in (nn.Linear(3, 3), nn.Tanh())))
         for each in self.model.parameters():
             each.data = torch.randn(each.shape, generator=generator)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)

@@ -72,13 +72,6 @@ def path(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_compiled():
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-
-
-@pytest.fixture(autouse=True)
 def nothing_is_left():
     yield
     assert not optimizer_hooks._global_optimizer_pre_hooks

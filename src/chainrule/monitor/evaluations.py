@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.lowering.naming import drops
+from chainrule.graph.reexecution import hidden
 from chainrule.graph.snapshot import has_numbers
 
 
@@ -64,8 +65,9 @@ class Evaluations:
             norms = (each for model in models for each in model.modules() if isinstance(each, _BatchNorm))
             norm = next((each for each in norms if id(each.weight) in held), None)
             self._norm, self._after = (weakref.ref(norm) if norm is not None else None), None
-        tracked = None if norm is None else norm.num_batches_tracked
-        return int(tracked) if has_numbers(tracked) else None
+        with hidden():
+            tracked = None if norm is None else norm.num_batches_tracked
+            return int(tracked) if has_numbers(tracked) else None
 
     def _trains(self, model: nn.Module) -> bool:
         """Whether an optimizer holds parameters of it, and a dropout or a batch norm in it is in train mode."""

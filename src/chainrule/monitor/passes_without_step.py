@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from chainrule.graph.reexecution import unobserved
+from chainrule.graph.reexecution import hidden, unobserved
 from chainrule.monitor.updates_by_hand import some_bits
 
 ENDED, RUNNING, MORE = 20, 100, 8  # passes at the end of the watch, before it, and as a multiple of an earlier step's
@@ -41,17 +41,19 @@ class PassesWithoutStep:
         if optimizer is not None:
             self._steps = True
             known = self._parameter
-            if known is None or known.grad is None:
-                self.leave()
-                self._parameter = next(_with_gradient(optimizer), None)
+            with hidden():
+                if known is None or known.grad is None:
+                    self.leave()
+                    self._parameter = next(_with_gradient(optimizer), None)
 
     def count(self, module: nn.Module | None) -> None:
         """Count from now on, until a step is recorded; `module` is the one whose forward pass begins a step."""
         self._module = module
         if self._parameter is not None and self._handle is None:
-            self._handle = self._parameter.register_post_accumulate_grad_hook(
-                lambda parameter: self._guard(self._count, parameter)
-            )
+            with hidden():
+                self._handle = self._parameter.register_post_accumulate_grad_hook(
+                    lambda parameter: self._guard(self._count, parameter)
+                )
 
     def record(self) -> None:
         """A recording begins, which counts by itself."""
