@@ -3,10 +3,11 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Tests run in so many processes at once.
+# Tests run in so many processes at once, of so many threads each: more threads than processors wait for one another.
 WORKERS ?= 2
-TEST := pytest -q -n $(WORKERS) --dist worksteal
+THREADS ?= 1
 RUN := .venv/bin/python -m
+TEST := OMP_NUM_THREADS=$(THREADS) $(RUN) pytest -q -n $(WORKERS) --dist worksteal
 READY := .venv/ready
 PEERS := .venv-peers
 
@@ -16,15 +17,15 @@ demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
 
 test: $(READY)
-	$(RUN) $(TEST) -m "not slow" $(ARGS)
+	$(TEST) -m "not slow" $(ARGS)
 
 test-all: $(READY)
-	$(RUN) $(TEST) $(ARGS)
+	$(TEST) $(ARGS)
 
-# Runs the tests that train with the rounding of PyTorch's default kernels, and then with another seed.
+# Runs the tests that train with the rounding of PyTorch's default kernels, and then with another seed and two threads.
 test-steady: $(READY)
-	ATEN_CPU_CAPABILITY=default $(RUN) $(TEST) -m "trains and not slow" $(ARGS)
-	CHAINRULE_TEST_SEED=1 $(RUN) $(TEST) -m "trains and not slow and not printed" $(ARGS)
+	ATEN_CPU_CAPABILITY=default $(TEST) -m "trains and not slow" $(ARGS)
+	CHAINRULE_TEST_SEED=1 OMP_NUM_THREADS=2 $(RUN) pytest -q -m "trains and not slow and not printed" $(ARGS)
 
 # Runs public faults and healthy trainings through the command, and counts the causes that are named.
 bed: $(READY)
