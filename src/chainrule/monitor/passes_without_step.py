@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,9 +52,8 @@ class PassesWithoutStep:
         self._module = module
         if self._parameter is not None and self._handle is None:
             with hidden():
-                self._handle = self._parameter.register_post_accumulate_grad_hook(
-                    lambda parameter: self._guard(self._count, parameter)
-                )
+                hook = partial(self._guard, self._count)  # no function of ours, which could fail outside the guard
+                self._handle = self._parameter.register_post_accumulate_grad_hook(hook)
 
     def record(self) -> None:
         """A recording begins, which counts by itself."""
