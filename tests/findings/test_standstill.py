@@ -223,3 +223,14 @@ def test_what_a_history_says_of_passes_without_a_step():
     history = History([StepFacts(1, 0.0, 1.0)], unstepped=Unstepped(1, 20, 2))
     (finding,) = findings_over_time(history, {})
     assert finding.evidence == ("Until step 1 a step had 2 backward passes at most.",)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_model_that_is_frozen_after_its_training_ends_no_watch(every):
+    """The teacher of a distillation; then its student learns, with losses of another kind."""
+    teacher, student = network(), network()
+    with chainrule.watch([teacher, student], every=every) as watch:
+        train(teacher, torch.optim.SGD(teacher.parameters(), lr=1e-4))
+        teacher.requires_grad_(False)
+        train(student, torch.optim.SGD(student.parameters(), lr=1e-4))
+    assert (watch.step_number, watch.watched) == (24, 24 if every == 1 else 7)

@@ -324,3 +324,16 @@ def test_updates_of_a_weight_that_begins_small_fall():
             history.add("update", "w", step, statistics(torch.ones(4, 4)))
         found = findings_over_time(history, dict.fromkeys(range(16), ()), Thresholds(update_ratio_large=0.05))
         assert ("update-too-large" in {each.id for each in found}) == expected
+
+
+def test_a_bias_that_only_shifts_an_energy_whose_gradient_is_learnt_is_a_note():
+    energy = nn.Sequential(nn.Linear(3, 8), nn.Softplus(), nn.Linear(8, 1))
+
+    def loss():
+        x = torch.randn(16, 3, requires_grad=True)
+        (score,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+        return (score + x).square().mean()
+
+    finding = trained(energy, loss)["no-gradient"]
+    assert (finding.where, finding.severity) == ("2.bias", "note")
+    assert "and not its value" in finding.sentence

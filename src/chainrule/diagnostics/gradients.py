@@ -53,15 +53,23 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
     elif not graph.error and not graph.failures:  # what is missing then is an effect of the exception
         stranger = holds_another_model(context)
+        inner = [each.loss for each in graph.backwards if each.differentiated and each.loss is not None]
+        behind = graph.ancestors(inner)
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
             # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
             learns = context.may_learn(parameter) and not (stranger and parameter.value is None)
             # An optimizer none of whose parameters has a gradient is a finding of its own.
             aside = frozen or not learns or parameter.name in context.idle
-            severity: Severity = "note" if aside else "warning"
+            # The last bias of an energy shifts it, and the gradient of the energy stays the same.
+            shifts = parameter.value in behind
+            severity: Severity = "note" if aside or shifts else "warning"
+            reason = no_gradient(graph, parameter.value, parameter.name)
+            if shifts and not frozen:
+                of = listed([context.name(each) for each in inner])
+                reason = f"{parameter.name} got no gradient: the loss uses the gradient of {of}, and not its value."
             yield NO_GRADIENT.found(
-                parameter.name, no_gradient(graph, parameter.value, parameter.name),
+                parameter.name, reason,
                 f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",
                 place=context.place_of(parameter), severity=severity,
                 advice=FROZEN if frozen else "" if _is_used(context, parameter) else NOT_USED,

@@ -9,7 +9,7 @@ from statistics import mean, median, pstdev
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.run_context import Run, autocorrelation, robust_spread
+from chainrule.diagnostics.run_context import BEGINNING, Run, autocorrelation, robust_spread
 from chainrule.graph.history import Kind, Series
 from chainrule.numbers import number
 
@@ -55,6 +55,9 @@ def _diverges(run: Run) -> Reason | None:
     lively = max(run.lively, _largest_ratio(run, half[0][0]))
     if not low > limit or lively < run.thresholds.update_ratio_lively:
         return None
+    steps = [step for step, _ in losses]
+    if run.is_another_task(steps[-1], steps[:BEGINNING]):
+        return None  # another model is trained than in the beginning, or in another way
     if run.grows or run.takes_turns([step for step, _ in half]) or not _both_rise(run, losses):
         return None
     below = max((step for step, loss in losses[: len(losses) // 2] if loss <= limit), default=losses[0][0] - 1)

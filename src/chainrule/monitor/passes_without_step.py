@@ -43,14 +43,14 @@ class PassesWithoutStep:
             self._steps = True
             known = self._parameter
             with hidden():
-                if known is None or known.grad is None:
+                if known is None or known.grad is None or not known.requires_grad:
                     self.leave()
                     self._parameter = next(_with_gradient(optimizer), None)
 
     def count(self, module: nn.Module | None) -> None:
         """Count from now on, until a step is recorded; `module` is the one whose forward pass begins a step."""
         self._module = module
-        if self._parameter is not None and self._handle is None:
+        if self._parameter is not None and self._handle is None and self._parameter.requires_grad:
             with hidden():
                 hook = partial(self._guard, self._count)  # no function of ours, which could fail outside the guard
                 self._handle = self._parameter.register_post_accumulate_grad_hook(hook)
@@ -101,5 +101,5 @@ def _with_gradient(optimizer: Optimizer) -> Iterator[Tensor]:
         each
         for group in optimizer.param_groups
         for each in group["params"]
-        if type(each) in (Tensor, nn.Parameter) and each.grad is not None and each.is_leaf
+        if type(each) in (Tensor, nn.Parameter) and each.grad is not None and each.requires_grad and each.is_leaf
     )
