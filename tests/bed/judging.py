@@ -29,7 +29,7 @@ class Verdict:
 
 def judge(script: Script, result: Result, healthy: bool = False) -> Verdict:
     """Compare what was found with what the script says of itself."""
-    if re.search(r'File ".*chainrule/.*\.py"|ChainruleWarning', result.said):
+    if re.search(r'File ".*chainrule/.*\.py"|ChainruleWarning.*(ended|failed)', result.said):
         return Verdict(script, result, FAILED, result.said.strip()[-200:])
     if result.status not in (0, 1) or (result.status == 1 and "backward-failed" not in script.ids("expect")):
         return Verdict(script, result, FAILED, f"status {result.status}: {result.said.strip()[-200:]}")

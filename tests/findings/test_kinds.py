@@ -343,3 +343,14 @@ def test_the_report_says_once_what_applies_to_several_parameters():
     assert [finding.where for finding in recording.findings()] == ["0.weight", "0.bias"]
     assert str(recording).count("it is frozen") == 1
     assert "The same applies to 0.bias." in " ".join(str(recording).split())
+
+
+def test_a_divergence_of_probabilities_that_are_no_logarithms():
+    layer, x, wanted = nn.Linear(4, 3), torch.randn(8, 4), torch.rand(8, 3).softmax(1)
+
+    def loss(function):
+        return lambda: F.kl_div(function(layer(x), dim=1), wanted, reduction="batchmean").backward()
+
+    assert "nll-without-log" not in found_in(loss(F.log_softmax))
+    finding = found_in(loss(F.softmax))["nll-without-log"]
+    assert "kl_div expects log-probabilities" in finding.sentence

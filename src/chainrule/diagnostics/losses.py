@@ -93,7 +93,7 @@ def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
 
 NO_LOGARITHM = Check(
     "nll-without-log", "A negative log-likelihood of numbers that are not logarithms", "warning",
-    what="`nll_loss` takes probabilities or logits instead of log-probabilities.",
+    what="`nll_loss` or `kl_div` takes probabilities or logits instead of log-probabilities.",
     why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake.",
     advice="Pass it log_softmax of the logits, or pass the logits to cross_entropy, which does both.",
     source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities")  # fmt: skip
@@ -101,6 +101,17 @@ NO_LOGARITHM = Check(
 
 @NO_LOGARITHM.in_step
 def _no_logarithm(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        given = call.arguments[0] if call.name == DIVERGENCE and call.arguments else None
+        source = context.source(given.value) if isinstance(given, Ref) else None
+        maker = context.producer(source) if source is not None else None
+        if source is not None and maker is not None and (made := _not_logarithms(facts_of(maker.name))):
+            yield NO_LOGARITHM.found(
+                context.name(source), f"{context.name(source)} contains {made}, but {DIVERGENCE} expects "
+                "log-probabilities as its input.",
+                (f"{DIVERGENCE} takes its input from the logarithm of the target.", context.between(source)),
+                place=call.place,
+            )  # fmt: skip
     for _, given, maker in context.fed_by("log-probabilities", _not_logarithms):
         made, name = _not_logarithms(facts_of(maker.name)), context.name(given.index)
         function = base_name(maker.name).strip("_")
@@ -109,6 +120,9 @@ def _no_logarithm(context: StepContext) -> Iterator[Finding]:
             (f"nll_loss takes minus the entry of the right class; `{function}` computed that entry.",
              context.between(given.index)), place=given.place,
         )  # fmt: skip
+
+
+DIVERGENCE = "kl_div"
 
 
 def _not_logarithms(facts: Facts) -> str:

@@ -169,12 +169,14 @@ def _nothing_to_step(context: StepContext) -> Iterator[Finding]:
         if not update.parameters or not context.is_idle(update) or not learning:
             continue
         names = [member.name for member in update.parameters]
+        if set(names) & set(learning):
+            continue  # it had gradients, which were cleared: see `gradient-changed`
         has = plural(len(learning), "has one", "have one")
         yield NOTHING_TO_STEP.found(
             _name_of(graph, update),
             f"{update.optimizer} stepped, and none of its {len(names)} parameters has a gradient.",
             (f"It holds {listed(names)}; {listed(learning)} {has}.",
-             f"{len(set(names) & set(learning))} of {len(learning)} parameters with a gradient are in it."),
+             f"0 of {len(learning)} parameters with a gradient are in it."),
             severity="note",
         )  # fmt: skip
 
