@@ -50,10 +50,11 @@ class PassesWithoutStep:
     def count(self, module: nn.Module | None) -> None:
         """Count from now on, until a step is recorded; `module` is the one whose forward pass begins a step."""
         self._module = module
-        if self._parameter is not None and self._handle is None and self._parameter.requires_grad:
+        if self._parameter is not None and self._handle is None:
             with hidden():
                 hook = partial(self._guard, self._count)  # no function of ours, which could fail outside the guard
-                self._handle = self._parameter.register_post_accumulate_grad_hook(hook)
+                if self._parameter.requires_grad:  # it may be frozen by now
+                    self._handle = self._parameter.register_post_accumulate_grad_hook(hook)
 
     def record(self) -> None:
         """A recording begins, which counts by itself."""
