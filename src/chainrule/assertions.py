@@ -38,7 +38,7 @@ def assert_independent(model: Callable[..., Any], x: Tensor, *others: Any, axis:
     norm mixes samples. Returns how it was shown.
 
     Raises DependenceError, an AssertionError, with the path that leaks; RequestError where `x` or the results have no
-    such axis; RecordingError where it cannot be told.
+    such axis; RecordingError where that cannot be determined.
     """
     return _asserted("assert_independent", model, x, others, keywords, axis, lambda seen, own: seen == own)
 
@@ -123,7 +123,7 @@ def _shown(
     if proved:
         return "shown by structure, for all finite numbers"
     if not seen.count:
-        raise RecordingError(f"chainrule.{name}: it cannot be told: {seen.unknown}. Give another input.")
+        raise RecordingError(f"chainrule.{name}: this cannot be determined: {seen.unknown}. Give another input.")
     return f"measured for these numbers: {_count(seen, x.shape[axis])} moved, and no other one changed"
 
 

@@ -16,7 +16,7 @@ from chainrule.diagnostics.run_context import Run
 
 
 class HasCause(Protocol):
-    """A finding, also as it is stored."""
+    """A finding of `diagnostics`, or one read from the file of a run."""
 
     @property
     def id(self) -> str: ...  # noqa: D102

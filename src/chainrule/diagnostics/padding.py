@@ -102,8 +102,8 @@ def _attended(context: StepContext) -> Iterator[Finding]:
         shares = [(_share(seen, padding, of_places=weights.data is None), padding) for padding in fitting]
         share, padding = min(shares, key=lambda pair: pair[0])
         if share > context.thresholds.to_padding:
-            told = f"{100 * share:.3g} % {places}."
-            yield _found(context, each.operation, padding, told)
+            evidence = f"{100 * share:.3g} % {places}."
+            yield _found(context, each.operation, padding, evidence)
     yield from _fused(context)
 
 
@@ -126,8 +126,8 @@ def _fused(context: StepContext) -> Iterator[Finding]:
         share, padding = min(((_share((~hidden).double(), each, True), each) for each in fitting), key=lambda p: p[0])
         if share > context.thresholds.to_padding:
             masked = "has no mask" if not masks else f"has the mask {context.name(masks[0])}"
-            told = f"It {masked}: {100 * share:.3g} % of the places where real tokens attend to padding are open."
-            yield _found(context, operation, padding, told)
+            evidence = f"It {masked}: {100 * share:.3g} % of the places where real tokens attend to padding are open."
+            yield _found(context, operation, padding, evidence)
 
 
 def _found(context: StepContext, operation: Operation, padding: Padding, told: str) -> Finding:
