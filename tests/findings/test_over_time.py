@@ -1,6 +1,9 @@
 import math
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 import chainrule
 from chainrule import reference
@@ -261,3 +264,22 @@ def test_a_finding_without_time_names_no_time():
     assert isinstance(finding, Finding)
     assert finding.when == ""
     assert str(finding).startswith("warning: A1 is not well.")
+
+
+@pytest.mark.trains
+def test_an_update_that_replaced_its_weight_is_dated_by_itself():
+    """Updates at the start of a run are above the limit, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer, w = torch.optim.SGD(model.parameters(), lr=0.05), torch.randn(8, 1)
+    with chainrule.watch(model, optimizer) as watch:
+        for step in range(60):
+            optimizer.param_groups[0]["lr"] = 25.0 if step >= 40 else 0.05
+            x = torch.randn(64, 8)
+            optimizer.zero_grad()
+            F.mse_loss(model(x), x @ w).backward()
+            optimizer.step()
+    (found,) = [each for each in watch.findings if each.id == "update-too-large"]
+    assert found.since is not None
+    assert found.since > 40
+    assert found.because.startswith("learning-rate-jump")

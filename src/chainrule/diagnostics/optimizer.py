@@ -176,17 +176,17 @@ def _too_large(run: Run) -> Iterator[Finding]:
             last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]])
             peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0
             if last > limit and not _falls(ratios, window):
-                over.append((last, name, "in the median over the last watched steps"))
+                over.append((last, name, "in the median over the last watched steps", limit))
             elif peak > PEAK * limit:
-                over.append((peak, name, "at their largest, which replaced the weight"))
+                over.append((peak, name, "at their largest, which replaced the weight", PEAK * limit))
     if over:
-        worst, name, when = max(over)
-        others = listed([other for _, other, _ in sorted(over, reverse=True)[1:]])
+        worst, name, when, bar = max(over)
+        others = listed([other for _, other, *_ in sorted(over, reverse=True)[1:]])
         yield TOO_LARGE.found(
             name, f"Updates of {name} are {number(worst)} times as large as the weight, {when}; {HEALTHY}.",
             (f"{len(over)} of {len(run.ratios)} weights are above {limit:g}{': also ' + others if others else ''}.",
              run.learning_rate),
-            since=next(step for step, ratio in judged[name] if ratio > limit),
+            since=next(step for step, ratio in judged[name] if ratio > bar),
         )  # fmt: skip
 
 

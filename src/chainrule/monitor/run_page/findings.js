@@ -104,7 +104,7 @@ export function texts(scene) {
 function effectOf(scene, finding) {
   const place = scene.run.findings.findIndex((each) => `${each.id}: ${each.where}` === finding.because);
   if (place < 0) return null;
-  return h("p", null, "most likely because of ", h("a", { href: `#finding-${place + 1}` }, finding.because));
+  return h("p", null, "Most likely because of ", h("a", { href: `#finding-${place + 1}` }, finding.because));
 }
 
 /**
