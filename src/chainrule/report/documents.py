@@ -251,7 +251,8 @@ def _brief_parameters(context: Context) -> Iterator[tuple[Text, ...]]:
 
 def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
     label = name if parameter.value is None else context.notation.plain(parameter.value)
-    before, gradient, after = (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
+    before, gradient = (cell(context, each) for each in (parameter.start, parameter.gradient))
+    after = "" if parameter.end is None else cell(context, parameter.end)  # nothing updated it
     checks = _gradient_verdict(context, parameter), _update_verdict(context, name)
     return (label,), (before,), (gradient,), (checks[0],), (after,), (checks[1],)
 
