@@ -24,6 +24,7 @@ Where = str | Callable[[Recording], Tensor]
 AGREES = "agrees"
 CUT = "cut, not rounded"
 CARRIED = "rounded on the way"
+LAST = "last digit off"  # by less than two, and no way of rounding was found
 WRONG = "**wrong**"
 
 
@@ -37,8 +38,8 @@ class Row:
     """One printed number, or several of one tensor.
 
     `at` says where the recording has it: `h[0]`, `dJ/dW1[0,1]`, `W1[0,1] after`, or a function of the recording.
-    `theirs` computes the printed number as the source does, from numbers that it prints: it shows that a difference is
-    rounding that was carried on, or follows from a number that is wrong (`follows`: the label of that row).
+    `theirs` computes the printed number as the source does: it shows that a difference is rounding that was carried on,
+    that it follows from a number that is wrong (`follows`: the label of that row), or how it went wrong.
     `why` says what is wrong, and `check` computes the right number without chainrule and without autograd.
     """
 
@@ -91,7 +92,7 @@ class Compared:
     @property
     def verdict(self) -> str:
         """The verdict on the whole row: the worst one."""
-        order = [AGREES, CUT, CARRIED, f"follows from {self.row.follows}", WRONG]
+        order = [AGREES, CUT, CARRIED, LAST, f"follows from {self.row.follows}", WRONG]
         return max(self.verdicts, key=order.index)
 
 
@@ -118,7 +119,7 @@ def record(part: Part) -> Recording:
     for name in part.trained:
         given[name].requires_grad_()
     optimizer = part.optimizer([given[name] for name in part.updated or part.trained]) if part.optimizer else None
-    with chainrule.record() as recording:
+    with chainrule.record(namespace=given) as recording:
         J = part.loss(**given)
         J.backward()
         if optimizer is not None:
@@ -156,6 +157,11 @@ def is_cut(printed: str, number: float) -> bool:
     return 0 <= beyond < unit(printed) and Decimal(printed) * Decimal(number) >= 0
 
 
+def near(printed: str, number: float) -> bool:
+    """Whether a number differs from the printed one by less than two in the last digit."""
+    return abs(Decimal(printed) - Decimal(number)) < 2 * unit(printed)
+
+
 def unit(printed: str) -> Decimal:
     """One unit of the last digit that is printed."""
     return Decimal(1).scaleb(Decimal(printed).as_tuple().exponent)
@@ -183,11 +189,9 @@ def verdict_of(row: Row) -> Callable[[str, float, float], str]:
             return AGREES
         if is_cut(printed, ours):
             return CUT
-        if row.follows and abs(Decimal(printed) - Decimal(theirs)) < unit(printed):
-            return f"follows from {row.follows}"
-        if row.theirs and not row.follows and (agrees(printed, theirs) or is_cut(printed, theirs)):
-            return CARRIED
-        return WRONG
+        if row.theirs and not row.why and near(printed, theirs):
+            return f"follows from {row.follows}" if row.follows else CARRIED
+        return LAST if near(printed, ours) else WRONG
 
     return verdict
 

@@ -257,7 +257,7 @@ class Names:
         """Leaves that have a name at the call: the `X` of `self.linear1(X)`, a parameter that has no other."""
         if raw.site is None or raw.custom is not None:
             return
-        for argument, name in zip(call.arguments, raw.site.argument_names(), strict=False):
+        for argument, name in zip(call.arguments, raw.site.argument_names(raw.function, raw.arguments), strict=False):
             if isinstance(argument, Ref):
                 kind = self._values[argument.value].kind
                 if kind == "input" or (kind == "parameter" and argument.value not in self._ranked):
