@@ -24,6 +24,7 @@ Where = str | Callable[[Recording], Tensor]
 AGREES = "agrees"
 CUT = "cut, not rounded"
 CARRIED = "rounded on the way"
+READ = "agrees, read otherwise"
 LAST = "last digit off"  # by less than two, and no way of rounding was found
 WRONG = "**wrong**"
 
@@ -40,7 +41,7 @@ class Row:
     `at` says where the recording has it: `h[0]`, `dJ/dW1[0,1]`, `W1[0,1] after`, or a function of the recording.
     `theirs` computes the printed number as the source does: it shows that a difference is rounding that was carried on,
     that it follows from a number that is wrong (`follows`: the label of that row), or how it went wrong.
-    `why` says what is wrong, and `check` computes the right number without chainrule and without autograd.
+    `reading` says as what else the number agrees: not wrong, but not what its label says. `why` says what is wrong, and `check` computes the right number without chainrule and without autograd.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Row:
     at: Where
     theirs: Callable[[], object] | None = None
     follows: str = ""
+    reading: str = ""
     why: str = ""
     check: Callable[[], object] | None = None
 
@@ -92,7 +94,7 @@ class Compared:
     @property
     def verdict(self) -> str:
         """The verdict on the whole row: the worst one."""
-        order = [AGREES, CUT, CARRIED, LAST, f"follows from {self.row.follows}", WRONG]
+        order = [AGREES, CUT, CARRIED, READ, LAST, f"follows from {self.row.follows}", WRONG]
         return max(self.verdicts, key=order.index)
 
 
@@ -190,7 +192,7 @@ def verdict_of(row: Row) -> Callable[[str, float, float], str]:
         if is_cut(printed, ours):
             return CUT
         if row.theirs and not row.why and near(printed, theirs):
-            return f"follows from {row.follows}" if row.follows else CARRIED
+            return f"follows from {row.follows}" if row.follows else READ if row.reading else CARRIED
         return LAST if near(printed, ours) else WRONG
 
     return verdict
