@@ -44,7 +44,12 @@ INTEGERS = Example(
                 Row("P, row 2", "0.1887 0.3113 0.1887 0.3113", "P[1]"),
                 Row("P, row 3", "0.4271 0.1571 0.2589 0.1571", "P[2]"),
                 Row("P, row 4", "0.1888 0.3112 0.1888 0.3112", "P[3]"),
-                Row("O, row 1", "1.2696 0.8427", "O[0]", theirs=lambda: [0.1570 + 0.2588 + 2 * 0.4269, 0.1570 + 0.2588 + 0.4269]),
+                Row(
+                    "O, row 1",
+                    "1.2696 0.8427",
+                    "O[0]",
+                    theirs=lambda: [0.1570 + 0.2588 + 2 * 0.4269, 0.1570 + 0.2588 + 0.4269],
+                ),
                 Row("O, row 2", "1.0000 0.8113", "O[1]"),
                 Row("O, row 3", "1.0000 0.5731", "O[2]"),
                 Row("O, row 4", "1.0000 0.8112", "O[3]"),
@@ -107,14 +112,21 @@ LYNX = Example(
                     "X Xᵀ",
                     plain(PRINTED_PRODUCTS, 2),
                     lambda r: r["X"].data @ r["X"].data.T,
-                    why="X[0] · X[1] = −0.05 + 0.12 − 0.04 − 0.03 is 0, not −0.04; X[1] · X[2] = −0.02 − 0.04 + 0.10 − 0.03 "
-                    "is 0.01, not 0.04.",
+                    why="X[0] · X[1] = −0.05 + 0.12 − 0.04 − 0.03 is 0, not −0.04; X[1] · X[2] = −0.02 − 0.04 + 0.10 − "
+                    "0.03 is 0.01, not 0.04.",
                     check=lambda: [[sum(a * b for a, b in zip(u, v, strict=True)) for v in ROWS] for u in ROWS],
                 ),
-                Row("Q Kᵀ", plain(PRINTED_SCORES, 3), "scores", theirs=lambda: numbers(PRINTED_PRODUCTS) / 4, follows="X Xᵀ"),
+                Row(
+                    "Q Kᵀ",
+                    plain(PRINTED_SCORES, 3),
+                    "scores",
+                    theirs=lambda: numbers(PRINTED_PRODUCTS) / 4,
+                    follows="X Xᵀ",
+                ),
                 Row(
                     "scaled",
-                    "0.049 -0.005 -0.002 0.003 -0.005 0.038 0.005 -0.008 -0.002 0.005 0.039 0.003 0.003 -0.008 0.003 0.005",
+                    "0.049 -0.005 -0.002 0.003 -0.005 0.038 0.005 -0.008 "
+                    "-0.002 0.005 0.039 0.003 0.003 -0.008 0.003 0.005",
                     "scaled",
                     theirs=lambda: numbers(PRINTED_SCORES) / 2,
                     follows="X Xᵀ",
@@ -124,7 +136,6 @@ LYNX = Example(
     ),
 )
 ROWS = lynx_given()["X"].tolist()
-
 
 
 def words_given() -> Values:

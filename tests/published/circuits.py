@@ -94,7 +94,11 @@ CIRCUITS = Example(
                 Row("max(z, w)", "2.00", "larger"),
                 Row("sum", "-10.00", "both"),
                 Row("f", "-20.00", "J"),
-                Row("gradients of the gates", "2.00 2.00 2.00", lambda r: torch.stack([r[n].grad for n in ("product", "larger", "both")])),
+                Row(
+                    "gradients of the gates",
+                    "2.00 2.00 2.00",
+                    lambda r: torch.stack([r[n].grad for n in ("product", "larger", "both")]),
+                ),
                 Row("∂f/∂x", "-8.00", "dJ/dx"),
                 Row("∂f/∂y", "6.00", "dJ/dy"),
                 Row("∂f/∂z", "2.00", "dJ/dz"),
@@ -186,5 +190,5 @@ MICROGRAD = Example(
             ),
         ),
     ),
-    remark="Without the rounding to float32 the numbers are the round ones of the lecture's drawing: 0.7071, 0.5, −1.5, 1.",
+    remark="Without the rounding to float32 the gradients are 0.5, 0, −1.5 and 1 to nine digits.",
 )

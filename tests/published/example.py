@@ -41,7 +41,8 @@ class Row:
     `at` says where the recording has it: `h[0]`, `dJ/dW1[0,1]`, `W1[0,1] after`, or a function of the recording.
     `theirs` computes the printed number as the source does: it shows that a difference is rounding that was carried on,
     that it follows from a number that is wrong (`follows`: the label of that row), or how it went wrong.
-    `reading` says as what else the number agrees: not wrong, but not what its label says. `why` says what is wrong, and `check` computes the right number without chainrule and without autograd.
+    `reading` says as what else the number agrees: not wrong, but not what its label says. `why` says what is wrong, and
+    `check` computes the right number without chainrule and without autograd.
     """
 
     label: str
@@ -144,8 +145,11 @@ def look_up(recording: Recording, at: Where) -> Tensor:
 
 
 def element(index: str) -> tuple[int | slice, ...]:
-    """`[0,:]` as an index."""
-    return tuple(slice(None) if each.strip() == ":" else int(each) for each in index.strip("[]").split(","))
+    """`[0,:8]` as an index."""
+    parts = (each.split(":") for each in index.strip("[]").split(","))
+    return tuple(
+        int(each[0]) if len(each) == 1 else slice(*(int(end) if end else None for end in each)) for each in parts
+    )
 
 
 def agrees(printed: str, number: float) -> bool:
@@ -232,5 +236,3 @@ def measurable(part: Part, row: Row) -> tuple[str, tuple[int | slice, ...] | Non
         return None
     name, bracket, index = row.at.removeprefix("dJ/d").partition("[")
     return (name, element(bracket + index) if bracket else None) if name in part.trained else None
-
-

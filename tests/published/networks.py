@@ -51,7 +51,16 @@ def mazur_trained(updates: int, biases: bool = False, digits: int | None = None)
         h, o = forward()
         d = [(o[k] - t[k]) * o[k] * (1 - o[k]) for k in (0, 1)]
         e = [(d[0] * w[4 + k] + d[1] * w[6 + k]) * h[k] * (1 - h[k]) for k in (0, 1)]
-        slopes = [e[0] * 0.05, e[0] * 0.10, e[1] * 0.05, e[1] * 0.10, d[0] * h[0], d[0] * h[1], d[1] * h[0], d[1] * h[1]]
+        slopes = [
+            e[0] * 0.05,
+            e[0] * 0.10,
+            e[1] * 0.05,
+            e[1] * 0.10,
+            d[0] * h[0],
+            d[0] * h[1],
+            d[1] * h[0],
+            d[1] * h[1],
+        ]
         w = [weight - 0.5 * slope for weight, slope in zip(w, slopes, strict=True)]
         b = [b[0] - 0.5 * sum(e), b[1] - 0.5 * sum(d)] if biases else b
         w = w if digits is None else [round(each, digits) for each in w]
@@ -71,8 +80,8 @@ MAZUR = Example(
     source="Matt Mazur, *A Step by Step Backpropagation Example*, 17 March 2015",
     address="https://mattmazur.com/2015/03/17/a-step-by-step-backpropagation-example/",
     read="two stored copies of the post's text",
-    prints="all inputs, the forward pass, the gradients of two weights factor by factor, all eight updated weights, and "
-    "the error after one and after 10,000 updates. The biases are not updated.",
+    prints="all inputs, the forward pass, the gradients of two weights factor by factor, all eight updated weights, "
+    "and the error after one and after 10,000 updates. The biases are not updated.",
     inputs="i = [0.05, 0.10], target = [0.01, 0.99]; w1 to w4 = 0.15, 0.20, 0.25, 0.30, b1 = 0.35; "
     "w5 to w8 = 0.40, 0.45, 0.50, 0.55, b2 = 0.60; sigmoid in both layers; E = sum of ½ (target − out)²; "
     "learning rate 0.5.",
@@ -140,7 +149,7 @@ RETOLD = Example(
     address="http://www.jianshu.com/p/408ab8177a53",
     read="a copy of the post in a public repository",
     prints="the forward pass, the error, and the factors of two gradients of Mazur's network.",
-    inputs="as above.",
+    inputs="what Mazur's network has.",
     parts=(
         Part(
             mazur_given,
@@ -163,7 +172,11 @@ RETOLD = Example(
                 Row("J_total", "0.321931135", "J", theirs=lambda: 0.298371109 + 0.023560026, follows="J_o1"),
                 Row("∂J/∂w5", "0.082167041", "dJ/dW2[0,0]"),
                 Row("∂J/∂w1", "0.000438568", "dJ/dW1[0,0]"),
-                Row("tmp3, ∂output(h1)/∂w1", "0.012065035", lambda r: r["out_h"].data[0] * (1 - r["out_h"].data[0]) * 0.05),
+                Row(
+                    "tmp3, ∂output(h1)/∂w1",
+                    "0.012065035",
+                    lambda r: r["out_h"].data[0] * (1 - r["out_h"].data[0]) * 0.05,
+                ),
             ),
         ),
     ),
@@ -245,8 +258,8 @@ def softmax_of(z3: float, z4: float) -> float:
 SOFTMAX = Example(
     key="softmax",
     title="Softmax and cross-entropy after a hidden layer",
-    source="Bindeshwar Singh Kushwaha (PostNetwork Academy), *Understanding Neural Networks: Softmax, Cross-Entropy, and "
-    "Backpropagation*",
+    source="Bindeshwar Singh Kushwaha (PostNetwork Academy), *Understanding Neural Networks: Softmax, Cross-Entropy, "
+    "and Backpropagation*",
     address="https://www.postnetwork.co/understanding-neural-networks-softmax-cross-entropy-and-backpropagation",
     prints="all inputs and the forward pass; the gradients as formulas, without numbers.",
     inputs="x = [1, 2, −1], y = [1, 0]; w1 to w3 = 0.2, −0.3, 0.4 and w4 to w6 = −0.5, 0.1, 0.2, b = 0.5; "
@@ -264,8 +277,8 @@ SOFTMAX = Example(
                     "z4",
                     "0.185",
                     "z[1]",
-                    why="−0.1 · 0.426 + 0.2 · 0.5 + 0.1 is 0.1574. With + 0.1 · 0.426 it would be 0.2426, without "
-                    "the bias 0.0574: no change of a sign or a term gives 0.185.",
+                    why="−0.1 · 0.426 + 0.2 · 0.5 + 0.1, as the source writes it, is 0.1574. What gives 0.185 is "
+                    "0.2 · 0.426 + 0.1: a1 in the place of a2, and no term of w8.",
                     check=lambda: -0.1 * sigmoid(-0.3) + 0.2 * 0.5 + 0.1,
                 ),
                 Row("ŷ1", "0.561", "y_hat[0]", theirs=lambda: softmax_of(0.428, 0.185), follows="z4"),

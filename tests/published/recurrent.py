@@ -58,8 +58,8 @@ BPTT = Example(
                     "h2",
                     "0.7790",
                     "h2",
-                    why="tanh(1.04621) is 0.7803. The slip is in the tanh alone: a2 is right, and 0.7790 is the tanh of "
-                    "1.0430.",
+                    why="tanh(1.04621) is 0.7803. The slip is in the tanh alone: a2 is right, and 0.7790 is the tanh "
+                    "of 1.0428.",
                     check=lambda: H2,
                 ),
                 Row("y2", "1.558", "y2", theirs=lambda: 2 * 0.7790, follows="h2"),
@@ -70,7 +70,13 @@ BPTT = Example(
                 Row("∂L/∂h2", "-0.884", "dJ/dh2", theirs=lambda: -0.442 * 2, follows="h2"),
                 Row("tanh′(a2)", "0.3931", lambda r: 1 - r["h2"].data ** 2, theirs=lambda: 1 - 0.7790**2, follows="h2"),
                 Row("∂L/∂a2", "-0.3475", "dJ/da2", theirs=lambda: -0.884 * 0.3931, follows="h2"),
-                Row("share of step 2 in ∂L/∂Wx", "-0.695", lambda r: r["a2"].grad * 2, theirs=lambda: -0.3475 * 2, follows="h2"),
+                Row(
+                    "share of step 2 in ∂L/∂Wx",
+                    "-0.695",
+                    lambda r: r["a2"].grad * 2,
+                    theirs=lambda: -0.3475 * 2,
+                    follows="h2",
+                ),
                 Row(
                     "share of step 2 in ∂L/∂Wh",
                     "-0.1606",

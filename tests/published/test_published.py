@@ -7,6 +7,7 @@ import torch
 
 from tests.published import EXAMPLES
 from tests.published.example import WRONG, agrees, compare, flat, measurable, measured
+from tests.published.page import PAGE, live, page
 
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.key)
 
@@ -33,7 +34,7 @@ def test_every_printed_number_agrees_or_is_explained(example):
 
 @each_example
 def test_a_second_way_without_chainrule_and_autograd_gives_our_number(example):
-    for part, recording, rows in zip(example.parts, compare(example).recordings, compare(example).parts, strict=True):
+    for part, rows in zip(example.parts, compare(example).parts, strict=True):
         for row in rows:
             if row.row.check:
                 torch.testing.assert_close(flat(row.row.check()), row.ours, rtol=1e-8, atol=1e-10)
@@ -45,3 +46,25 @@ def test_a_number_follows_only_from_a_wrong_one():
     for example in EXAMPLES:
         wrong = {row.row.label for row in compare(example).rows() if WRONG in row.verdicts}
         assert {row.row.follows for row in compare(example).rows()} <= {"", *wrong}
+
+
+def test_the_exchanged_formulas_of_the_softmax_network():
+    """What the page says of them: each of the two stated products is the gradient of the other weight."""
+    (recording,) = compare(next(each for each in EXAMPLES if each.key == "softmax")).recordings
+    a, y_hat = recording["a"].data, recording["y_hat"].data
+    (_, dw9), (dw8, _) = recording["W2"].grad
+    stated = {"w8": (y_hat[0] - 1) * a[1], "w9": y_hat[1] * a[0]}
+    torch.testing.assert_close([dw9, dw8], [stated["w8"], stated["w9"]])
+    assert dw8 > 0.18 > 0 > -0.21 > dw9
+
+
+def test_the_page_is_the_written_one():
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.published writes it"
+
+
+def test_the_live_page_shows_what_is_printed(tmp_path):
+    live(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "What is printed" in text
+    assert "0.185" in text
+    assert "0.157444" in text

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.published.example import Example, Part, Row, Values, numbers
+from tests.published.example import Example, Part, Row, Values, measured, numbers
 
 TOKENS, TARGETS = [1, 3, 4, 5, 2], [3, 4, 5, 2]
 
@@ -94,35 +94,43 @@ FORWARD = Part(
         Row(
             "weights of head 0, last three positions",
             "0.3320 0.3348 0.3332 0.0000 0.0000 0.2501 0.2492 0.2506 0.2501 0.0000 0.1999 0.2007 0.1999 0.2000 0.1996",
-            lambda r: r["weights0"].data[2:],
+            "weights0[2:]",
         ),
         Row(
             "weights of head 1, last three positions",
             "0.3342 0.3337 0.3322 0.0000 0.0000 0.2514 0.2494 0.2510 0.2482 0.0000 0.1999 0.1997 0.2001 0.2000 0.2003",
-            lambda r: r["weights1"].data[2:],
+            "weights1[2:]",
         ),
         Row(
             "attention, position 0",
-            "0.0334 0.0033 -0.0041 -0.0073 0.0185 0.0074 0.0169 0.0107 0.0277 0.0060 0.0222 0.0241 0.0074 0.0067 -0.0067 "
-            "0.0063",
+            "0.0334 0.0033 -0.0041 -0.0073 0.0185 0.0074 0.0169 0.0107 0.0277 0.0060 0.0222 0.0241 0.0074 0.0067 "
+            "-0.0067 0.0063",
             "attended[0]",
         ),
-        Row("hidden layer, position 0, first 4", "0.0000 0.0439 0.0457 0.1031", lambda r: r["hidden"].data[0, :4]),
-        Row("after GELU, position 0, first 4", "0.0000 0.0227 0.0237 0.0558", lambda r: r["active"].data[0, :4]),
+        Row("hidden layer, position 0, first 4", "0.0000 0.0439 0.0457 0.1031", "hidden[0,:4]"),
+        Row("after GELU, position 0, first 4", "0.0000 0.0227 0.0237 0.0558", "active[0,:4]"),
         Row(
             "feed-forward, position 4",
             "-0.0004 -0.0894 -0.0002 0.2300 0.0976 0.0970 -0.2113 0.0588 0.1994 0.0691 -0.0428 -0.0819 0.1326 -0.0337 "
             "0.1642 0.0539",
             "expanded[4]",
         ),
-        Row("μ, σ² of position 0", "0.052101 0.011860", lambda r: torch.stack(torch.var_mean(r["residual"].data[0], correction=0)[::-1])),
+        Row(
+            "μ, σ² of position 0",
+            "0.052101 0.011860",
+            lambda r: torch.stack(torch.var_mean(r["residual"].data[0], correction=0)[::-1]),
+        ),
         Row(
             "layer norm, position 0",
             "-0.1319 -1.2702 -0.4969 1.5600 0.6278 0.4769 -2.2261 0.1465 1.5670 0.2124 -0.6301 -0.9558 0.8655 -0.7691 "
             "0.9595 0.0645",
             "normed[0]",
         ),
-        Row("variances after layer norm", "0.999158 0.999175 0.999211 0.999223 0.999231", lambda r: r["normed"].data.var(1, correction=0)),
+        Row(
+            "variances after layer norm",
+            "0.999158 0.999175 0.999211 0.999223 0.999231",
+            lambda r: r["normed"].data.var(1, correction=0),
+        ),
         Row(
             "logits",
             "0.3362 -0.1025 -0.0514 -0.0053 0.2907 0.0848 0.3332 -0.1114 -0.0743 -0.0182 0.2730 0.0714 0.3179 -0.1641 "
@@ -178,7 +186,8 @@ def layers_given() -> Values:
     draw(4, 16)  # the input of the feed-forward layer, of which no printed number depends
     draw(64, 16)
     given["W2"] = draw(16, 64)
-    draw(64)
+    draw(64)  # its bias, which is in h1 already
+    given["b1"] = torch.zeros(64, dtype=torch.float64)
     given.update(b2=draw(16), concat=draw(4, 16), W_O=draw(16, 16), X=draw(4, 16), W_Q=draw(16, 8))
     draw(16, 8), draw(16, 8)
     given.update(dQ=draw(4, 8), dX=draw(5, 16), E_token=torch.zeros(6, 16, dtype=torch.float64))
@@ -192,6 +201,7 @@ def layers_loss(
     W_lm: Tensor,
     x_norm: Tensor,
     h1: Tensor,
+    b1: Tensor,
     W2: Tensor,
     b2: Tensor,
     concat: Tensor,
@@ -208,7 +218,7 @@ def layers_loss(
 ) -> Tensor:
     head = (F.linear(h, W_lm) * dlogits).sum()
     norm = ((gamma * x_norm + beta) * dy).sum()
-    forward = (F.linear(F.gelu(h1, approximate="tanh"), W2, b2) * dy).sum()
+    forward = (F.linear(F.gelu(h1 + b1, approximate="tanh"), W2, b2) * dy).sum()
     attention = (F.linear(concat, W_O) * dy).sum() + ((X @ W_Q) * dQ).sum()
     J = head + norm + forward + attention + (F.embedding(torch.tensor(TOKENS), E_token) * dX).sum()
     return J
@@ -217,7 +227,7 @@ def layers_loss(
 LAYERS = Part(
     layers_given,
     layers_loss,
-    trained=("h", "W_lm", "h1", "W2", "b2", "W_O", "W_Q", "E_token", "gamma", "beta"),
+    trained=("h", "W_lm", "b1", "W2", "b2", "W_O", "W_Q", "E_token", "gamma", "beta"),
     title="back through the layers, each with values drawn anew",
     rows=(
         Row(
@@ -228,20 +238,25 @@ LAYERS = Part(
         ),
         Row(
             "∂L/∂h, position 0",
-            "0.0903 -0.0471 -0.1804 0.0674 0.0800 -0.1086 0.1034 0.0616 0.0108 0.1447 0.0161 0.1209 -0.1277 0.0034 -0.1746 "
-            "0.0298",
+            "0.0903 -0.0471 -0.1804 0.0674 0.0800 -0.1086 0.1034 0.0616 0.0108 0.1447 0.0161 0.1209 -0.1277 0.0034 "
+            "-0.1746 0.0298",
             "dJ/dh[0]",
         ),
-        Row("∂L/∂γ, first 8", "0.0225 -0.0240 -0.0296 0.0103 0.0170 -0.0249 0.0179 -0.0028", lambda r: r["gamma"].grad[:8]),
-        Row("∂L/∂β, first 8", "-0.0287 -0.0846 -0.2322 -0.0055 -0.1733 0.0561 0.0873 0.1953", lambda r: r["beta"].grad[:8]),
-        Row("∂L/∂b2, first 8", "-0.0287 -0.0846 -0.2322 -0.0055 -0.1733 0.0561 0.0873 0.1953", lambda r: r["b2"].grad[:8]),
-        Row("∂L/∂b1, first 8", "-0.0364 0.0281 0.0095 -0.0106 -0.0364 0.0285 -0.0004 -0.0165", lambda r: r["h1"].grad.sum(0)[:8]),
-        Row("∂L/∂W_O, first row, first 8", "-0.0054 -0.0005 -0.0072 -0.0334 0.0020 0.0262 -0.0032 0.0370", lambda r: r["W_O"].grad[0, :8]),
+        Row("∂L/∂γ, first 8", "0.0225 -0.0240 -0.0296 0.0103 0.0170 -0.0249 0.0179 -0.0028", "dJ/dgamma[:8]"),
+        Row("∂L/∂β, first 8", "-0.0287 -0.0846 -0.2322 -0.0055 -0.1733 0.0561 0.0873 0.1953", "dJ/dbeta[:8]"),
+        Row("∂L/∂b2, first 8", "-0.0287 -0.0846 -0.2322 -0.0055 -0.1733 0.0561 0.0873 0.1953", "dJ/db2[:8]"),
+        Row("∂L/∂b1, first 8", "-0.0364 0.0281 0.0095 -0.0106 -0.0364 0.0285 -0.0004 -0.0165", "dJ/db1[:8]"),
+        Row(
+            "∂L/∂W_O, first row, first 8",
+            "-0.0054 -0.0005 -0.0072 -0.0334 0.0020 0.0262 -0.0032 0.0370",
+            "dJ/dW_O[0,:8]",
+        ),
         Row("∂L/∂W_Q, first row", "-0.0017 -0.0116 -0.0035 0.0058 0.0073 -0.0046 -0.0093 -0.0092", "dJ/dW_Q[0]"),
         Row(
             "norms of ∂L/∂E_token",
             "0.0000 0.4340 0.3268 0.2963 0.3597 0.3583",
             lambda r: r["E_token"].grad.norm(dim=1),
+            check=lambda: measured(LAYERS, "E_token", None).norm(dim=1),
         ),
     ),
 )
@@ -275,9 +290,9 @@ GELU = Part(
             "-0.0853 -0.0832 0.1325 0.5000 0.8675 1.0832 1.0853",
             "dJ/dx",
             theirs=lambda: [mixed(each) for each in POINTS],
-            why="The function is the tanh approximation, the derivative is not its derivative: it takes the approximate "
-            "distribution and the exact density. At ±2 this gives −0.0853 and 1.0853; the derivative of the printed "
-            "function is −0.0861 and 1.0861, that of the exact GELU −0.0852 and 1.0852.",
+            why="The function is the tanh approximation, the derivative is not its derivative: it takes the "
+            "approximate distribution and the exact density. At ±2 this gives −0.0853 and 1.0853; the derivative of "
+            "the printed function is −0.0861 and 1.0861, that of the exact GELU −0.0852 and 1.0852.",
         ),
     ),
 )
@@ -309,12 +324,12 @@ TRANSFORMER = Example(
     title="A whole transformer step",
     source="Zack Hubert, *Understanding Gradients* (Introduction to Transformers), January 2026",
     address="https://github.com/zhubert/intro-to-transformers/tree/main/understanding-gradients",
-    prints="the forward pass from the embeddings to the loss, the gradient of the loss, gradients of each layer, and one "
-    "AdamW update. We compare a selection of what is printed.",
-    inputs="Python's generator with seed 42 draws every parameter (normal, deviation 0.1): 6 tokens, width 16, 2 heads of "
-    "8, a feed-forward layer of 64, one block. The tokens are <BOS> I like transformers <EOS>.",
+    prints="the forward pass from the embeddings to the loss, the gradient of the loss, gradients of each layer, and "
+    "one AdamW update. We compare a selection of what is printed.",
+    inputs="Python's generator with seed 42 draws every parameter (normal, deviation 0.1): 6 tokens, width 16, 2 heads "
+    "of 8, a feed-forward layer of 64, one block. The tokens are <BOS> I like transformers <EOS>.",
     parts=(FORWARD, ENTROPY, LAYERS, GELU, ADAMW),
-    remark="The parts do not make up one step: the gradient of the loss starts from other probabilities than the forward "
-    "pass ends in, and each layer's gradient from values drawn anew; so each part is recorded by itself. Of our own "
-    "forward pass chainrule derives all 16 parameter gradients in one step, and verifies them.",
+    remark="The parts do not make up one step: the gradient of the loss starts from other probabilities than the "
+    "forward pass ends in, and each layer's gradient from values drawn anew; so each part is recorded by itself. Of "
+    "our own forward pass chainrule derives all 16 parameter gradients in one step, and verifies them.",
 )

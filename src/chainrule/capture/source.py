@@ -83,11 +83,13 @@ class Site:
     def argument_names(self, function: Any, arguments: tuple[Any, ...]) -> tuple[str, ...]:
         """What the arguments of a call are called where it stands: `("output", "Y")` in `loss(output, Y)`; "" for none.
 
-        The first argument of a tensor's method is the tensor: `("x", "w")` in `x.matmul(w)`, and `("x", "")` in `1 - x`.
+        The first argument of a tensor's method is the tensor: `("x", "w")` in `x.matmul(w)`, `("x", "")` in `1 - x`.
         """
         name = getattr(function, "__name__", "")
         method = name == "__get__" or getattr(torch.Tensor, name, None) is function
-        either = name in ("add", "mul") and not isinstance(arguments[-1], torch.Tensor)  # `n * x` calls what `x * n` calls
+        either = name in ("add", "mul") and not isinstance(
+            arguments[-1], torch.Tensor
+        )  # `n * x` calls what `x * n` calls
         names = _argument_names(self.code, self.instruction, method, either)
         return names[::-1] if name in _REFLECTED else names
 
