@@ -113,7 +113,8 @@ CNN = Example(
                     lambda r: r["Z"].data.mean(),
                     theirs=with_twelve_biases("Z"),
                     why="The bias is added to each of the twelve products of a window, not once to their sum: with "
-                    "twelve times the bias every printed digit comes out. The gradients that follow have this Z as dZ.",
+                    "twelve times the bias every printed digit comes out. A later version adds it once. The gradients "
+                    "that follow have this Z as dZ.",
                     check=conv_mean,
                 ),
                 mean_of("A_prev", "9.60899067587", with_twelve_biases("A_prev")),

@@ -287,8 +287,9 @@ SOFTMAX = Example(
             ),
         ),
     ),
-    remark="Two of its formulas are exchanged. It states ∂L/∂w8 = (ŷ1 − y1) a2 and ∂L/∂w9 = (ŷ2 − y2) a1; but w8 leads "
-    "from a1 to z4, and w9 from a2 to z3. So ∂L/∂w8 = (ŷ2 − y2) a1 = 0.1842 and ∂L/∂w9 = (ŷ1 − y1) a2 = −0.2164, as "
-    "chainrule derives and central differences measure. The stated formulas give −0.2164 and 0.1842: with them both "
-    "weights move the wrong way.",
+    remark="Its gradients belong to another wiring than its forward pass. It computes z3 = w7 a1 + w9 a2 + b and z4 = "
+    "w8 a1 + w10 a2 + b, but states ∂L/∂w8 = (ŷ1 − y1) a2 and ∂L/∂w9 = (ŷ2 − y2) a1, as if w8 led to z3 and w9 to "
+    "z4. For the network that it computes, ∂L/∂w8 = (ŷ2 − y2) a1 = 0.1842 and ∂L/∂w9 = (ŷ1 − y1) a2 = −0.2164, as "
+    "chainrule derives and central differences measure; the stated formulas give −0.2164 and 0.1842, so both weights "
+    "would move the wrong way. With the other wiring z3 and z4 would be 0.178 and 0.370.",
 )

@@ -149,8 +149,9 @@ def live(path: str | os.PathLike[str]) -> None:
     result = compare(next(each for each in EXAMPLES if each.key == LIVE))
     (recording,) = result.recordings
     told = recording.document(pointing=True)
-    first = document.Section(("What is printed",), "published", "note", tuple(printed_blocks(result)))
-    whole = document.Document(told.title, told.summary, (first, *told.sections), told.rows, told.sums)
+    first = document.Section(("Printed",), "published", "overview", tuple(printed_blocks(result)))
+    title = (f"{result.example.title}: printed, and recorded",)
+    whole = document.Document(title, told.summary, (first, *told.sections), told.rows, told.sums)
     Path(path).write_text(views.by_suffix()[".html"].written(whole), encoding="utf-8")
 
 
@@ -162,7 +163,7 @@ def printed_blocks(result: Result) -> Iterator[document.Block]:
     for note in notes(result.rows()):
         yield document.Paragraph((note.replace("*", ""),), "warning")
     if example.remark:
-        yield document.Paragraph((example.remark,), "warning")
+        yield document.Paragraph((example.remark,), "note")
 
 
 def cells(row: Compared) -> tuple[str, str, str, str]:

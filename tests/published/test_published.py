@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.published import EXAMPLES
-from tests.published.example import WRONG, agrees, compare, flat, measurable, measured
+from tests.published.example import WRONG, agrees, compare, flat, measurable, measured, numbers
 from tests.published.page import PAGE, live, page
 
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.key)
@@ -48,14 +48,16 @@ def test_a_number_follows_only_from_a_wrong_one():
         assert {row.row.follows for row in compare(example).rows()} <= {"", *wrong}
 
 
-def test_the_exchanged_formulas_of_the_softmax_network():
-    """What the page says of them: each of the two stated products is the gradient of the other weight."""
+def test_the_wiring_of_the_softmax_network():
+    """What the page says of its formulas: each of the two stated products is the gradient of the other weight."""
     (recording,) = compare(next(each for each in EXAMPLES if each.key == "softmax")).recordings
     a, y_hat = recording["a"].data, recording["y_hat"].data
     (_, dw9), (dw8, _) = recording["W2"].grad
     stated = {"w8": (y_hat[0] - 1) * a[1], "w9": y_hat[1] * a[0]}
     torch.testing.assert_close([dw9, dw8], [stated["w8"], stated["w9"]])
-    assert dw8 > 0.18 > 0 > -0.21 > dw9
+    assert (round(float(dw8), 4), round(float(dw9), 4)) == (0.1842, -0.2164)
+    other = numbers([0.3, -0.1], [0.4, 0.2]) @ a + 0.1
+    assert [round(each, 3) for each in other.tolist()] == [0.178, 0.370]
 
 
 def test_the_page_is_the_written_one():
@@ -65,6 +67,6 @@ def test_the_page_is_the_written_one():
 def test_the_live_page_shows_what_is_printed(tmp_path):
     live(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "What is printed" in text
+    assert "printed, and recorded" in text
     assert "0.185" in text
     assert "0.157444" in text
