@@ -169,7 +169,7 @@ SKIP_GRAM = Example(
                 Row("dot products with cut", "-0.064 0.010 -0.122 0.132 0.113", "dots"),
                 Row("exponentials", "0.938 1.010 0.885 1.141 1.120", "powers"),
                 Row("their sum", "5.094", "total"),
-                Row("p(government | cut)", "0.184", "p"),
+                Row("p(government given cut)", "0.184", "p"),
                 Row("its logarithm", "-1.69", lambda r: -r["J"].data),
             ),
         ),

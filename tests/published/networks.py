@@ -149,7 +149,7 @@ RETOLD = Example(
     address="http://www.jianshu.com/p/408ab8177a53",
     read="a copy of the post in a public repository",
     prints="the forward pass, the error, and the factors of two gradients of Mazur's network.",
-    inputs="what Mazur's network has.",
+    inputs="what the network above has; the model is the same.",
     parts=(
         Part(
             mazur_given,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def page() -> str:
         live=anchor(next(each for each in EXAMPLES if each.key == LIVE)),
         overview="\n".join(map(overview, results)),
     )
-    return head + "".join(map(section, results))
+    shown: set[object] = set()
+    return head + "".join(section(each, shown) for each in results)
 
 
 def anchor(example: Example) -> str:
@@ -80,14 +82,18 @@ def overview(result: Result) -> str:
     return f"| {title} | {result.count()} | {agree} | {near or ''} | {follow or ''} | {wrong or ''} |"
 
 
-def section(result: Result) -> str:
+def section(result: Result, shown: set[object]) -> str:
+    """One example; code that the page has shown already is not shown again."""
     example = result.example
     lines = [f"\n## {example.title}\n", f"{example.source}: <{example.address}>.", f"It prints {example.prints}"]
     if example.read:
         lines[1] = f"{lines[1][:-1]} (read in {example.read})."
     text = "\n".join((lines[0], *(fill(each) for each in lines[1:]), "", fill(f"Given: {example.inputs}"), ""))
     for part, rows in zip(example.parts, result.parts, strict=True):
-        text += f"\n{code(part.loss)}" if not part.title else f"\n**{sentence(part.title)}**\n\n{code(part.loss)}"
+        text += f"\n**{sentence(part.title)}**\n" if part.title else ""
+        function = getattr(part.loss, "func", part.loss)
+        text += "" if function in shown else f"\n{code(function)}"
+        shown.add(function)
         text += "\n| | printed | chainrule | verdict |\n|---|---|---|---|\n" + "".join(map(line, rows))
         text += "".join(f"\n{fill(note)}\n" for note in notes(rows))
     return text + (f"\n{fill(example.remark)}\n" if example.remark else "")
@@ -101,9 +107,9 @@ def fill(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def code(function: object) -> str:
+def code(function: Callable[..., object]) -> str:
     """The model, as it was recorded."""
-    source = inspect.getsource(getattr(function, "func", function))
+    source = re.sub(r"  # noqa.*", "", inspect.getsource(function))
     return f"```text\n{source.rstrip()}\n```\n"
 
 
@@ -114,16 +120,11 @@ def line(row: Compared) -> str:
 
 
 def digits(printed: str, number: float, verdict: str) -> str:
-    """Our number with as many digits as are printed, or with more where it differs."""
+    """Our number as it is printed where it agrees, else with more digits; never with those that rounding may change."""
+    if verdict == AGREES:
+        return minus(printed)
     places = max(-Decimal(printed).as_tuple().exponent, 0)
-    if "E" in printed:
-        return minus(f"{number:.2E}")
-    more = 0 if verdict in (AGREES, CUT) and agrees_as_printed(printed, number, places) else 3
-    return minus(f"{number:.{min(places + more, 16)}f}")
-
-
-def agrees_as_printed(printed: str, number: float, places: int) -> bool:
-    return Decimal(f"{number:.{places}f}") == Decimal(printed)
+    return minus(f"{number:.{min(places + 3, 12)}f}")
 
 
 def minus(number: str) -> str:
