@@ -69,7 +69,8 @@ def test_assignments_give_names() -> None:
 
 def test_a_functions_arguments_name_what_is_passed_to_it() -> None:
     def loss(x: Tensor, w: Tensor, s: Tensor, u: Tensor, scale: float) -> Tensor:
-        return x.matmul(w).sum() + w.T.mul(s).sum() + (2 * u - s[:1]).sum() + (scale * s * (1 - u)).sum()
+        by_keyword = torch.mul(input=s, other=u).sum()
+        return x.matmul(w).sum() + w.T.mul(s).sum() + (2 * u - s[:1]).sum() + (scale * s * (1 - u)).sum() + by_keyword
 
     given = [
         torch.randn(2, 3),

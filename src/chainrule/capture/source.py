@@ -87,10 +87,8 @@ class Site:
         """
         name = getattr(function, "__name__", "")
         method = name == "__get__" or getattr(torch.Tensor, name, None) is function
-        either = name in ("add", "mul") and not isinstance(
-            arguments[-1], torch.Tensor
-        )  # `n * x` calls what `x * n` calls
-        names = _argument_names(self.code, self.instruction, method, either)
+        by_number = name in ("add", "mul") and not isinstance(arguments[-1] if arguments else None, torch.Tensor)
+        names = _argument_names(self.code, self.instruction, method, by_number)
         return names[::-1] if name in _REFLECTED else names
 
 
@@ -110,7 +108,7 @@ stays its own."""
 
 
 @lru_cache(maxsize=4096)
-def _argument_names(code: CodeType, instruction: int, method: bool, either: bool) -> tuple[str, ...]:
+def _argument_names(code: CodeType, instruction: int, method: bool, by_number: bool) -> tuple[str, ...]:
     node = _expression(code, instruction)[0]
     operands: list[ast.expr] = []
     if isinstance(node, ast.Call):
@@ -118,7 +116,7 @@ def _argument_names(code: CodeType, instruction: int, method: bool, either: bool
         operands = of + node.args
     elif isinstance(node, ast.BinOp):
         operands = [node.left, node.right]
-        if either and not isinstance(node.right, ast.Constant):
+        if by_number and not isinstance(node.right, ast.Constant):  # `n * x` calls what `x * n` calls
             operands = [node.right] if isinstance(node.left, ast.Constant) else []
     elif isinstance(node, (ast.Attribute, ast.Subscript)):
         operands = [node.value]
