@@ -29,7 +29,7 @@ chainrule and without autograd.
 
 | Verdict | |
 |---|---|
-| {agrees} | rounded to the digits that are printed, our number is the printed one |
+| {agrees} | rounded to the digits that are printed, our number is the printed one; of sixteen, up to rounding |
 | {cut} | the printed digits are the first ones of ours |
 | rounded on the way | the source computed with numbers that it had rounded; doing the same gives what it prints |
 | {read} | the number is right, but of something else than its label says |

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 import torch
 
 from tests.published import EXAMPLES
-from tests.published.example import WRONG, agrees, compare, flat, measurable, measured, numbers
+from tests.published.example import AGREES, WRONG, agrees, compare, flat, is_cut, measurable, measured, numbers, unit
 from tests.published.page import PAGE, live, page
 
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.key)
@@ -40,6 +42,15 @@ def test_a_second_way_without_chainrule_and_autograd_gives_our_number(example):
                 torch.testing.assert_close(flat(row.row.check()), row.ours, rtol=1e-8, atol=1e-10)
             elif found := measurable(part, row.row):
                 torch.testing.assert_close(flat(measured(part, *found)), row.ours, rtol=1e-6, atol=1e-8)
+
+
+def test_a_printed_number_that_is_two_units_off_would_not_agree():
+    for example in EXAMPLES:
+        for row in compare(example).rows():
+            for printed, ours, verdict in zip(row.printed, row.ours, row.verdicts, strict=True):
+                off = [str(Decimal(printed) + sign * 2 * unit(printed)) for sign in (1, -1)]
+                if verdict == AGREES and unit(printed) > Decimal("1e-14"):  # beyond that float64 rounds
+                    assert not any(agrees(each, ours) or is_cut(each, ours) for each in off), (row.row.label, printed)
 
 
 def test_a_number_follows_only_from_a_wrong_one():
