@@ -1,0 +1,238 @@
+"""The program of a recorded step: its forward pass, every gradient, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functionalize
+
+from chainrule.derivation.backprop import walked
+from chainrule.document import Moved, Program
+from chainrule.document import Operand as Encoded
+from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Graph, Operation, Ref, references
+from chainrule.graph.reexecution import WriteThroughView, apart
+from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.trees import map_leaves
+from chainrule.lab.instructions import NoProgramError, Operand, Writer
+from chainrule.lab.tracing import Tracer
+from chainrule.rules.facts import base_name
+from chainrule.rules.optimizers import hyperparameters, worked_out
+
+VARIABLE = ("lr", "beta1", "beta2")  # hyperparameters that a reader may change
+
+
+def program(graph: Graph, rows: Mapping[int, int]) -> Program:
+    """The program of a step, for the values that have a row.
+
+    Raises NoProgramError, with the reason as a reader is told, where the step does not come down to the primitives.
+    """
+    with apart(), torch.no_grad():
+        return _Tracing(graph, rows).program()
+
+
+class _Tracing:
+    def __init__(self, graph: Graph, rows: Mapping[int, int]) -> None:
+        self.graph, self.rows = graph, rows
+        losses = [each.loss for each in graph.accumulating if each.loss is not None]
+        if len(losses) != 1 or graph.values[losses[0]].snapshot.shape not in ((), (1,)):
+            raise NoProgramError("it has no single loss that a backward pass began at")
+        if graph.hooked:
+            raise NoProgramError("a hook changed a gradient")
+        self.loss = losses[0]
+        needed = {self.loss} | graph.ancestors([self.loss])
+        self.operations = [op for op in graph.operations if needed.intersection(op.outputs)]
+        self.leaves = [each for each in sorted(needed) if graph.values[each].operation is None]
+        if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
+            raise NoProgramError("not all of its numbers were kept")
+        self.writer = Writer()
+        self.tracer = Tracer(self.writer)
+        self.settings: dict[tuple[int, str, float], Tensor] = {}
+
+    def program(self) -> Program:
+        variables = {each: self.tracer.variable(self.graph.values[each].snapshot.tensor) for each in self.leaves}
+        slots = {each: self.tracer.operand(data).slot for each, data in variables.items()}
+        step = self.tracer.variable(torch.tensor(1.0, dtype=torch.float64))
+        values, gradients = self._forward_and_back(variables)
+        results = [self._encoded(each) for each in (*values.values(), *gradients.values())]
+        updates, without = [], ""
+        try:
+            updates = list(self._updates(variables, gradients, step))
+            results += [each for one in updates for each in (one.first, one.later, *(e for s in one.state for e in s[3:]))]
+        except NoProgramError as error:
+            updates, without = [], str(error)
+        guards = [(self._operand(operand), number) for operand, number in self.tracer.guards]
+        results += [operand for operand, _ in guards]
+        return Program(
+            **self.writer.parts(results),
+            guards=tuple(guards),
+            inputs=tuple((self.rows[each], slot) for each, slot in slots.items() if each in self.rows),
+            values=tuple((self.rows[each], self._encoded(found)) for each, found in values.items()),
+            gradients=tuple((self.rows[each], self._encoded(found)) for each, found in gradients.items()),
+            loss=self.rows[self.loss],
+            settings=tuple(
+                (name, self.tracer.operand(each).slot, value) for (_, name, value), each in self.settings.items()
+            ),
+            step=(self.tracer.operand(step).slot, self._first_step()),
+            updates=tuple(updates),
+            without=without,
+        )
+
+    def _encoded(self, tensor: Tensor) -> Encoded:
+        return self._operand(self.tracer.operand(tensor))
+
+    def _operand(self, operand: Operand) -> Encoded:
+        encoded: Any = self.writer.encoded(operand)
+        return tuple(encoded) if isinstance(encoded, list) else encoded
+
+    def _traced(self, run: Callable[..., dict[Any, Tensor]], *given: Tensor) -> dict[Any, Tensor]:
+        """What a function gives on these tensors, while the tracer writes; in-place writes become functions."""
+        names: list[Any] = []
+
+        def flat(*given: Tensor) -> list[Tensor]:
+            found = run(*given)
+            names.extend(found)
+            return list(found.values())
+
+        with self.tracer:
+            return dict(zip(names, functionalize(flat)(*given), strict=False))
+
+    # -- forward and back ---------------------------------------------------------------------------------------------
+
+    def _forward_and_back(self, variables: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        def run(*given: Tensor) -> dict[Any, Tensor]:
+            values = self._forward(dict(zip(variables, given, strict=True)))
+            gradients = self._gradients(values)
+            found: dict[Any, Tensor] = {("value", each): values[each] for each in self.rows if each in values}
+            return found | {("gradient", each): g for each, g in gradients.items() if each in self.rows}
+
+        found = self._traced(run, *variables.values())
+        of = {kind: {each: data for (what, each), data in found.items() if what == kind} for kind in ("value", "gradient")}
+        return of["value"], of["gradient"]
+
+    def _forward(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        for operation in self.operations:
+            if operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
+                self._check_draw(operation)
+                drawn = {each: self.graph.values[each].data for each in operation.outputs if each is not None}
+                values |= {each: data for each, data in drawn.items() if data is not None}
+                continue
+            missing = [each for *_, each in references(operation.arguments) if each not in values]
+            if missing or operation.function is None:
+                raise NoProgramError(f"`{operation.name}` takes what was written to in between, or cannot run again")
+            arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
+            found = _run(operation, arguments)
+            values |= {each: data for each, data in zip(operation.outputs, found, strict=False) if each is not None}
+        return values
+
+    def _check_draw(self, operation: Operation) -> None:
+        """What is drawn may depend on shapes alone: it stays as it was drawn."""
+        named = base_name(operation.name)
+        fills = named.endswith("_") and len(list(references(operation.arguments))) == 1
+        if not fills and not named.endswith("_like") and list(references(operation.arguments)):
+            raise NoProgramError(f"`{named}` draws random numbers that depend on others")
+
+    def _gradients(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The gradient of each value, by the rules."""
+        filled = tuple(
+            replace(each, snapshot=each.snapshot.filled(values[each.index])) if each.index in values else each
+            for each in self.graph.values
+        )
+        graph = replace(self.graph, values=filled)
+        steps, of_passes = walked(graph)
+        for step in steps:
+            if step.rule is None and any(each.gradient is not None for each in step.contributions):
+                name = self.graph.nodes[step.node].name
+                if step.operation is not None:
+                    raise NoProgramError(step.failure or f"no rule covers {name}")
+        return graph.summed(of_passes)
+
+    # -- the update ---------------------------------------------------------------------------------------------------
+
+    def _first_step(self) -> int:
+        steps = [each.state_before.get("step") for one in self.graph.updates for each in one.parameters]
+        return int(next((each for each in steps if each is not None), 0)) + 1
+
+    def _updates(self, values: dict[int, Tensor], gradients: dict[int, Tensor], step: Tensor) -> Iterator[Moved]:
+        seen: set[int] = set()
+        for place, one in enumerate(self.graph.updates):
+            for each in one.parameters:
+                if each.value is None or each.value not in self.rows or each.grad is None:
+                    continue
+                if each.value in seen or each.value not in gradients or each.value not in values:
+                    raise NoProgramError(f"{each.name} is updated from something else than the gradient of this step")
+                known = self.graph.values[each.value].grad
+                if known is None or not compare(each.grad, known).agrees:
+                    raise NoProgramError(f"the gradient of {each.name} was changed between backward and the step")
+                seen.add(each.value)
+                yield self._moved(each, one.optimizer, place, values[each.value], gradients[each.value], step)
+
+    def _moved(
+        self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor
+    ) -> Moved:
+        known = {k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and v.shape == update.before.shape}
+        state = {name: self.tracer.variable(each) for name, each in known.items()}
+        first = self._step(update, optimizer, place, parameter, gradient, step, state)
+        kept = {name: each for name, each in first.items() if name != ""}
+        later_state = state | {name: self.tracer.variable(each) for name, each in kept.items() if name not in state}
+        later = first
+        if later_state.keys() != state.keys():
+            later = self._step(update, optimizer, place, parameter, gradient, step, later_state)
+        return Moved(
+            self.rows[update.value],  # type: ignore[index]
+            self._encoded(first[""]),
+            self._encoded(later[""]),
+            tuple(
+                (name, self.tracer.operand(data).slot, tuple(known[name].reshape(-1).tolist()) if name in known else (),
+                 self._encoded(first[name]), self._encoded(later[name]))
+                for name, data in later_state.items()
+                if name in first
+            ),
+        )  # fmt: skip
+
+    def _step(
+        self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor,
+        state: dict[str, Tensor],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The parameter after the step (""), and each tensor of the state."""
+        plain = hyperparameters(update.options, update.state_before)
+        settings = {name: self._setting(place, name, plain[name]) for name in VARIABLE if plain.get(name)}
+
+        def run(parameter: Tensor, gradient: Tensor, step: Tensor, *rest: Tensor) -> dict[Any, Tensor]:
+            held = dict(zip(state, rest, strict=False))
+            of_settings = dict(zip(settings, rest[len(held) :], strict=True))
+            whole = replace(
+                update, start=update.start.filled(parameter), gradient=update.start.filled(gradient),
+                state_before={"step": update.state_before.get("step", 0), **held},
+            )  # fmt: skip
+            made = worked_out(whole, optimizer, {**of_settings, "t": step, "s": step - 1})
+            if made is None:
+                raise NoProgramError(f"no formula covers the update of {optimizer}")
+            return {"": made.terms[-1].value, **made.after}
+
+        return self._traced(run, parameter, gradient, step, *state.values(), *settings.values())
+
+    def _setting(self, place: int, name: str, value: float) -> Tensor:
+        key = place, name, float(value)
+        if key not in self.settings:
+            self.settings[key] = self.tracer.variable(torch.tensor(float(value), dtype=torch.float64))
+        return self.settings[key]
+
+
+def _run(operation: Operation, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What an operation gives; what it writes to is a copy."""
+    function: Any = operation.function
+    schema = getattr(getattr(function, "function", None), "_schema", None)
+    if schema is None and not isinstance(getattr(function, "function", None), WriteThroughView):
+        raise NoProgramError(f"`{operation.name}` is code of the user's own")
+    if schema is not None and schema.is_mutable:
+        written = {each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write}
+        arguments = {
+            name: each.clone() if name in written and isinstance(each, Tensor) else each for name, each in arguments.items()
+        }
+    found = function(arguments, gradients=operation.node is not None)
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
