@@ -235,7 +235,7 @@ class Program:
     """The step as a program of primitive operations (`docs/document.md`), which a page runs again on other numbers.
 
     Slot i holds `sizes[i]` numbers of the type `types[i]`. `inputs` are the rows whose numbers can be changed, each
-    with its slot; `values` and `gradients` say where the numbers of each row are. `settings` are numbers of the
+    with its slot; `values` and `gradients` say where the numbers of each row are, and what was recorded. `settings` are numbers of the
     optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step makes of each
     parameter; `without` says why there is none. The program holds while each of the `guards` has the number beside it.
     """
@@ -246,8 +246,8 @@ class Program:
     tables: tuple[tuple[int, ...], ...]
     code: tuple[tuple[Any, ...], ...]
     inputs: tuple[tuple[int, int], ...]
-    values: tuple[tuple[int, Operand], ...]
-    gradients: tuple[tuple[int, Operand], ...]
+    values: tuple[tuple[int, Operand, tuple[Any, ...]], ...]
+    gradients: tuple[tuple[int, Operand, tuple[Any, ...]], ...]
     loss: int
     settings: tuple[tuple[str, int, float], ...] = ()
     step: tuple[int, int] = (-1, 1)

@@ -138,16 +138,43 @@ def convolution(
     else:
         ends = padding
     sides = [side for pair in zip(reversed(padding), reversed(ends), strict=True) for side in pair]
-    windows = F.pad(input, sides) if any(sides) else input
-    for axis, (size, step, far) in enumerate(zip(weight.shape[2:], stride, dilation, strict=True), 2):
-        windows = windows.unfold(axis, (size - 1) * far + 1, step)
-        windows = windows[..., ::far]
+    windows = _windows(F.pad(input, sides) if any(sides) else input, weight.shape[2:], stride, dilation)
     batch, out = windows.shape[0], windows.shape[2 : 2 + places]
     order = [0, 1, *range(2 + places, 2 + 2 * places), *range(2, 2 + places)]
     columns = windows.permute(order).reshape(batch, groups, -1, prod(out))
     rows = weight.reshape(1, groups, weight.shape[0] // groups, -1)
     result = torch.matmul(rows.expand(batch, *rows.shape[1:]), columns).reshape(batch, weight.shape[0], *out)
     return result if bias is None else result + bias.reshape(-1, *[1] * places)
+
+
+def _windows(input: Tensor, sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Each window along the last axes, as further axes at the end."""
+    first = input.dim() - len(sizes)
+    for axis, (size, step, far) in enumerate(zip(sizes, stride, dilation, strict=True), first):
+        input = input.unfold(axis, (size - 1) * far + 1, step)
+        input = input[..., ::far]
+    return input
+
+
+def average_pool(
+    self: Tensor, kernel_size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The sum of each window over the count of its elements."""
+    if ceil_mode:
+        return NotImplemented
+    places = len(kernel_size)
+    stride = list(stride) or list(kernel_size)
+    padding = list(padding) * (places // len(padding))
+    sides = [each for pad in reversed(padding) for each in (pad, pad)]
+    axes = list(range(-places, 0))
+
+    def summed(x: Tensor) -> Tensor:
+        return _windows(F.pad(x, sides) if any(sides) else x, kernel_size, stride, [1] * places).sum(axes)
+
+    if divisor_override is not None or count_include_pad:
+        return summed(self) / (divisor_override or prod(kernel_size))
+    return summed(self) / summed(torch.ones(self.shape, dtype=self.dtype))
 
 
 def _spread_out(input: Tensor, axis: int, step: int) -> Tensor:
@@ -202,6 +229,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.scatter.value: scatter_value, aten.index.Tensor: index, aten.index_put.default: index_put,
     aten._unsafe_index.Tensor: index, aten._unsafe_index_put.default: index_put, aten.index_select.default: index_select,
     aten.index_add.default: index_add, aten.embedding.default: embedding, aten.convolution.default: convolution,
+    aten.avg_pool1d.default: average_pool, aten.avg_pool2d.default: average_pool, aten.avg_pool3d.default: average_pool,
     aten._scaled_dot_product_flash_attention_for_cpu.default: attention,
     aten.mkldnn_rnn_layer.default: lstm_layer, torch.ops.prims.var.default: variance,
 }  # fmt: skip

@@ -52,7 +52,7 @@ class Writer:
     def __init__(self) -> None:
         self.types: list[str] = []
         self.sizes: list[int] = []
-        self._constants: dict[int, list[Any]] = {}
+        self._constants: dict[int, tuple[Any, ...]] = {}
         self._code: dict[int, list[Any]] = {}  # by the slot that each computes
         self._tables: list[Any] = []
         self._known: dict[str, int] = {}
@@ -67,11 +67,11 @@ class Writer:
 
     def constant(self, data: Tensor) -> Operand:
         """A slot of numbers that nothing changes."""
-        numbers = [_encoded(each) for each in data.detach().reshape(-1).tolist()]
-        key = json.dumps([TYPES.get(data.dtype), numbers])
+        held = numbers(data)
+        key = json.dumps([TYPES.get(data.dtype), held])
         if key not in self._known:
-            self._known[key] = self.slot(data.dtype, len(numbers))
-            self._constants[self._known[key]] = numbers
+            self._known[key] = self.slot(data.dtype, len(held))
+            self._constants[self._known[key]] = held
         return Operand(self._known[key])
 
     def write(self, name: str, dtype: torch.dtype, size: int, operands: Sequence[Written], *sizes: int) -> Operand:
@@ -114,10 +114,18 @@ class Writer:
         return {
             "types": tuple(self.types),
             "sizes": tuple(self.sizes),
-            "constants": tuple((slot, tuple(numbers)) for slot, numbers in self._constants.items() if slot in needed),
+            "constants": tuple((slot, held) for slot, held in self._constants.items() if slot in needed),
             "tables": tuple(map(tuple, self._tables)),
             "code": tuple(tuple(line) for slot, line in self._code.items() if slot in needed),
         }
+
+
+def numbers(data: Tensor) -> tuple[Any, ...]:
+    """The numbers of a tensor in a row, with as many digits as its type needs; JSON lacks those that are text here."""
+    found = data.detach().reshape(-1).tolist()
+    if data.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        found = [float(f"{each:.9g}") for each in found]
+    return tuple(map(_encoded, found))
 
 
 def slot_of(encoded: Any) -> int:

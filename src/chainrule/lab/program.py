@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functionalize
 
+from chainrule.capture.data_parallel import storage_of
 from chainrule.derivation.backprop import walked
 from chainrule.document import Moved, Program
 from chainrule.document import Operand as Encoded
+from chainrule.execution.experiment import written_by
 from chainrule.graph.comparison import compare
-from chainrule.graph.graph import Graph, Operation, Ref, references
+from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
-from chainrule.graph.snapshot import ParameterUpdate
-from chainrule.graph.trees import map_leaves
-from chainrule.lab.instructions import NoProgramError, Operand, Writer
-from chainrule.lab.tracing import Tracer
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
+from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
+from chainrule.lab.tracing import Tracer, overlap
 from chainrule.rules.facts import base_name
 from chainrule.rules.optimizers import hyperparameters, worked_out
 
@@ -45,7 +46,8 @@ class _Tracing:
             raise NoProgramError("a hook changed a gradient")
         self.loss = losses[0]
         needed = {self.loss} | graph.ancestors([self.loss])
-        self.operations = [op for op in graph.operations if needed.intersection(op.outputs)]
+        makers = {graph.values[each].operation for each in needed}
+        self.operations = [operation for operation in graph.operations if operation.index in makers]
         self.leaves = [each for each in sorted(needed) if graph.values[each].operation is None]
         if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
             raise NoProgramError("not all of its numbers were kept")
@@ -58,6 +60,9 @@ class _Tracing:
         slots = {each: self.tracer.operand(data).slot for each, data in variables.items()}
         step = self.tracer.variable(torch.tensor(1.0, dtype=torch.float64))
         values, gradients = self._forward_and_back(variables)
+        values |= {each: variables[each] for each in values if each in variables}
+        for each, slot in slots.items():  # a running mean that a layer wrote to
+            self.tracer.put(variables[each], Operand(slot))
         results = [self._encoded(each) for each in (*values.values(), *gradients.values())]
         updates, without = [], ""
         try:
@@ -71,8 +76,8 @@ class _Tracing:
             **self.writer.parts(results),
             guards=tuple(guards),
             inputs=tuple((self.rows[each], slot) for each, slot in slots.items() if each in self.rows),
-            values=tuple((self.rows[each], self._encoded(found)) for each, found in values.items()),
-            gradients=tuple((self.rows[each], self._encoded(found)) for each, found in gradients.items()),
+            values=tuple(self._result(each, found, self.graph.values[each].data) for each, found in values.items()),
+            gradients=tuple(self._result(each, found, self.graph.values[each].grad) for each, found in gradients.items()),
             loss=self.rows[self.loss],
             settings=tuple(
                 (name, self.tracer.operand(each).slot, value) for (_, name, value), each in self.settings.items()
@@ -82,6 +87,11 @@ class _Tracing:
             without=without,
         )
 
+    def _result(self, value: int, found: Tensor, recorded: Tensor | None) -> tuple[int, Encoded, tuple[Any, ...]]:
+        if recorded is None or recorded.shape != found.shape:
+            raise NoProgramError("not all of its numbers were kept")
+        return self.rows[value], self._encoded(found), numbers(recorded)
+
     def _encoded(self, tensor: Tensor) -> Encoded:
         return self._operand(self.tracer.operand(tensor))
 
@@ -89,32 +99,23 @@ class _Tracing:
         encoded: Any = self.writer.encoded(operand)
         return tuple(encoded) if isinstance(encoded, list) else encoded
 
-    def _traced(self, run: Callable[..., dict[Any, Tensor]], *given: Tensor) -> dict[Any, Tensor]:
-        """What a function gives on these tensors, while the tracer writes; in-place writes become functions."""
-        names: list[Any] = []
-
-        def flat(*given: Tensor) -> list[Tensor]:
-            found = run(*given)
-            names.extend(found)
-            return list(found.values())
-
-        with self.tracer:
-            return dict(zip(names, functionalize(flat)(*given), strict=False))
-
     # -- forward and back ---------------------------------------------------------------------------------------------
 
     def _forward_and_back(self, variables: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        def run(*given: Tensor) -> dict[Any, Tensor]:
-            values = self._forward(dict(zip(variables, given, strict=True)))
+        with self.tracer:
+            values = self._forward(dict(variables))
             gradients = self._gradients(values)
-            found: dict[Any, Tensor] = {("value", each): values[each] for each in self.rows if each in values}
-            return found | {("gradient", each): g for each, g in gradients.items() if each in self.rows}
-
-        found = self._traced(run, *variables.values())
-        of = {kind: {each: data for (what, each), data in found.items() if what == kind} for kind in ("value", "gradient")}
-        return of["value"], of["gradient"]
+        return (
+            {each: values[each] for each in self.rows if each in values},
+            {each: gradients[each] for each in self.rows if each in gradients},
+        )
 
     def _forward(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Run the operations; a value whose memory is written to stays as a copy."""
+        overtaking: dict[int, list[Value]] = {}
+        for value in self.graph.values:
+            if value.earlier is not None and value.operation is not None:
+                overtaking.setdefault(value.operation, []).append(value)
         for operation in self.operations:
             if operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
                 self._check_draw(operation)
@@ -124,9 +125,21 @@ class _Tracing:
             missing = [each for *_, each in references(operation.arguments) if each not in values]
             if missing or operation.function is None:
                 raise NoProgramError(f"`{operation.name}` takes what was written to in between, or cannot run again")
+            function: Any = getattr(operation.function, "function", None)
+            if not hasattr(function, "_schema") and not isinstance(function, WriteThroughView):
+                raise NoProgramError(f"`{operation.name}` is code of the user's own")
             arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
-            found = _run(operation, arguments)
-            values |= {each: data for each, data in zip(operation.outputs, found, strict=False) if each is not None}
+            sharing: dict[int, Tensor] = {}  # the memory that is written to
+            for target in tensors_in([arguments.get(each) for each in written_by(operation.function)]):
+                here = {each: data for each, data in values.items() if storage_of(data) == storage_of(target)}
+                values |= {each: data.clone() for each, data in here.items() if overlap(data, target)}
+                sharing |= here
+            found = operation.function(arguments, gradients=operation.node is not None)  # type: ignore[call-arg]
+            outs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+            values |= {each: data for each, data in zip(operation.outputs, outs, strict=False) if each is not None}
+            for each in overtaking.get(operation.index, ()):
+                if each.earlier in sharing and each.index not in operation.outputs:
+                    values[each.index] = sharing[each.earlier]
         return values
 
     def _check_draw(self, operation: Operation) -> None:
@@ -142,14 +155,25 @@ class _Tracing:
             replace(each, snapshot=each.snapshot.filled(values[each.index])) if each.index in values else each
             for each in self.graph.values
         )
-        graph = replace(self.graph, values=filled)
+        graph = replace(self.graph, values=filled, nodes=tuple(map(self._without_gradients, self.graph.nodes)))
         steps, of_passes = walked(graph)
         for step in steps:
-            if step.rule is None and any(each.gradient is not None for each in step.contributions):
-                name = self.graph.nodes[step.node].name
-                if step.operation is not None:
-                    raise NoProgramError(step.failure or f"no rule covers {name}")
+            if not all(has_numbers(each.gradient) for each in step.contributions if each.gradient is not None):
+                raise NoProgramError(step.failure or f"no rule covers {self.graph.nodes[step.node].name}")
         return graph.summed(of_passes)
+
+    def _without_gradients(self, node: Node) -> Node:
+        """A node without what autograd computed, but for the seed, so that nothing recorded is taken for traced."""
+        seeds = {index for each in self.graph.backwards for index, _ in each.roots}
+
+        def stripped(snapshots: tuple[Snapshot | None, ...]) -> tuple[Snapshot | None, ...]:
+            return tuple(each and each.filled(None) for each in snapshots)
+
+        executions = tuple(
+            replace(each, arrived=each.arrived if node.index in seeds else stripped(each.arrived), sent=stripped(each.sent))
+            for each in node.executions
+        )
+        return replace(node, executions=executions)
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -187,7 +211,7 @@ class _Tracing:
             self._encoded(first[""]),
             self._encoded(later[""]),
             tuple(
-                (name, self.tracer.operand(data).slot, tuple(known[name].reshape(-1).tolist()) if name in known else (),
+                (name, self.tracer.operand(data).slot, numbers(known[name]) if name in known else (),
                  self._encoded(first[name]), self._encoded(later[name]))
                 for name, data in later_state.items()
                 if name in first
@@ -202,37 +226,18 @@ class _Tracing:
         plain = hyperparameters(update.options, update.state_before)
         settings = {name: self._setting(place, name, plain[name]) for name in VARIABLE if plain.get(name)}
 
-        def run(parameter: Tensor, gradient: Tensor, step: Tensor, *rest: Tensor) -> dict[Any, Tensor]:
-            held = dict(zip(state, rest, strict=False))
-            of_settings = dict(zip(settings, rest[len(held) :], strict=True))
-            whole = replace(
-                update, start=update.start.filled(parameter), gradient=update.start.filled(gradient),
-                state_before={"step": update.state_before.get("step", 0), **held},
-            )  # fmt: skip
-            made = worked_out(whole, optimizer, {**of_settings, "t": step, "s": step - 1})
-            if made is None:
-                raise NoProgramError(f"no formula covers the update of {optimizer}")
-            return {"": made.terms[-1].value, **made.after}
-
-        return self._traced(run, parameter, gradient, step, *state.values(), *settings.values())
+        whole = replace(
+            update, start=update.start.filled(parameter), gradient=update.start.filled(gradient),
+            state_before={"step": update.state_before.get("step", 0), **state},
+        )  # fmt: skip
+        with self.tracer:
+            made = worked_out(whole, optimizer, {**settings, "t": step, "s": step - 1})
+        if made is None:
+            raise NoProgramError(f"no formula covers the update of {optimizer}")
+        return {"": made.terms[-1].value, **made.after}
 
     def _setting(self, place: int, name: str, value: float) -> Tensor:
         key = place, name, float(value)
         if key not in self.settings:
             self.settings[key] = self.tracer.variable(torch.tensor(float(value), dtype=torch.float64))
         return self.settings[key]
-
-
-def _run(operation: Operation, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    """What an operation gives; what it writes to is a copy."""
-    function: Any = operation.function
-    schema = getattr(getattr(function, "function", None), "_schema", None)
-    if schema is None and not isinstance(getattr(function, "function", None), WriteThroughView):
-        raise NoProgramError(f"`{operation.name}` is code of the user's own")
-    if schema is not None and schema.is_mutable:
-        written = {each.name for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write}
-        arguments = {
-            name: each.clone() if name in written and isinstance(each, Tensor) else each for name, each in arguments.items()
-        }
-    found = function(arguments, gradients=operation.node is not None)
-    return tuple(found) if isinstance(found, (tuple, list)) else (found,)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
@@ -39,21 +40,24 @@ MOVES = _names(
     "roll repeat constant_pad_nd tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter stack "
     "unsqueeze lift_fresh contiguous lift diag_embed slice_in_dim lift_fresh_copy"
 )
+TURNS = _names("transpose_ t_ squeeze_ unsqueeze_ swapaxes_ swapdims_ as_strided_ detach_")
 PICKS = {"gather": "index", "index": "indices", "index_select": "index", "embedding": "indices"}
 
 
 class Tracer(OwnMode):
     """Writes the primitives of all operations that depend on a variable.
 
-    `guards` are the whole numbers that Python code read on the way: the primitives hold while these stay the same.
+    What is known is where the numbers of each memory come from, so a view needs nothing, and a write to a part of a
+    memory is one to what is known of it. `guards` are the whole numbers that Python code read on the way: the primitives
+    hold while these stay the same.
     """
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()
         self.writer = writer
         self.guards: list[tuple[Operand, int]] = []
-        self._operands: dict[int, Operand] = {}
-        self._alive: list[Tensor] = []  # so that no other tensor gets the id of a known one
+        self._memory: dict[int, Operand] = {}  # by address: each element of a memory that depends on a variable
+        self._alive: list[Tensor] = []  # so that no other memory gets the address of a known one
 
     def variable(self, data: Tensor) -> Tensor:
         """A copy of these numbers that is a variable of the program."""
@@ -62,18 +66,42 @@ class Tracer(OwnMode):
         return made
 
     def put(self, tensor: Tensor, operand: Operand) -> None:
-        """Say where the numbers of a tensor are, in row-major order."""
-        self._alive.append(tensor)
-        self._operands[id(tensor)] = operand
+        """Say where the numbers of a tensor come from, in row-major order; what else is in its memory stays."""
+        if not tensor.numel():
+            return
+        whole, places = self._whole(tensor), _in_memory(tensor)
+        address = _address(tensor)
+        if address not in self._memory:
+            self._alive.append(tensor)
+        if len(places) == whole.numel():
+            order = np.empty_like(places)
+            order[places] = np.arange(len(places))
+            self._memory[address] = operand.at(order)
+            return
+        before = self._memory.get(address) or self.writer.constant(whole)
+        joined = self.writer.write("join", tensor.dtype, whole.numel() + len(places), [before, operand])
+        order = np.arange(whole.numel())
+        order[places] = whole.numel() + np.arange(len(places))
+        self._memory[address] = joined.at(order)
 
     def operand(self, tensor: Tensor) -> Operand:
-        """Where the numbers of a tensor are, in row-major order."""
-        found = self._operands.get(id(tensor))
-        return self.writer.constant(tensor) if found is None else found
+        """Where the numbers of a tensor come from, in row-major order."""
+        memory = self._known(tensor)
+        return self.writer.constant(tensor) if memory is None else memory.at(_in_memory(tensor))
+
+    def _known(self, tensor: Tensor) -> Operand | None:
+        if not tensor.numel() or tensor.is_meta:
+            return None
+        return self._memory.get(_address(tensor))
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """All of the memory of a tensor."""
+        count = tensor.untyped_storage().nbytes() // tensor.itemsize
+        return tensor.as_strided((count,), (1,), 0)
 
     def varies(self, tree: Any) -> bool:
         """Whether anything in a tree of arguments depends on a variable."""
-        return any(id(each) in self._operands for each in tensors_in(tree))
+        return any(self._known(each) is not None for each in tensors_in(tree))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -85,11 +113,15 @@ class Tracer(OwnMode):
             return func(*args, **kwargs)  # of which the shape alone is read
         if name == "_local_scalar_dense":
             return self._read(given["self"], func(*args, **kwargs))
+        if name in TURNS:
+            return func(*args, **kwargs)  # the numbers stay where they are
+        if func._schema.is_mutable and space == "aten":
+            return self._write(func, name, args, kwargs, given)
         if name in ("view", "_unsafe_view", "_reshape_alias"):  # a result may lie in memory as PyTorch's own does not
             func, args, kwargs = torch.ops.aten.reshape.default, (given["self"], given["size"]), {}
-            given = {"self": given["self"], "shape": given["size"]}
+            given, name = {"self": given["self"], "shape": given["size"]}, "reshape"
         emit = _emitter(space, name.removesuffix("_copy"))
-        if emit is None or (emit is _moved and any(self.varies(given.get(each)) for each in (PICKS.get(name),) if each)):
+        if emit is None or (emit is _moved and self.varies(given.get(PICKS.get(name, "")))):
             for known in (OWN.get(func), decomposition_table.get(func), func.decompose):
                 if known is not None:
                     with self:
@@ -98,9 +130,28 @@ class Tracer(OwnMode):
                         return found
             raise NoProgramError(f"`{name}` does not come down to the primitives")
         out = func(*args, **kwargs)
-        emit(self, name.removesuffix("_copy"), func, given, out)
+        known_memory = {_address(each) for each in tensors_in(given) if each.numel()}
+        if not any(_address(each) in known_memory for each in tensors_in(out) if each.numel()):  # else these are views
+            emit(self, name.removesuffix("_copy"), func, given, out)
         return out
 
+    def _write(self, func: Any, name: str, args: Any, kwargs: Any, given: Given) -> Any:
+        """An operation in place: what its function gives is written to the memory of its first argument."""
+        target = args[0]
+        if name == "copy_":
+            operand = _converted_to(self, _spread(self, given["src"], target), target.dtype, target.numel())
+            out = func(*args, **kwargs)
+            self.put(target, operand)
+            return out
+        functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), func._overloadname, None)
+        if not name.endswith("_") or functional is None:
+            raise NoProgramError(f"`{name}` does not come down to the primitives")
+        with self:
+            made = functional(*args, **kwargs)
+        operand = _converted_to(self, self.operand(made), target.dtype, target.numel())
+        out = func(*args, **kwargs)
+        self.put(target, operand)
+        return out
 
     def _read(self, tensor: Tensor, number: Any) -> Any:
         """A number that Python code reads: what is traced holds as long as it stays the same."""
@@ -126,6 +177,23 @@ def _places(shape: Sequence[int], first: int = 0) -> Tensor:
     return torch.arange(first, first + count).reshape(tuple(shape))
 
 
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() - tensor.storage_offset() * tensor.itemsize
+
+
+def _in_memory(tensor: Tensor) -> Indices:
+    """Where in their memory the elements of a tensor lie, in row-major order."""
+    places = np.zeros((1,) * tensor.dim(), dtype=np.int64)
+    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        places = places + (np.arange(size) * stride).reshape([-1 if each == axis else 1 for each in range(tensor.dim())])
+    return places.reshape(-1) + tensor.storage_offset()
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one memory have elements in common."""
+    return bool(np.intersect1d(_in_memory(one), _in_memory(other)).size)
+
+
 def _in_a_row(places: Tensor) -> Indices:
     return places.reshape(-1).numpy()
 
@@ -144,19 +212,19 @@ def _elementwise(tracer: Tracer, name: str, func: Any, given: Given, out: Tensor
 
 
 def _converted(tracer: Tracer, name: str, func: Any, given: Given, out: Tensor) -> None:
-    operand = _spread(tracer, tensors_in(given)[0], out)
-    assert isinstance(operand, Operand)
-    same = TYPES.get(out.dtype) == tracer.writer.types[operand.slot]
-    tracer.put(out, operand if same else tracer.writer.write("convert", out.dtype, out.numel(), [operand]))
+    tracer.put(out, _converted_to(tracer, _spread(tracer, tensors_in(given)[0], out), out.dtype, out.numel()))
 
 
 def _overwritten(tracer: Tracer, name: str, func: Any, given: Given, out: Tensor) -> None:
     """copy: the source, in the shape and type of what it was written to."""
     source = given["src"] if "src" in given else given["b"]
-    operand = _spread(tracer, source, out)
-    assert isinstance(operand, Operand)
-    same = TYPES.get(out.dtype) == tracer.writer.types[operand.slot]
-    tracer.put(out, operand if same else tracer.writer.write("convert", out.dtype, out.numel(), [operand]))
+    tracer.put(out, _converted_to(tracer, _spread(tracer, source, out), out.dtype, out.numel()))
+
+
+def _converted_to(tracer: Tracer, operand: Written, dtype: torch.dtype, size: int) -> Operand:
+    if isinstance(operand, Operand) and TYPES.get(dtype) == tracer.writer.types[operand.slot]:
+        return operand
+    return tracer.writer.write("convert", dtype, size, [operand])
 
 
 # -- moved ------------------------------------------------------------------------------------------------------------
@@ -169,8 +237,7 @@ def _moved(tracer: Tracer, name: str, func: Any, given: Given, out: Any) -> None
     first, counted, replaced = 1, [], {}
     for each in sources:
         if id(each) not in replaced:
-            places = _places(each.shape, first)
-            replaced[id(each)] = _as_in_memory(places, each) if name.startswith("as_strided") else places
+            replaced[id(each)] = _places(each.shape, first)
             counted.append(each)
             first += each.numel()
     arguments = {
@@ -189,16 +256,6 @@ def _moved(tracer: Tracer, name: str, func: Any, given: Given, out: Any) -> None
             tracer.put(made, _filled(tracer, source, made, float(fill)).at(row))
         else:
             tracer.put(made, source.at(row - 1))
-
-
-def _as_in_memory(places: Tensor, like: Tensor) -> Tensor:
-    """Places that lie in memory as the numbers of a tensor do: `as_strided` reads memory."""
-    far = torch.zeros(like.shape, dtype=torch.int64)
-    for axis, (size, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
-        far = far + (torch.arange(size) * stride).reshape([-1 if each == axis else 1 for each in range(like.dim())])
-    memory = torch.zeros(int(far.max()) + 1 if far.numel() else 0, dtype=torch.int64)
-    memory[far.reshape(-1)] = places.reshape(-1)
-    return memory.as_strided(like.shape, like.stride())
 
 
 def _call(func: Any, arguments: Given) -> Any:
@@ -291,7 +348,7 @@ def _written(tracer: Tracer, name: str, func: Any, given: Given, out: Tensor) ->
 
 
 _emitters: dict[str, Emit] = {
-    "convert_element_type": _converted, "copy": _overwritten, "copy_to": _overwritten, "copy_": _overwritten, "mm": _product,
+    "convert_element_type": _converted, "copy": _overwritten, "mm": _product,
     "bmm": _product, "max": _extreme, "min": _extreme, "argmax": _extreme, "argmin": _extreme, "cumsum": _running,
     "cumprod": _running, "take": _taken, "put": _written,
 }  # fmt: skip
