@@ -19,6 +19,7 @@ ROOMS = (
     ("derivation",),
     ("verification",),
     ("diagnostics",),
+    ("lab",),
     ("report",),
     ("views",),
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),

@@ -212,7 +212,7 @@ class Sum:
     summands: tuple[Summand, ...]
 
 
-Operand = int | tuple[int, int] | str
+Operand = Any
 """A slot of a program, a slot read through a table, or a number, as text."""
 
 
@@ -235,9 +235,10 @@ class Program:
     """The step as a program of primitive operations (`docs/document.md`), which a page runs again on other numbers.
 
     Slot i holds `sizes[i]` numbers of the type `types[i]`. `inputs` are the rows whose numbers can be changed, each
-    with its slot; `values` and `gradients` say where the numbers of each row are, and what was recorded. `settings` are numbers of the
-    optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step makes of each
-    parameter; `without` says why there is none. The program holds while each of the `guards` has the number beside it.
+    with its slot; `values` and `gradients` say where the numbers of each row are, and what was recorded. `settings` are
+    numbers of the optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step
+    makes of each parameter; `without` says why there is none. The program holds while each of the `guards` has the
+    number beside it.
     """
 
     types: tuple[str, ...]
@@ -258,13 +259,18 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The report of one recording: sections, and the rows and sums of its value table."""
+    """The report of one recording: sections, and the rows and sums of its value table.
+
+    `program` runs the step again on other numbers, for a page; `without_program` says why a page has none.
+    """
 
     title: Text
     summary: tuple[Block, ...]
     sections: tuple[Section, ...]
     rows: tuple[Row, ...] = ()
     sums: tuple[Sum, ...] = ()
+    program: Program | None = None
+    without_program: str = ""
 
     def walk(self) -> Iterator[tuple[int, Section]]:
         """Every section with its depth, in reading order."""

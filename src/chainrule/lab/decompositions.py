@@ -34,29 +34,29 @@ def _flat(index: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     return index * prod(shape[dim + 1 :]) + place
 
 
-def gather(self: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Tensor:
+def gather(self: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Any:
     """out[i] = self[..., index[i], ...]."""
     if not self.dim():
         return aten.take(self, index)
     return aten.take(self, _flat(index, self.shape, dim % self.dim()))
 
 
-def scatter_add(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+def scatter_add(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
     """self[..., index[i], ...] += src[i]."""
     return _scattered(self, dim, index, src, True)
 
 
-def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
     """self[..., index[i], ...] = src[i]."""
     return _scattered(self, dim, index, src, False)
 
 
-def scatter_value(self: Tensor, dim: int, index: Tensor, value: float) -> Tensor:
+def scatter_value(self: Tensor, dim: int, index: Tensor, value: float) -> Any:
     """self[..., index[i], ...] = value."""
     return _scattered(self, dim, index, torch.full(index.shape, value, dtype=self.dtype), False)
 
 
-def _scattered(self: Tensor, dim: int, index: Tensor, src: Tensor, add: bool) -> Tensor:
+def _scattered(self: Tensor, dim: int, index: Tensor, src: Tensor, add: bool) -> Any:
     for axis, size in enumerate(index.shape):
         src = src.narrow(axis, 0, size)
     return aten.put(self, _flat(index, self.shape, dim % self.dim()), src, add)
@@ -78,11 +78,10 @@ def _places(self: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
         wrapped = torch.where(each < 0, each + self.shape[dim], each)
         shaped = wrapped.reshape([1] * len(before) + list(shape) + [1] * len(after))
         places = places + shaped * prod(self.shape[dim + 1 :])
-    axes = [*before, *[None] * count, *after]
-    for axis, dim in enumerate(axes):
-        if dim is not None:
-            along = torch.arange(self.shape[dim]) * prod(self.shape[dim + 1 :])
-            places = places + along.reshape([-1 if each == axis else 1 for each in range(len(axes))])
+    for axis, kept in enumerate([*before, *[None] * count, *after]):
+        if kept is not None:
+            along = torch.arange(self.shape[kept]) * prod(self.shape[kept + 1 :])
+            places = places + along.reshape([-1 if each == axis else 1 for each in range(places.dim())])
     return places
 
 
@@ -92,7 +91,9 @@ def index(self: Tensor, indices: Sequence[Tensor | None]) -> Any:
     return NotImplemented if places is None else aten.take(self, places)
 
 
-def index_put(self: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, _: bool = False) -> Any:
+def index_put(
+    self: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, _: bool = False
+) -> Any:
     """self[indices] = values, or += values."""
     places = _places(self, indices)
     return NotImplemented if places is None else aten.put(self, places, values.expand(places.shape), accumulate)
@@ -117,7 +118,7 @@ def embedding(weight: Tensor, indices: Tensor, *_: Any) -> Any:
 def convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
     """A product of the weight with each window of the padded input; a transposed one is that of a spread-out input."""
     places = input.dim() - 2
     if input.dim() != weight.dim():
@@ -159,7 +160,7 @@ def _windows(input: Tensor, sizes: Sequence[int], stride: Sequence[int], dilatio
 def average_pool(
     self: Tensor, kernel_size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
     """The sum of each window over the count of its elements."""
     if ceil_mode:
         return NotImplemented
@@ -206,6 +207,8 @@ def attention(
     attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """softmax(Q K^T scale + mask) V, and the logarithm of the sum in each softmax."""
+    if key.shape[-3] != query.shape[-3]:  # heads that are shared
+        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -225,11 +228,22 @@ def variance(inp: Tensor, dims: Sequence[int] | None, correction: float = 1, *, 
 
 
 OWN: dict[Any, Callable[..., Any]] = {
-    aten.gather.default: gather, aten.scatter_add.default: scatter_add, aten.scatter.src: scatter,
-    aten.scatter.value: scatter_value, aten.index.Tensor: index, aten.index_put.default: index_put,
-    aten._unsafe_index.Tensor: index, aten._unsafe_index_put.default: index_put, aten.index_select.default: index_select,
-    aten.index_add.default: index_add, aten.embedding.default: embedding, aten.convolution.default: convolution,
-    aten.avg_pool1d.default: average_pool, aten.avg_pool2d.default: average_pool, aten.avg_pool3d.default: average_pool,
+    aten.gather.default: gather,
+    aten.scatter_add.default: scatter_add,
+    aten.scatter.src: scatter,
+    aten.scatter.value: scatter_value,
+    aten.index.Tensor: index,
+    aten._unsafe_index.Tensor: index,
+    aten.index_put.default: index_put,
+    aten._unsafe_index_put.default: index_put,
+    aten.index_select.default: index_select,
+    aten.index_add.default: index_add,
+    aten.embedding.default: embedding,
+    aten.convolution.default: convolution,
+    aten.avg_pool1d.default: average_pool,
+    aten.avg_pool2d.default: average_pool,
+    aten.avg_pool3d.default: average_pool,
     aten._scaled_dot_product_flash_attention_for_cpu.default: attention,
-    aten.mkldnn_rnn_layer.default: lstm_layer, torch.ops.prims.var.default: variance,
-}  # fmt: skip
+    aten.mkldnn_rnn_layer.default: lstm_layer,
+    torch.ops.prims.var.default: variance,
+}

@@ -1,9 +1,9 @@
 """The instructions of a program, and how they are written.
 
-A program computes slots: flat arrays of one number type. An instruction is `[name, slot, operands, *sizes]`. An operand
-is a slot, a slot with the number of a table (`[slot, table]`: element i of the operand is element table[i] of the slot),
-or a number, as text. What moves elements (a view, a transpose, a slice, a broadcast) is no instruction at all: it only
-changes the table through which the next instruction reads.
+A program computes slots: flat arrays of one number type. An instruction is `(name, slot, operands, *sizes)`. An operand
+is a slot, a slot with the number of a table (element i of the operand is element table[i] of the slot), or a number,
+as text. What moves elements (a view, a transpose, a slice, a broadcast) is no instruction at all: it only changes the
+table through which the next instruction reads.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ class Writer:
         self.types: list[str] = []
         self.sizes: list[int] = []
         self._constants: dict[int, tuple[Any, ...]] = {}
-        self._code: dict[int, list[Any]] = {}  # by the slot that each computes
-        self._tables: list[Any] = []
+        self._code: dict[int, tuple[Any, ...]] = {}  # by the slot that each computes
+        self._tables: list[tuple[int, ...]] = []
         self._known: dict[str, int] = {}
 
     def slot(self, dtype: torch.dtype, size: int) -> int:
         """A new slot."""
         if dtype not in TYPES:
-            raise NoProgramError(f"numbers of the type {str(dtype).removeprefix('torch.')} are not among the primitives'")
+            raise NoProgramError(
+                f"numbers of the type {str(dtype).removeprefix('torch.')} are not among the primitives'"
+            )
         self.types.append(TYPES[dtype])
         self.sizes.append(size)
         return len(self.types) - 1
@@ -76,11 +78,11 @@ class Writer:
 
     def write(self, name: str, dtype: torch.dtype, size: int, operands: Sequence[Written], *sizes: int) -> Operand:
         """An instruction that computes `size` numbers; the slot that has them."""
-        line = [list(map(self.encoded, operands)), *sizes]
+        line = (tuple(map(self.encoded, operands)), *sizes)
         key = json.dumps([name, line, TYPES.get(dtype), size])
         if key not in self._known:
             self._known[key] = self.slot(dtype, size)
-            self._code[self._known[key]] = [name, self._known[key], *line]
+            self._code[self._known[key]] = (name, self._known[key], *line)
         return Operand(self._known[key])
 
     def encoded(self, operand: Written) -> Any:
@@ -90,10 +92,10 @@ class Writer:
         size, places = self.sizes[operand.slot], operand.places
         if places is None or (len(places) == size and bool((places == np.arange(size)).all())):
             return operand.slot
-        return [operand.slot, self._table(places)]
+        return operand.slot, self._table(places)
 
     def _table(self, places: Indices) -> int:
-        table = list(_runs(places))
+        table = tuple(_runs(places))
         key = json.dumps(["table", table])
         if key not in self._known:
             self._known[key] = len(self._tables)
@@ -115,8 +117,8 @@ class Writer:
             "types": tuple(self.types),
             "sizes": tuple(self.sizes),
             "constants": tuple((slot, held) for slot, held in self._constants.items() if slot in needed),
-            "tables": tuple(map(tuple, self._tables)),
-            "code": tuple(tuple(line) for slot, line in self._code.items() if slot in needed),
+            "tables": tuple(self._tables),
+            "code": tuple(line for slot, line in self._code.items() if slot in needed),
         }
 
 
@@ -130,7 +132,7 @@ def numbers(data: Tensor) -> tuple[Any, ...]:
 
 def slot_of(encoded: Any) -> int:
     """The slot of an encoded operand; -1 for a number."""
-    if isinstance(encoded, (list, tuple)):
+    if isinstance(encoded, tuple):
         return int(encoded[0])
     return encoded if isinstance(encoded, int) else -1
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -24,7 +25,22 @@ from chainrule.lab.tracing import Tracer, overlap
 from chainrule.rules.facts import base_name
 from chainrule.rules.optimizers import hyperparameters, worked_out
 
+NUMBERS = 3_000  # in all values of a step, up to which it has a program
 VARIABLE = ("lr", "beta1", "beta2")  # hyperparameters that a reader may change
+
+
+def program_of(graph: Graph, rows: Mapping[int, int]) -> tuple[Program | None, str]:
+    """The program of a small step, or None with the reason why a page has none."""
+    count = sum(prod(graph.values[each].shape) for each in rows)
+    if count > NUMBERS:
+        return None, f"the step has {count:,} numbers, and a lab takes up to {NUMBERS:,}."
+    try:
+        return program(graph, rows), ""
+    except NoProgramError as error:
+        return None, f"{error}."
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, f"its operations cannot be taken apart ({said})."
 
 
 def program(graph: Graph, rows: Mapping[int, int]) -> Program:
@@ -51,15 +67,20 @@ class _Tracing:
         self.leaves = [each for each in sorted(needed) if graph.values[each].operation is None]
         if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
             raise NoProgramError("not all of its numbers were kept")
+        self.overtaking: dict[int, list[Value]] = {}  # by operation: values of memory that it wrote to
+        for value in graph.values:
+            if value.earlier is not None and value.operation is not None:
+                self.overtaking.setdefault(value.operation, []).append(value)
         self.writer = Writer()
         self.tracer = Tracer(self.writer)
         self.settings: dict[tuple[int, str, float], Tensor] = {}
 
     def program(self) -> Program:
-        variables = {each: self.tracer.variable(self.graph.values[each].snapshot.tensor) for each in self.leaves}
-        slots = {each: self.tracer.operand(data).slot for each, data in variables.items()}
+        data = {each: self.graph.values[each].snapshot.tensor.clone() for each in self.leaves}
+        variables = {each: self.tracer.variable(found) for each, found in data.items() if each in self.rows}
+        slots = {each: self.tracer.operand(found).slot for each, found in variables.items()}
         step = self.tracer.variable(torch.tensor(1.0, dtype=torch.float64))
-        values, gradients = self._forward_and_back(variables)
+        values, gradients = self._forward_and_back({**data, **variables})
         values |= {each: variables[each] for each in values if each in variables}
         for each, slot in slots.items():  # a running mean that a layer wrote to
             self.tracer.put(variables[each], Operand(slot))
@@ -67,17 +88,21 @@ class _Tracing:
         updates, without = [], ""
         try:
             updates = list(self._updates(variables, gradients, step))
-            results += [each for one in updates for each in (one.first, one.later, *(e for s in one.state for e in s[3:]))]
+            results += [
+                each for one in updates for each in (one.first, one.later, *(e for s in one.state for e in s[3:]))
+            ]
         except NoProgramError as error:
             updates, without = [], str(error)
-        guards = [(self._operand(operand), number) for operand, number in self.tracer.guards]
+        guards = [(self.writer.encoded(operand), number) for operand, number in self.tracer.guards]
         results += [operand for operand, _ in guards]
         return Program(
             **self.writer.parts(results),
             guards=tuple(guards),
-            inputs=tuple((self.rows[each], slot) for each, slot in slots.items() if each in self.rows),
+            inputs=tuple((self.rows[each], slot) for each, slot in slots.items()),
             values=tuple(self._result(each, found, self.graph.values[each].data) for each, found in values.items()),
-            gradients=tuple(self._result(each, found, self.graph.values[each].grad) for each, found in gradients.items()),
+            gradients=tuple(
+                self._result(each, found, self.graph.values[each].grad) for each, found in gradients.items()
+            ),
             loss=self.rows[self.loss],
             settings=tuple(
                 (name, self.tracer.operand(each).slot, value) for (_, name, value), each in self.settings.items()
@@ -93,11 +118,7 @@ class _Tracing:
         return self.rows[value], self._encoded(found), numbers(recorded)
 
     def _encoded(self, tensor: Tensor) -> Encoded:
-        return self._operand(self.tracer.operand(tensor))
-
-    def _operand(self, operand: Operand) -> Encoded:
-        encoded: Any = self.writer.encoded(operand)
-        return tuple(encoded) if isinstance(encoded, list) else encoded
+        return self.writer.encoded(self.tracer.operand(tensor))
 
     # -- forward and back ---------------------------------------------------------------------------------------------
 
@@ -111,36 +132,36 @@ class _Tracing:
         )
 
     def _forward(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Run the operations; a value whose memory is written to stays as a copy."""
-        overtaking: dict[int, list[Value]] = {}
-        for value in self.graph.values:
-            if value.earlier is not None and value.operation is not None:
-                overtaking.setdefault(value.operation, []).append(value)
+        """Run the operations."""
         for operation in self.operations:
             if operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
                 self._check_draw(operation)
                 drawn = {each: self.graph.values[each].data for each in operation.outputs if each is not None}
-                values |= {each: data for each, data in drawn.items() if data is not None}
-                continue
-            missing = [each for *_, each in references(operation.arguments) if each not in values]
-            if missing or operation.function is None:
-                raise NoProgramError(f"`{operation.name}` takes what was written to in between, or cannot run again")
-            function: Any = getattr(operation.function, "function", None)
-            if not hasattr(function, "_schema") and not isinstance(function, WriteThroughView):
-                raise NoProgramError(f"`{operation.name}` is code of the user's own")
-            arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
-            sharing: dict[int, Tensor] = {}  # the memory that is written to
-            for target in tensors_in([arguments.get(each) for each in written_by(operation.function)]):
-                here = {each: data for each, data in values.items() if storage_of(data) == storage_of(target)}
-                values |= {each: data.clone() for each, data in here.items() if overlap(data, target)}
-                sharing |= here
-            found = operation.function(arguments, gradients=operation.node is not None)  # type: ignore[call-arg]
-            outs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-            values |= {each: data for each, data in zip(operation.outputs, outs, strict=False) if each is not None}
-            for each in overtaking.get(operation.index, ()):
-                if each.earlier in sharing and each.index not in operation.outputs:
-                    values[each.index] = sharing[each.earlier]
+                values |= {each: data.clone() for each, data in drawn.items() if data is not None}
+            else:
+                self._run(operation, values)
         return values
+
+    def _run(self, operation: Operation, values: dict[int, Tensor]) -> None:
+        """Run one operation. A value whose memory it writes to stays as a copy; the memory is that of a later value."""
+        assert operation.function is not None
+        function: Any = getattr(operation.function, "function", None)
+        if not hasattr(function, "_schema") and not isinstance(function, WriteThroughView):
+            raise NoProgramError(f"`{operation.name}` is code of the user's own")
+        if any(each not in values for *_, each in references(operation.arguments)):
+            raise NoProgramError(f"`{operation.name}` takes what something unseen wrote")
+        arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
+        sharing: dict[int, Tensor] = {}
+        for target in tensors_in([arguments.get(each) for each in written_by(operation.function)]):
+            here = {each: data for each, data in values.items() if storage_of(data) == storage_of(target)}
+            values |= {each: data.clone() for each, data in here.items() if overlap(data, target)}
+            sharing |= here
+        found = operation.function(arguments, gradients=operation.node is not None)
+        outs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        values |= {each: data for each, data in zip(operation.outputs, outs, strict=False) if each is not None}
+        for value in self.overtaking.get(operation.index, ()):
+            if value.earlier in sharing and value.index not in operation.outputs:
+                values[value.index] = sharing[value.earlier]
 
     def _check_draw(self, operation: Operation) -> None:
         """What is drawn may depend on shapes alone: it stays as it was drawn."""
@@ -170,7 +191,9 @@ class _Tracing:
             return tuple(each and each.filled(None) for each in snapshots)
 
         executions = tuple(
-            replace(each, arrived=each.arrived if node.index in seeds else stripped(each.arrived), sent=stripped(each.sent))
+            replace(
+                each, arrived=each.arrived if node.index in seeds else stripped(each.arrived), sent=stripped(each.sent)
+            )
             for each in node.executions
         )
         return replace(node, executions=executions)
@@ -191,14 +214,18 @@ class _Tracing:
                     raise NoProgramError(f"{each.name} is updated from something else than the gradient of this step")
                 known = self.graph.values[each.value].grad
                 if known is None or not compare(each.grad, known).agrees:
-                    raise NoProgramError(f"the gradient of {each.name} was changed between backward and the step")
+                    raise NoProgramError(
+                        f"the optimizer used another gradient of {each.name} than this step's backward gave"
+                    )
                 seen.add(each.value)
                 yield self._moved(each, one.optimizer, place, values[each.value], gradients[each.value], step)
 
     def _moved(
         self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor
     ) -> Moved:
-        known = {k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and v.shape == update.before.shape}
+        known = {
+            k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and v.shape == update.before.shape
+        }
         state = {name: self.tracer.variable(each) for name, each in known.items()}
         first = self._step(update, optimizer, place, parameter, gradient, step, state)
         kept = {name: each for name, each in first.items() if name != ""}

@@ -35,10 +35,10 @@ ELEMENTWISE = _names(
 )
 REDUCTIONS = _names("sum prod amax amin")
 MOVES = _names(
-    "as_strided broadcast_in_dim collapse collapse_view split_dim expand_dims squeeze transpose view_of slice rev reshape "
-    "cat clone view _unsafe_view permute expand select t unbind split split_with_sizes diagonal unfold flip alias detach "
-    "roll repeat constant_pad_nd tril triu slice_scatter select_scatter diagonal_scatter as_strided_scatter stack "
-    "unsqueeze lift_fresh contiguous lift diag_embed slice_in_dim lift_fresh_copy"
+    "as_strided broadcast_in_dim collapse collapse_view split_dim expand_dims squeeze transpose view_of slice rev "
+    "reshape cat clone view _unsafe_view permute expand select t unbind split split_with_sizes diagonal unfold flip "
+    "alias detach roll repeat constant_pad_nd tril triu slice_scatter select_scatter diagonal_scatter "
+    "as_strided_scatter stack unsqueeze lift_fresh contiguous lift diag_embed slice_in_dim lift_fresh_copy"
 )
 TURNS = _names("transpose_ t_ squeeze_ unsqueeze_ swapaxes_ swapdims_ as_strided_ detach_")
 PICKS = {"gather": "index", "index": "indices", "index_select": "index", "embedding": "indices"}
@@ -48,8 +48,8 @@ class Tracer(OwnMode):
     """Writes the primitives of all operations that depend on a variable.
 
     What is known is where the numbers of each memory come from, so a view needs nothing, and a write to a part of a
-    memory is one to what is known of it. `guards` are the whole numbers that Python code read on the way: the primitives
-    hold while these stay the same.
+    memory is one to what is known of it. `guards` are the whole numbers that Python code read on the way: the
+    primitives hold while these stay the same.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -178,15 +178,17 @@ def _places(shape: Sequence[int], first: int = 0) -> Tensor:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.data_ptr() - tensor.storage_offset() * tensor.itemsize
+    return tensor.data_ptr() - int(tensor.storage_offset()) * tensor.itemsize
 
 
 def _in_memory(tensor: Tensor) -> Indices:
     """Where in their memory the elements of a tensor lie, in row-major order."""
     places = np.zeros((1,) * tensor.dim(), dtype=np.int64)
     for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        places = places + (np.arange(size) * stride).reshape([-1 if each == axis else 1 for each in range(tensor.dim())])
-    return places.reshape(-1) + tensor.storage_offset()
+        places = places + (np.arange(size) * stride).reshape(
+            [-1 if each == axis else 1 for each in range(tensor.dim())]
+        )
+    return places.reshape(-1) + int(tensor.storage_offset())
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:
@@ -233,7 +235,7 @@ def _converted_to(tracer: Tracer, operand: Written, dtype: torch.dtype, size: in
 def _moved(tracer: Tracer, name: str, func: Any, given: Given, out: Any) -> None:
     """What an operation that moves elements makes of their places, counted from 1: 0 is what it fills in."""
     index = PICKS.get(name)
-    sources = [each for each in tensors_in({key: each for key, each in given.items() if key != index})]
+    sources = list(tensors_in({key: each for key, each in given.items() if key != index}))
     first, counted, replaced = 1, [], {}
     for each in sources:
         if id(each) not in replaced:
@@ -261,7 +263,10 @@ def _moved(tracer: Tracer, name: str, func: Any, given: Given, out: Any) -> None
 def _call(func: Any, arguments: Given) -> Any:
     schema = func._schema.arguments
     positional = [arguments[each.name] for each in schema if not each.kwarg_only and each.name in arguments]
-    return func(*positional, **{each.name: arguments[each.name] for each in schema if each.kwarg_only and each.name in arguments})
+    return func(
+        *positional,
+        **{each.name: arguments[each.name] for each in schema if each.kwarg_only and each.name in arguments},
+    )
 
 
 def _joined(tracer: Tracer, tensors: list[Tensor]) -> Operand:
@@ -329,7 +334,9 @@ def _product(tracer: Tracer, name: str, func: Any, given: Given, out: Tensor) ->
     a, b = given["self"], given["mat2"]
     batch = a.shape[0] if a.dim() == 3 else 1
     sizes = batch, a.shape[-2], a.shape[-1], b.shape[-1]
-    tracer.put(out, tracer.writer.write("product", out.dtype, out.numel(), [tracer.operand(a), tracer.operand(b)], *sizes))
+    tracer.put(
+        out, tracer.writer.write("product", out.dtype, out.numel(), [tracer.operand(a), tracer.operand(b)], *sizes)
+    )
 
 
 # -- by computed places -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 /** @typedef {{ data: ArrayLike<number>, places: Int32Array | null, size: number }} Source */
 
 const RUNS = 6; // with random rounding
-const MARGIN = 8; // times as far as random rounding moved a number, a kernel's own rounding may
+const SLACK = 8; // times as far as random rounding moved a number, a kernel's own rounding may
 /** @type {Record<string, { bits: number, least: number, most: number }>} */
 const KINDS = {
   float64: { bits: 52, least: -1022, most: Number.MAX_VALUE },
@@ -46,6 +46,7 @@ function roundingOf(type) {
 /**
  * The error function: a series of positive terms, and beyond 2.5 the continued fraction of its complement.
  * @param {number} x
+ * @returns {number}
  */
 function erf(x) {
   if (Math.abs(x) > 2.5) return Math.sign(x) * (1 - erfc(Math.abs(x)));
@@ -58,7 +59,10 @@ function erf(x) {
   return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
 }
 
-/** @param {number} x */
+/**
+ * @param {number} x
+ * @returns {number}
+ */
 function erfc(x) {
   if (!(x > 2.5)) return 1 - erf(x);
   let fraction = 0;
@@ -152,7 +156,7 @@ export class Machine {
       type in KINDS && type !== "float64" ? new Float32Array(program.sizes[slot]) : new Float64Array(program.sizes[slot]),
     );
     this.roundings = program.types.map(roundingOf);
-    for (const [slot, numbers] of program.constants) this.slots[slot].set(numbers.map(plain));
+    for (const [slot, held] of program.constants) this.slots[slot].set(held.map(toNumber));
     /** @type {(() => void)[]} */
     this.code = program.code.map((line) => this.compiled(line));
     this.noise = 0; // the state of a generator of random numbers; 0: rounding is as usual
@@ -184,7 +188,7 @@ export class Machine {
    * @returns {Source}
    */
   source(operand, type) {
-    if (typeof operand === "string") return { data: [roundingOf(type)(plain(operand))], places: null, size: 1 };
+    if (typeof operand === "string") return { data: [roundingOf(type)(toNumber(operand))], places: null, size: 1 };
     if (typeof operand === "number") return { data: this.slots[operand], places: null, size: this.slots[operand].length };
     const places = this.tables[operand[1]];
     return { data: this.slots[operand[0]], places, size: places.length };
@@ -319,12 +323,12 @@ export class Machine {
     const spreads = operands.map((each) => this.read(each).fill(0));
     this.run();
     const numbers = operands.map((each) => this.read(each));
-    const inputs = this.program.inputs.map(([, slot]) => ({ slot, numbers: this.slots[slot].slice() }));
+    const inputs = this.program.inputs.map(([, slot]) => ({ slot, kept: this.slots[slot].slice() }));
     for (let seed = 1; seed <= RUNS; seed++) {
       this.noise = seed;
-      for (const { slot, numbers } of inputs) {
+      for (const { slot, kept } of inputs) {
         const place = KINDS[this.program.types[slot]] ? 2 ** -KINDS[this.program.types[slot]].bits : 0;
-        this.slots[slot].set(numbers.map((x) => x * (1 + place * Math.floor(3 * this.random() - 1))));
+        this.slots[slot].set(kept.map((x) => x * (1 + place * Math.floor(3 * this.random() - 1))));
       }
       this.run();
       operands.forEach((each, place) =>
@@ -335,7 +339,7 @@ export class Machine {
       );
     }
     this.noise = 0;
-    for (const { slot, numbers } of inputs) this.slots[slot].set(numbers);
+    for (const { slot, kept } of inputs) this.slots[slot].set(kept);
     this.run();
     return { numbers, spreads };
   }
@@ -350,7 +354,7 @@ export class Machine {
   static same(ours, recorded, spread, type) {
     if (Object.is(ours, recorded) || ours === recorded) return true;
     const place = type in KINDS ? 2 ** -KINDS[type].bits : 0;
-    return Math.abs(ours - recorded) <= MARGIN * (spread + place * Math.abs(recorded)) + (place ? 1.2e-38 : 0);
+    return Math.abs(ours - recorded) <= SLACK * (spread + place * Math.abs(recorded)) + (place ? 1.2e-38 : 0);
   }
 }
 
@@ -380,7 +384,7 @@ function expanded(runs) {
  * @param {Entry} entry
  * @returns {number}
  */
-export function plain(entry) {
+export function toNumber(entry) {
   if (typeof entry === "number") return entry;
   if (typeof entry === "boolean") return Number(entry);
   return typeof entry === "string" ? Number(entry.replace("inf", "Infinity")) : NaN;
