@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import random
 from dataclasses import replace
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +20,11 @@ from chainrule import report
 from chainrule.document import Document, Program
 from chainrule.examples import worked_example
 from chainrule.graph.graph import Value
-from chainrule.lab.instructions import numbers
 from chainrule.lab.tracing import ELEMENTWISE, REDUCTIONS
-from chainrule.report import value_table
 from chainrule.views.json import encoded, from_json, to_json
 from tests.browser.lab_steps import STEPS, Trained
 
+PROGRAM = Path(chainrule.__file__).parent / "views" / "page" / "program.js"
 FAST = {"mlp", "cnn"}
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
 
@@ -64,10 +64,14 @@ def document_of(trained: Trained) -> Document:
     return trained.record().document(running=True)
 
 
+def numbers(data: Tensor) -> list[Any]:
+    return [each if math.isfinite(each) else str(each) for each in data.detach().reshape(-1).tolist()]
+
+
 def rows_of(recording: chainrule.Recording) -> dict[int, Value]:
     """The value of each row."""
     context = report.Context(recording.graph, recording.derivation, recording.notation)
-    return {row: recording.graph.values[value] for value, row in value_table.row_numbers(context).items()}
+    return {row: recording.graph.values[value] for value, row in report.value_table.row_numbers(context).items()}
 
 
 def facts_of(trained: Trained) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _is(one: Tensor, other: Tensor) -> bool:
 
 
 def compared(browser: Any, program: Program, changes: list[dict[str, Any]]) -> dict[str, Any]:
-    text = (resources.files("chainrule.views.page") / "program.js").read_text(encoding="utf-8")
+    text = PROGRAM.read_text(encoding="utf-8")
     module = "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
     page = browser.new_page()
     try:
@@ -149,7 +153,7 @@ def test_a_wrong_program_is_noticed(browser: Any) -> None:
 
 
 def test_the_page_knows_every_primitive() -> None:
-    text = (resources.files("chainrule.views.page") / "program.js").read_text(encoding="utf-8")
+    text = PROGRAM.read_text(encoding="utf-8")
     for name in (ELEMENTWISE - {"bitwise_not"}) | REDUCTIONS:
         assert f"\n  {name}:" in text or f"\n  {name},\n" in text, name
 
