@@ -1,4 +1,4 @@
-"""Builds the documentation site: `python docs/build.py [FOLDER]`, by default into build/site.
+"""Builds the documentation site into build/site: `python docs/build.py`.
 
 1. chainrule itself writes the live pages, from the scripts in docs/live.
 2. Sphinx builds the site; a warning is an error.
@@ -8,18 +8,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 DOCS = Path(__file__).parent.absolute()
-EXTRA = DOCS.parent / "build" / "extra"
-LIVE = EXTRA / "live"
+SITE = DOCS.parent / "build" / "site"
+LIVE = DOCS.parent / "build" / "extra" / "live"
 
 # What is run for each live page. PAGE is the file to write.
 STEP = ["-m", "chainrule", "run", "--stop", "-o", "PAGE"]
@@ -102,16 +102,13 @@ def has_anchor(file: Path, anchor: str, pages: dict[Path, Page]) -> bool:
 
 def main() -> None:
     """Build the site, and exit with 1 and a list if something is wrong."""
-    site = Path(sys.argv[1] if len(sys.argv) > 1 else DOCS.parent / "build" / "site").resolve()
     write_live_pages()
-    os.environ["PYTHONPATH"] = str(DOCS.parent / "src")
-    subprocess.run([sys.executable, "-m", "sphinx", "-E", "-q", "-W", "--keep-going", str(DOCS), str(site)], check=True)
-    found = defaultdict(int)
-    for problem in problems(site):
-        found[problem] += 1
+    shutil.rmtree(SITE, ignore_errors=True)
+    run("-m", "sphinx", "-E", "-q", "-W", "--keep-going", str(DOCS), str(SITE))
+    found = dict.fromkeys(problems(SITE))
     if found:
         sys.exit("\n".join(found))
-    print(f"{len(list(site.rglob('*.html')))} pages: open {site / 'index.html'}")
+    print(f"{len(list(SITE.rglob('*.html')))} pages: open {SITE / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_extra_path = ["../build/extra"]  # the live pages, in a folder of their own
 html_show_search_summary = False  # summaries would be fetched, which a browser refuses for file://
-html_show_sourcelink = html_copy_source = False
+html_show_sourcelink = html_copy_source = html_use_index = html_domain_indices = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
