@@ -34,7 +34,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_extra_path = ["../build/extra"]  # the live pages, in a folder of their own
 html_show_search_summary = False  # summaries would be fetched, which a browser refuses for file://
-html_show_sourcelink = html_copy_source = html_use_index = html_domain_indices = False
+html_show_copyright = html_show_sourcelink = html_copy_source = html_use_index = html_domain_indices = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
@@ -97,14 +97,14 @@ class Live(SphinxDirective):
         if not Path(self.env.srcdir, "..", "build", "extra", "live", f"{name}.html").exists():
             raise self.error(f"docs/build.py makes no live page {name!r}")
         address = escape("../" * self.env.docname.count("/") + f"live/{name}.html" + (f"#{at}" if at else ""))
-        caption = " ".join(self.content)
+        caption = " ".join(self.content).replace("`", "")
         height = self.options.get("height", 620)
-        text = (
+        frame = (
             f'<figure class="live"><iframe src="{address}" title="{escape(caption)}" loading="lazy" '
-            f'style="height: {height}px"></iframe><figcaption>{escape(caption)} '
-            f'<a href="{address}">Open it in full width.</a></figcaption></figure>'
+            f'style="height: {height}px"></iframe><figcaption>'
         )
-        return [nodes.raw("", text, format="html")]
+        link = f'<a href="{address}">Open it in full width.</a></figcaption></figure>'
+        return [nodes.raw("", frame, format="html"), *self.parse_content_to_nodes(), nodes.raw("", link, format="html")]
 
 
 class Help(SphinxDirective):
@@ -116,7 +116,8 @@ class Help(SphinxDirective):
 
     def section(self, name: str, command: click.Command) -> nodes.section:
         """One command."""
-        context = click.Context(command, info_name=f"chainrule {name}", max_content_width=88, terminal_width=88)
+        parent = click.Context(commands, info_name="chainrule", **commands.context_settings)
+        context = click.Context(command, info_name=name, parent=parent, max_content_width=88, terminal_width=88)
         text = command.get_help(context)
         title = nodes.title("", f"chainrule {name}")
         return nodes.section("", title, nodes.literal_block("", text, language="text"), ids=[f"chainrule-{name}"])
