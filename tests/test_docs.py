@@ -33,8 +33,8 @@ from chainrule.examples import worked_example
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "chainrule"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OTHERS_WARN = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the libraries that a page shows warn by themselves
-MARKS = {"loops.md": OTHERS_WARN}
+# The libraries on this page take seconds to import, and warn by themselves.
+MARKS = {"loops.md": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?:e[-+]?\d+)?")
 COLUMNS = 100

@@ -8,13 +8,13 @@ class Swish(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         s = torch.sigmoid(x)
-        ctx.save_for_backward(x, s)
+        ctx.save_for_backward(s)
         return x * s
 
     @staticmethod
     def backward(ctx, upstream):
-        x, s = ctx.saved_tensors
-        return upstream * s  # and x * s * (1 - s)
+        (s,) = ctx.saved_tensors
+        return upstream * s  # x * s * (1 - s) is missing
 
 
 torch.manual_seed(0)
