@@ -47,8 +47,9 @@ python_maximum_signature_line_length = 80
 
 
 def github_math(app: Sphinx, page: str, source: list[str]) -> None:
-    """GitHub's dollar-backtick formulas as MyST reads them."""
-    source[0] = re.sub(r"\$`([^`]*)`\$", r"$\1$", source[0])
+    """GitHub's dollar-backtick formulas as MyST reads them; one that fills a paragraph is displayed."""
+    displayed = re.sub(r"(?m)(?<=^\n)\$`([^`]*)`\$([.,]?)$", r"$$\n\1\2\n$$", source[0])
+    source[0] = re.sub(r"\$`([^`]*)`\$", r"$\1$", displayed)
 
 
 def code_of_docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
