@@ -18,8 +18,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 DOCS = Path(__file__).parent.absolute()
-SITE = DOCS.parent / "build" / "site"
-LIVE = DOCS.parent / "build" / "extra" / "live"
+ROOT = DOCS.parent
+SITE = ROOT / "build" / "site"
+LIVE = ROOT / "build" / "extra" / "live"
 
 # What is run for each live page. PAGE is the file to write.
 STEP = ["-m", "chainrule", "run", "--stop", "-o", "PAGE"]
@@ -49,7 +50,7 @@ def write_live_pages() -> None:
 
 def run(*arguments: str) -> None:
     """Run Python in the folder of the scripts, with this chainrule."""
-    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent / "src")}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=DOCS / "live", env=environment, capture_output=True, text=True, check=False
     )
