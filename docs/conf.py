@@ -26,7 +26,6 @@ author = "the chainrule authors"
 release = version = chainrule.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["live"]
-nitpick_ignore_regex = [("py:.*", ".*")]  # types of PyTorch and of the inside have no page
 
 html_theme = "furo"
 html_title = "chainrule"
