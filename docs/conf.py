@@ -40,6 +40,7 @@ myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # an included page may begin at any level
 
 default_role = "literal"
+smartquotes = False  # quotes stand around strings of code, too
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 80
