@@ -33,6 +33,7 @@ PAGES = {
     "lstm": [*STEP, "lstm.py"],
     "attention": [*STEP, "attention.py"],
     "gan": ["gan.py", "PAGE"],
+    "published": ["-m", "tests.published", "PAGE"],
 }
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
