@@ -32,7 +32,9 @@ from chainrule.examples import worked_example
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "chainrule"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The libraries on this page take seconds to import, and warn by themselves.
+MARKS = {"loops.md": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?:e[-+]?\d+)?")
 COLUMNS = 100
@@ -161,7 +163,7 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.printed
 @pytest.mark.trains
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page.name, ()), id=page.name) for page in PAGES])
 def test_examples_of_a_page_print_what_it_says(page, workplace):
     for block, real in outputs(page):
         assert same(block.text, real), (
