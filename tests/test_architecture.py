@@ -23,6 +23,7 @@ ROOMS = (
     ("views",),
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
     ("monitor",),
+    ("tools",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
