@@ -415,6 +415,24 @@ def _show_run(file: str, output: str | None, reporter: Reporter) -> int:
     return reporter.finish(reporter.accept(result), 0)
 
 
+@commands.command()
+def mcp() -> None:
+    """Serve five tools to an assistant, by the Model Context Protocol on stdin and stdout.
+
+    The tools explain a step of a script, verify it, watch a training, list findings, and take a gradient apart. The
+    scripts that the assistant names are run. It needs `pip install 'chainrule[mcp]'`.
+
+    \b
+    Examples:
+      chainrule mcp
+    """
+    try:
+        from chainrule.tools.mcp_server import serve
+    except ModuleNotFoundError as error:
+        raise Failure(f"chainrule mcp needs the package {error.name}: pip install 'chainrule[mcp]'.") from error
+    serve()
+
+
 def _say_shortfall(outcome: ScriptRun) -> None:
     if outcome.shortfall:
         say(outcome.shortfall)

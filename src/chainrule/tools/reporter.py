@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 
 from chainrule.tools import baseline
-from chainrule.tools.result import LEVELS, VERDICTS, Accepted, Issue, Level, Result, to_json
+from chainrule.tools.result import LEVELS, VERDICTS, Accepted, Issue, Level, Result, from_root, to_json
 
 FAILED = 1
 
@@ -56,9 +56,10 @@ class Reporter:
 
         Where not the `whole` was looked at, no entry of the baseline is said not to have been found.
         """
-        result = _relative(result, self.root)
+        issues, nodes = from_root(result.findings, self.root), from_root(result.nodes, self.root)
+        result = replace(result, findings=issues, nodes=nodes)
         scope = _scope(result)
-        entries, issues = self._entries, result.findings
+        entries = self._entries
         if self.write_baseline is not None:
             entries = (*baseline.entries_of(issues), *(each for each in self._before if not scope(each)))
             _write(self.root / self.write_baseline, baseline.written(entries))
@@ -129,19 +130,6 @@ def _scope(result: Result) -> Callable[[Accepted], bool]:
         return lambda entry: entry.id not in VERDICTS
     of_steps = {id for id, check in CHECKS.items() if check.step_checks}
     return lambda entry: entry.id in of_steps
-
-
-def _relative(result: Result, root: Path) -> Result:
-    """The same with files inside the folder by their path from there, with slashes: the same on every machine."""
-
-    def at_root(item: Any) -> Any:
-        path = Path(item.file)
-        inside = item.file and path.is_relative_to(root)
-        return replace(item, file=path.relative_to(root).as_posix()) if inside else item
-
-    return replace(
-        result, findings=tuple(map(at_root, result.findings)), nodes=tuple(map(at_root, result.nodes))
-    )  # fmt: skip
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from chainrule.document import Code, Document, Kind, Paragraph, Text
 from chainrule.views.json import encoded, text_of
@@ -28,7 +29,10 @@ LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 VERDICTS: dict[str, tuple[Level, str]] = {
     "gradient-disagrees": ("error", "The gradient of an autograd node is not the derivative."),
     "update-disagrees": ("error", "A parameter after the step is not what the formula of its optimizer gives."),
-    "own-not-checked": ("warning", "Something of your own (a Function, an operator, a hook, a forward pass) was not checked."),
+    "own-not-checked": (
+        "warning",
+        "Something of your own (a Function, an operator, a hook) was not checked.",
+    ),
     "not-checked": ("note", "An autograd node of PyTorch's with a gradient was not checked."),
 }
 """What `verify` reports, as the checks of `chainrule.diagnostics` are what the other commands report."""
@@ -89,6 +93,9 @@ class NodeCheck:
     line: int | None
     difference: float | None
     tolerance: float | None
+
+
+Placed = TypeVar("Placed", Issue, NodeCheck)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +180,7 @@ def of_verification(result: Callable[..., Result], check: Verification, loss: fl
         for row in check.rows
     )  # fmt: skip
     updates = tuple(UpdateCheck(each.parameter, each.verdict, each.reason) for each in check.updates)
-    return result(loss=loss, findings=tuple(_verdicts(check)), nodes=nodes, updates=updates, **_head(check))
+    return result(loss=loss, findings=tuple(issues_of_check(check)), nodes=nodes, updates=updates, **_head(check))
 
 
 def issues_of(found: Iterable[Found]) -> tuple[Issue, ...]:
@@ -190,7 +197,12 @@ def _issue(found: Found) -> Issue:
     )  # fmt: skip
 
 
-def _verdicts(check: Verification) -> Iterator[Issue]:
+def issues_of_check(check: Verification) -> list[Issue]:
+    """The verdicts of a gradient check that are no agreement, apart from those by convention."""
+    return [*_of_nodes(check), *_of_updates(check)]
+
+
+def _of_nodes(check: Verification) -> Iterator[Issue]:
     from chainrule.graph.names import element
 
     idle = {row.node.index for row in check.idle}
@@ -208,6 +220,9 @@ def _verdicts(check: Verification) -> Iterator[Issue]:
         advice = " ".join(each.text.removesuffix(".") + "." for each in row.repairs)
         text = f"{row.node.name}: {row.reason}"
         yield Issue(id, VERDICTS[id][0], row.node.name, text, numbers, advice, file, line, code_at(file, line))
+
+
+def _of_updates(check: Verification) -> Iterator[Issue]:
     for update in check.updates:
         if update.verdict == "disagrees":
             text = f"The update of {update.parameter}: {update.reason}"
@@ -229,6 +244,16 @@ def _head(check: Verification) -> dict[str, Any]:
 def head_of(document: Document) -> str:
     """The first words of a report."""
     return plain_text(next((each.text for each in document.summary if isinstance(each, Paragraph)), ()))
+
+
+def from_root(items: Iterable[Placed], root: Path) -> tuple[Placed, ...]:
+    """The same with files inside a folder by their path from there, with slashes: the same on every machine."""
+    return tuple(
+        replace(each, file=Path(each.file).relative_to(root).as_posix())
+        if each.file and Path(each.file).is_relative_to(root)
+        else each
+        for each in items
+    )
 
 
 def plain_text(text: Text) -> str:

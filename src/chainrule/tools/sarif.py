@@ -24,6 +24,7 @@ def to_sarif(result: Result, root: Path) -> str:
     driver = {"name": "chainrule", "version": __version__, "rules": [_rule(id) for id in ids]}
     run = {
         "tool": {"driver": driver},
+        "automationDetails": {"id": f"chainrule/{result.command}/{result.target}/"},
         "originalUriBaseIds": {"SRCROOT": {"uri": root.as_uri().rstrip("/") + "/"}},
         "invocations": [{"executionSuccessful": result.status in (0, 1), "exitCode": result.status}],
         "results": [_result(each, ids, result.target, root) for each in result.findings],
@@ -39,7 +40,9 @@ def _rule(id: str) -> dict[str, Any]:
         return {"id": id, "shortDescription": {"text": words}, "defaultConfiguration": {"level": level}}
     from chainrule.diagnostics import CHECKS
 
-    check = CHECKS[id]
+    check = CHECKS.get(id)
+    if check is None:  # a run that another version watched, or with a plug-in
+        return {"id": id}
     return {
         "id": id,
         "shortDescription": {"text": check.title},
