@@ -70,7 +70,7 @@ def test_five_tools_answer_a_client(tmp_path):
             assert step["report"].startswith("# One training step, in brief")
             assert (step["step"], step["verdict"]) == (2, "disagrees")
             term = (await ask("why", recording=step["recording"], name="weight", index=[0, 1]))["why"]
-            assert term.startswith("dJ/dW[0,1] = ")
+            assert term.startswith("dJ/dweight[0,1] = dJ/dlinear[0,0] * X[0,1] + ")
             assert "There is no value named 'weigth'" in await refuse("why", recording=step["recording"], name="weigth")
 
             check = await ask("verify_script", **script)

@@ -11,6 +11,7 @@ from textwrap import dedent
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PLUGIN = "chainrule.tools.pytest_plugin"
 SQUARE = """
     import pytest, torch
 
@@ -119,7 +120,7 @@ def run(tmp_path):
             "-m",
             "pytest",
             "-p",
-            "chainrule.tools.pytest_plugin",
+            PLUGIN,
             "-v",
             "--strict-markers",
             *options,

@@ -133,7 +133,10 @@ class Tools:
         if bool(file) == bool(kind):
             raise ToolError("findings: give either `file` or `kind`.")
         if kind:
-            return {"kind": kind, "explanation": await _here(partial(_explanation, kind))}
+            done = await _process(("--explain", kind), ".", 600)
+            if done.returncode:
+                raise ToolError(_words(done.stderr))
+            return {"kind": kind, "explanation": _words(done.stdout)}
         result = await _command("show", file, (), ("--brief",), ".", 600)
         result["report"] = _markdown(result.pop("document"))
         return result
@@ -155,22 +158,32 @@ async def _command(
     command: str, target: str, arguments: Sequence[str], options: Sequence[str], folder: str, timeout: float
 ) -> dict[str, Any]:
     """The result of a command, run in a process of its own. Raises TimeoutError, and ToolError with its words."""
-    line = [sys.executable, "-m", "chainrule", command, *options, "--json", target]
-    line += ["--", *arguments] if arguments else []
+    own = ("--", *arguments) if arguments else ()
     try:
-        with anyio.fail_after(timeout):
-            done = await anyio.run_process(line, check=False, cwd=folder, stdin=subprocess.DEVNULL)
-    except TimeoutError:  # also an OSError
+        done = await _process((command, *options, "--json", target, *own), folder, timeout)
+    except TimeoutError:
         if command == "watch":
             raise
         raise ToolError(f"{target} did not come that far in {timeout:g} seconds. Give a longer timeout.") from None
+    if not done.stdout.strip():
+        raise ToolError(_words(done.stderr) or f"chainrule {command} ended with status {done.returncode}.")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result | {"printed": _words(done.stderr)}
+
+
+async def _process(arguments: Sequence[str], folder: str, timeout: float) -> subprocess.CompletedProcess[bytes]:
+    line = [sys.executable, "-m", "chainrule", *arguments]
+    try:
+        with anyio.fail_after(timeout):
+            return await anyio.run_process(line, check=False, cwd=folder, stdin=subprocess.DEVNULL)
+    except TimeoutError:  # also an OSError
+        raise
     except OSError as error:
         raise ToolError(f"{folder}: {error.strerror}. Give a folder in which the script can run.") from error
-    printed = done.stderr.decode(errors="replace")
-    if not done.stdout.strip():
-        raise ToolError(printed[-TAIL:].strip() or f"chainrule {command} ended with status {done.returncode}.")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result | {"printed": printed[-TAIL:]}
+
+
+def _words(printed: bytes) -> str:
+    return printed.decode(errors="replace")[-TAIL:].strip()
 
 
 def _markdown(document: Any) -> str:
@@ -188,14 +201,6 @@ async def _here(work: Any) -> str:
         return str(await anyio.to_thread.run_sync(work))
     except ChainruleError as error:
         raise ToolError(str(error)) from error
-
-
-def _explanation(kind: str) -> str:
-    from chainrule.diagnostics.check import check_id
-    from chainrule.reference import explanation
-
-    check_id(kind, f"findings(kind={kind!r})")
-    return explanation(kind)
 
 
 def _why(recording: str, name: str, index: tuple[int, ...]) -> str:
