@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from chainrule.errors import ChainruleError
-from chainrule.tools.reporter import Reporter, rank, say
+from chainrule.tools.reporter import Reporter, json_option, rank, result_options, say
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -74,34 +74,6 @@ output_option = click.option(
     "and .safetensors keeps the recording.",
 )
 brief_option = click.option("--brief", is_flag=True, help="A screenful instead of the whole walk.")
-
-
-json_option = click.option(
-    "--json", "json", is_flag=True,
-    help="Print the result as one JSON object; what else is printed goes to standard error.",
-)  # fmt: skip
-
-
-def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what to do with the findings, besides showing them."""
-    options = (
-        json_option,
-        click.option("--sarif", type=click.Path(dir_okay=False), metavar="FILE", help="Write the findings as SARIF."),
-        click.option(
-            "--fail-on", type=click.Choice(["note", "warning", "error"]), metavar="LEVEL",
-            help="Exit with status 1 where a finding has this level (note, warning, error) or a higher one.",
-        ),
-        click.option(
-            "--baseline", type=click.Path(dir_okay=False), metavar="FILE", help="Accept the findings in this file."
-        ),
-        click.option(
-            "--write-baseline", type=click.Path(dir_okay=False), metavar="FILE",
-            help="Accept the findings of now: write them to a file for --baseline.",
-        ),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _explain(ctx: click.Context, _: click.Parameter, id: str | None) -> None:
@@ -196,7 +168,7 @@ def run(
     """
     from chainrule.recording import check_output
     from chainrule.script import run_script
-    from chainrule.tools.result import Result
+    from chainrule.tools.result import Result, explained
 
     if output is not None:
         check_output(output)  # the script may run for hours
@@ -207,8 +179,9 @@ def run(
     status = outcome.status or (0 if outcome.complete else NOTHING)
     result = partial(Result, "run", script, step=step, steps=outcome.steps)
     if outcome.recording is not None and outcome.recording.graph.calls:
-        sys.exit(_show(outcome.recording, brief, output, reporter, result, status))
-    sys.exit(reporter.give(result(status=status, summary=outcome.shortfall or "")))
+        sys.exit(_show(outcome.recording, brief, output, reporter, result, status, outcome))
+    found = result(summary=outcome.shortfall or "", findings=explained(outcome))
+    sys.exit(reporter.finish(reporter.accept(found, whole=False), status))
 
 
 @commands.command(cls=ScriptCommand)
@@ -255,7 +228,7 @@ def verify(
     from rich.console import Console
 
     from chainrule.script import run_script
-    from chainrule.tools.result import Result, of_verification
+    from chainrule.tools.result import Result, explained, of_verification
     from chainrule.views.terminal import render
 
     reporter = Reporter(**results, by_default="error")
@@ -269,11 +242,12 @@ def verify(
                 f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
             )
             say(summary)
-        sys.exit(reporter.give(result(status=outcome.status or NOTHING, summary=summary)))
+        found = result(summary=summary, findings=explained(outcome))
+        sys.exit(reporter.finish(reporter.accept(found, whole=False), outcome.status or NOTHING))
     check = outcome.recording.verify(only=only or None, sample=sample)
     if not rank() and not reporter.json:
         render(check.document(), Console())
-    found = of_verification(result, check, outcome.recording.loss)
+    found = of_verification(result, check, outcome.recording.loss, outcome)
     found = reporter.accept(found, whole=outcome.complete and not check.left_out)
     passed = outcome.complete and (check.passed or (check.proved and found.is_accepted))
     if rank() and not passed:
@@ -379,6 +353,7 @@ def _show(
     reporter: Reporter,
     result: Callable[..., Result],
     status: int,
+    script: ScriptRun | None = None,
 ) -> int:
     """Show a step, or write it to a file, and hand out the result; returns the exit status."""
     from chainrule.tools.result import of_recording
@@ -393,7 +368,7 @@ def _show(
     if not reporter.wanted:
         return status
     document = recording.document(brief) if reporter.json else None
-    return reporter.finish(reporter.accept(of_recording(result, recording, document)), status)
+    return reporter.finish(reporter.accept(of_recording(result, recording, document, script)), status)
 
 
 def _show_run(file: str, output: str | None, reporter: Reporter) -> int:

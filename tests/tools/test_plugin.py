@@ -1,6 +1,7 @@
 """The pytest plug-in, in a pytest of its own: what it verifies, and that it does not touch other tests."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -155,8 +156,12 @@ def test_every_backward_pass_is_verified(run):
 
 @pytest.mark.slow
 def test_the_fixture_hands_out_the_step(run):
-    printed = run(SQUARE.replace("FACTOR", "3") + FIXTURE)
-    assert outcomes(printed) == {"test_step": "PASSED", "test_body_alone": "PASSED", "test_wrong_step": "FAILED"}
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace("test_step", "test_example")
+    printed = run(dedent(SQUARE.replace("FACTOR", "3") + FIXTURE) + example)
+    assert outcomes(printed) == {
+        "test_step": "PASSED", "test_body_alone": "PASSED", "test_wrong_step": "FAILED", "test_example": "PASSED",
+    }  # fmt: skip
     assert "x[0]: autograd 3, measured 2" in printed
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -16,6 +16,33 @@ from chainrule.tools import baseline
 from chainrule.tools.result import LEVELS, VERDICTS, Accepted, Issue, Level, Result, from_root, to_json
 
 FAILED = 1
+
+json_option = click.option(
+    "--json", "json", is_flag=True,
+    help="Print the result as one JSON object; what else is printed goes to standard error.",
+)  # fmt: skip
+
+
+def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what to do with the findings, besides showing them."""
+    options = (
+        json_option,
+        click.option("--sarif", type=click.Path(dir_okay=False), metavar="FILE", help="Write the findings as SARIF."),
+        click.option(
+            "--fail-on", type=click.Choice(["note", "warning", "error"]), metavar="LEVEL",
+            help="Exit with status 1 where a finding has this level (note, warning, error) or a higher one.",
+        ),
+        click.option(
+            "--baseline", type=click.Path(dir_okay=False), metavar="FILE", help="Accept the findings in this file."
+        ),
+        click.option(
+            "--write-baseline", type=click.Path(dir_okay=False), metavar="FILE",
+            help="Accept the findings of now: write them to a file for --baseline.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @dataclass
@@ -66,7 +93,8 @@ class Reporter:
             say(f"{_count(len(issues), 'finding')} accepted: {self.write_baseline} is written")
         issues, _ = baseline.applied(issues, entries)
         resolved = baseline.applied(issues, [each for each in self._entries if scope(each)])[1] if whole else ()
-        self._say_accepted(issues, resolved)
+        if not rank():
+            self._say_accepted(issues, resolved)
         return replace(result, findings=issues, resolved=resolved)
 
     def _say_accepted(self, issues: Iterable[Issue], resolved: Iterable[Accepted]) -> None:
@@ -76,7 +104,7 @@ class Reporter:
             for each in accepted:
                 say(f"  accepted {each}")
         for entry in resolved:
-            say(f"{self.baseline} accepts what was not found any more: {entry}. --write-baseline writes it anew.")
+            say(f"{self.baseline} accepts what was not found this time: {entry}. --write-baseline writes it anew.")
 
     def finish(self, result: Result, status: int) -> int:
         """Hand out the result with its exit status: 1 where a finding that is not accepted has the level to fail on.

@@ -7,6 +7,7 @@ the dataclasses.
 from __future__ import annotations
 
 import linecache
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from chainrule.graph.graph import Place
     from chainrule.monitor.runs import Found
     from chainrule.recording import Recording
+    from chainrule.script import ScriptRun
     from chainrule.verification.rows import Wrong
     from chainrule.verification_result import Verification
 
@@ -34,6 +36,7 @@ VERDICTS: dict[str, tuple[Level, str]] = {
         "Something of your own (a Function, an operator, a hook) was not checked.",
     ),
     "not-checked": ("note", "An autograd node of PyTorch's with a gradient was not checked."),
+    "update-not-checked": ("note", "The updates of parameters were not checked."),
 }
 """What `verify` reports, as the checks of `chainrule.diagnostics` are what the other commands report."""
 
@@ -158,19 +161,27 @@ def plain(item: Any) -> Any:
 # -- from what the package found --------------------------------------------------------------------------------------
 
 
-def of_recording(result: Callable[..., Result], recording: Recording, document: Document | None = None) -> Result:
+def of_recording(
+    result: Callable[..., Result],
+    recording: Recording,
+    document: Document | None = None,
+    script: ScriptRun | None = None,
+) -> Result:
     """The result of recording one step. Only a small step has a verdict: it is verified for its report."""
     from chainrule.monitor.runs import Found
     from chainrule.recording import QUICKLY_VERIFIED
 
     head: dict[str, Any] = {}
     if len(recording.nodes) <= QUICKLY_VERIFIED:
-        head = _head(recording.verify())
+        head = _head(recording.verify(), script)
     issues = issues_of(Found.of(each) for each in recording.findings())
-    return result(loss=recording.loss, findings=issues, document=document, **head)
+    later = [each for each in explained(script) if each not in issues]
+    return result(loss=recording.loss, findings=(*issues, *later), document=document, **head)
 
 
-def of_verification(result: Callable[..., Result], check: Verification, loss: float | None) -> Result:
+def of_verification(
+    result: Callable[..., Result], check: Verification, loss: float | None, script: ScriptRun
+) -> Result:
     """The result of verifying one step."""
     nodes = tuple(
         NodeCheck(
@@ -180,7 +191,15 @@ def of_verification(result: Callable[..., Result], check: Verification, loss: fl
         for row in check.rows
     )  # fmt: skip
     updates = tuple(UpdateCheck(each.parameter, each.verdict, each.reason) for each in check.updates)
-    return result(loss=loss, findings=tuple(issues_of_check(check)), nodes=nodes, updates=updates, **_head(check))
+    issues = (*issues_of_check(check), *explained(script))
+    return result(loss=loss, findings=issues, nodes=nodes, updates=updates, **_head(check, script))
+
+
+def explained(script: ScriptRun | None) -> tuple[Issue, ...]:
+    """Why the exception was raised that ended a script, if PyTorch raised it."""
+    from chainrule.monitor.runs import Found
+
+    return () if script is None else issues_of(Found.of(each) for each in script.explanations)
 
 
 def issues_of(found: Iterable[Found]) -> tuple[Issue, ...]:
@@ -227,17 +246,29 @@ def _of_updates(check: Verification) -> Iterator[Issue]:
         if update.verdict == "disagrees":
             text = f"The update of {update.parameter}: {update.reason}"
             yield Issue("update-disagrees", VERDICTS["update-disagrees"][0], update.parameter, text)
+    reasons = Counter(update.reason for update in check.updates if update.verdict == "not checked")
+    for reason, many in reasons.items():
+        text = f"{many} updates of {len(check.updates)} were not checked: {reason}"
+        yield Issue("update-not-checked", VERDICTS["update-not-checked"][0], "updates", text)
 
 
 def _sides(wrong: Wrong) -> str:
     sides = {"our rule": wrong.rule, "autograd": wrong.autograd, "measured": wrong.finite}
-    return ", ".join(f"{name} {value:.8g}" for name, value in sides.items() if value is not None)
+    for digits in (8, 17):  # as many as show the difference
+        texts = {name: f"{value:.{digits}g}" for name, value in sides.items() if value is not None}
+        if len({*texts.values()}) > 1:
+            break
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
-def _head(check: Verification) -> dict[str, Any]:
+def _head(check: Verification, script: ScriptRun | None) -> dict[str, Any]:
+    """Verdict and summary. Of a step that did not come to its end, what was checked is not the whole."""
     from chainrule.report.headline import headline
 
     verdict = headline(check)
+    if script is not None and script.shortfall:
+        kind = "not checked" if verdict.kind == "agrees" else verdict.kind
+        return {"verdict": kind, "summary": f"{script.shortfall} {plain_text(verdict.text)}"}
     return {"verdict": verdict.kind, "summary": plain_text(verdict.text)}
 
 

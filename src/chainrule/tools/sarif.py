@@ -26,12 +26,19 @@ def to_sarif(result: Result, root: Path) -> str:
         "tool": {"driver": driver},
         "automationDetails": {"id": f"chainrule/{result.command}/{result.target}/"},
         "originalUriBaseIds": {"SRCROOT": {"uri": root.as_uri().rstrip("/") + "/"}},
-        "invocations": [{"executionSuccessful": result.status in (0, 1), "exitCode": result.status}],
+        "invocations": [_invocation(result)],
         "results": [_result(each, ids, result.target, root) for each in result.findings],
         "columnKind": "unicodeCodePoints",
         "properties": {"command": result.command, "target": result.target, "summary": result.summary},
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
+
+
+def _invocation(result: Result) -> dict[str, Any]:
+    """How the command ended; where it failed without a finding, it says why."""
+    well = result.status == 0 or not all(each.accepted for each in result.findings)
+    said = [] if well else [{"level": "error", "message": {"text": result.summary or f"status {result.status}"}}]
+    return {"executionSuccessful": well, "exitCode": result.status, "toolExecutionNotifications": said}
 
 
 def _rule(id: str) -> dict[str, Any]:
