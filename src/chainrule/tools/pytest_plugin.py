@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from chainrule.verification_result import Verification
 
 SKIP = "chainrule_skip"
-VERIFIED, UNCHECKED = "chainrule verified", "chainrule not checked"  # among the properties of a test's report
+ALIKE = 5  # a gradcheck or a training makes hundreds
+VERIFIED, LEFT, UNCHECKED = "chainrule verified", "chainrule left out", "chainrule not checked"
+"""The properties of a test's report that the summary reads."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("chainrule").addoption(
         "--chainrule-verify",
         action="store_true",
-        help="Verify every gradient of every backward pass in every test; a wrong one fails its test.",
+        help="Verify the gradients of every backward pass in every test; a wrong one fails its test.",
+    )
+    parser.getgroup("chainrule").addoption(
+        "--chainrule-alike",
+        type=int,
+        default=ALIKE,
+        metavar="N",
+        help=f"Of the autograd nodes that one line makes again and again, verify the first N of a test ({ALIKE}).",
     )
 
 
@@ -129,12 +138,12 @@ def _verified(item: pytest.Item, step: RecordedStep) -> list[Issue]:
         recording = step.recording
         if not recording.graph.backwards:
             return []
-        check = recording.verify()
+        check = recording.verify(alike=item.config.getoption("chainrule_alike"))
     except Exception as error:  # ours, which must not fail the user's test
         item.user_properties.append((UNCHECKED, brief(error)))
         return []
     proved = sum(row.verdict in ("agrees", "by convention") for row in check.rows)
-    item.user_properties.append((VERIFIED, proved))
+    item.user_properties += [(VERIFIED, proved), (LEFT, check.left_out)]
     issues = from_root(issues_of_check(check), item.config.rootpath)
     left = [each for each in issues if each.level != "error"]
     if left:
@@ -161,12 +170,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if isinstance(each, pytest.TestReport) and each.when == "call"
         for name, value in each.user_properties
     ]
-    counts = [value for _, name, value in told if name == VERIFIED and isinstance(value, int)]
+    counts, left = (
+        [value for _, name, value in told if name == wanted and isinstance(value, int)] for wanted in (VERIFIED, LEFT)
+    )
     unchecked = [(nodeid, value) for nodeid, name, value in told if name == UNCHECKED]
     terminalreporter.section("chainrule")
     terminalreporter.line(
-        f"{sum(counts):,} autograd nodes verified in {len(counts):,} tests with a backward pass; "
-        f"{len(unchecked):,} tests with something not checked"
+        f"{sum(counts):,} autograd nodes verified in {len(counts):,} tests with a backward pass"
+        + (f"; {sum(left):,} more of the same lines left out (--chainrule-alike)" if sum(left) else "")
     )
+    if unchecked:
+        terminalreporter.line(f"{len(unchecked):,} tests with something not checked:")
     for nodeid, words in unchecked:
         terminalreporter.line(f"  {nodeid}: {words}")
