@@ -19,7 +19,7 @@ _NUMBER: Schema = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]
 _COMPLEX: Schema = {"type": "object", "properties": {"re": _NUMBER, "im": _NUMBER}, "required": ["re", "im"]}
 _SCALARS: dict[Any, Schema] = {
     str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: _NUMBER,
-    complex: _COMPLEX, NoneType: {"type": "null"},
+    complex: _COMPLEX, NoneType: {"type": "null"}, Any: {},
 }  # fmt: skip
 _SPANS: dict[Any, str] = {doc.Math: "math", doc.Code: "code"}
 _BLOCKS = {kind: name for name, kind in BLOCKS.items()}
