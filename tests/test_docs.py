@@ -194,6 +194,14 @@ def test_the_page_of_rules_is_up_to_date():
     assert headings(written) == headings(reference.rules_page()), f"docs/rules.md is old: run `{reference.COMMAND}`"
 
 
+@pytest.mark.parametrize("path", [reference.SCHEMA, reference.LLMS], ids=lambda path: path.name)
+def test_the_files_for_programs_are_up_to_date(path):
+    made = {reference.SCHEMA: reference.schema.text, reference.LLMS: reference.llms_page}[path]()
+    assert path.read_text(encoding="utf-8") == made, f"docs/{path.name} is old: run `{reference.COMMAND}`"
+    links = re.findall(r"\]\(([^)]+)\)", made) if path == reference.LLMS else []
+    assert all((path.parent / link).is_file() for link in links)
+
+
 def headings(page: str) -> list[str]:
     return [line for line in page.splitlines() if line.startswith(("#", "- answers to", "- source"))]
 
