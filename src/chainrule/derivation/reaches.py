@@ -26,6 +26,9 @@ Relation = Literal["none", "own", "one", "earlier", "later", "any"]
 """What an element depends on: on no position, on its own, on one other, on those up to its own, from it on, on any."""
 
 
+ANY_WRITE = -1  # in place of a value: all that was written in place
+
+
 class Bounds(NamedTuple):
     """For each element, 1 + the last position that reaches it, and the size - the first; 0 in both where none does.
 
@@ -87,12 +90,14 @@ class Reaches:
 
     def _made_from(self, value: int) -> list[int]:
         """The operands of a value, and what its memory was made of."""
+        if value == ANY_WRITE:
+            return [out for _, out in self.lineage.writes]
         known = self.graph.values[value]
         if value in self._came:
             return self._came[value]
         found = self.graph.operands(value)
         if known.earlier is not None:
-            found += [known.earlier, *(out for _, out in self.lineage.writes)]
+            found.append(ANY_WRITE)
         if value in self.lineage.gradients:
             found += [each.loss for each in self.graph.backwards if each.loss is not None]
         return found

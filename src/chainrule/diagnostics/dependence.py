@@ -62,13 +62,19 @@ class Compared:
 
 
 def _compared(context: StepContext) -> list[Compared]:
+    """The predictions that are compared with targets: of each line of code the last, which had most before it.
+
+    An optimizer that evaluates its closure many times in a step, as LBFGS does, runs the same line each time.
+    """
+
     def find() -> list[Compared]:
-        found = []
+        found: dict[object, Compared] = {}
         for operation in context.operations_that(lambda facts: facts.compares):
             given, target = argument(operation, "self"), argument(operation, "target")
             if given is not None and target is not None and context.values[given].requires_grad:
-                found.append(Compared(operation, context.values[given], context.values[target]))
-        return found
+                place = context.place(operation) or operation.index
+                found[place] = Compared(operation, context.values[given], context.values[target])
+        return list(found.values())
 
     return context.once("compared", find)
 
