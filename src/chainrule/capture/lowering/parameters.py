@@ -22,6 +22,7 @@ from chainrule.graph.snapshot import (
     Snapshot,
     Update,
     all_have_numbers,
+    data_of,
     has_numbers,
     statistics_of,
 )
@@ -76,8 +77,8 @@ def _left_over(lowering: Lowering, update: RawUpdate, parameter: Tensor, snapsho
 
 
 def _is_zero(snapshot: Snapshot) -> bool:
-    known = statistics_of(snapshot)
-    return known is not None and known.zeros == known.elements
+    known, data = statistics_of(snapshot), data_of(snapshot)
+    return known.zeros == known.elements if known is not None else data is not None and not data.any()
 
 
 def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) -> dict[str, Parameter]:
