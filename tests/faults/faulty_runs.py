@@ -61,14 +61,14 @@ def divergence_of_distributions_that_empties_the_code():
     return coded(10.0, of_distributions)
 
 
-@fault("loss-ascends", 40)
+@fault("loss-ascends", 20)
 def divergence_that_is_subtracted():
-    return coded(-0.5, by_hand, lr=2e-2)
+    return coded(-0.5, by_hand)
 
 
-@fault("loss-ascends", 40)
+@fault("loss-ascends", 20)
 def divergence_of_distributions_that_is_subtracted():
-    return coded(-0.5, of_distributions, lr=2e-2)
+    return coded(-0.5, of_distributions)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

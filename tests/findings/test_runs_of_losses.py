@@ -74,8 +74,8 @@ def test_a_penalty_that_has_won_is_still_the_cause():
 
 
 def test_a_divergence_that_is_subtracted():
-    assert severities("loss-ascends", coded(-0.5, by_hand, lr=2e-2), 40, every=2) == ["warning"]
-    assert severities("loss-ascends", coded(1e-3, by_hand, lr=2e-2)) == []
+    assert severities("loss-ascends", coded(-0.5, by_hand), 20) == ["warning"]
+    assert severities("loss-ascends", coded(1e-3, by_hand)) == []
 
 
 def test_a_loss_that_falls_below_0_more_and_more_slowly():

@@ -77,8 +77,10 @@ class Evaluations:
                 self.dropped, self._looks = self.always_drops, self.LOOKS
 
     def _is_off(self, model: nn.Module) -> bool:
-        """Whether a model that an optimizer trains is in eval mode, with all its parts."""
-        return self._is_held(model) and not any(each.training for each in model.modules())
+        """Whether a model that an optimizer trains is in eval mode, with all its parts, and none was compiled."""
+        parts = list(model.modules())
+        compiled = any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in parts)
+        return not compiled and not any(each.training for each in parts) and self._is_held(model)
 
     def began(self, models: Iterable[nn.Module], done: int) -> None:
         """A watched step begins, after so many others."""
