@@ -52,17 +52,18 @@ def _not_normalised(context: StepContext) -> Iterator[Finding]:
         value, known = context.values[given], context.statistics(given)
         if known is None:
             continue
-        fault = f"its standard deviation is {number(known.std)}" if tiny else _fault(context, value, known)
-        if fault:
-            made = outputs[given]
-            normalised = any(facts_of(use.name).normalises for use in context.uses.get(made[0], ()))
+        fault = _fault(context, value, known)
+        if fault or tiny:
+            # A norm right after the layer makes up for it.
+            normalised = any(facts_of(use.name).normalises for use in context.uses.get(outputs[given][0], ()))
             yield NOT_NORMALISED.found(
                 context.name(given),
-                f"{context.name(given)}, the input of the first layer, is not normalised: {fault}.",
+                f"{context.name(given)}, the input of the first layer, is not normalised: "
+                f"{fault or f'its standard deviation is {number(known.std)}'}.",
                 (f"Mean {number(known.mean)}, standard deviation {number(known.std)}; {context.between(given)}",),
                 place=value.place,
-                severity="note" if normalised or tiny else "warning",  # a norm right after the layer makes up for it
-                title=TINY if tiny and not normalised else "",
+                severity="note" if normalised or not fault else "warning",
+                title="" if fault or normalised else TINY,
             )
 
 
