@@ -21,9 +21,9 @@ PENALTY = Check(
     "penalty-dominates", "The regularisation drowns the loss", "warning",
     what="The gradient of the penalties on parameters, or of the weight decay that an optimizer adds, is several times "
     "that of the rest of the loss (a note if it is larger), while the predictions are hardly better than a guess. So "
-    "is that of a summand that compares nothing with data, such as the KL divergence of a code, where both are computed "
-    "from one value: a note in one step, and a warning at a quarter of the examined steps, 3 at least. Or each step "
-    "takes a hundredth of the weights away.",
+    "is that of a summand that compares nothing with data, such as the KL divergence of a code, where both are "
+    "computed from one value: a note in one step, and a warning at a quarter of the examined steps, 3 at least. Or "
+    "each step takes a hundredth of the weights away.",
     why="Weights or code are pulled to where the penalty is 0, whatever the data says.",
     advice="Divide its coefficient by 10 or 100. Usual are 1e-4 to 1e-2 for weight decay (0.1 with AdamW), and the "
     "penalty should begin well below the loss.",
