@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from chainrule import runs
 from tests.faults.common import batches, mlp
@@ -118,6 +119,34 @@ def test_small_numbers_that_are_no_fault():
     assert "input-not-normalised" not in found_in(lambda: wide(one_hot).square().mean().backward())
     first, second, noise, y = nn.Linear(8, 4), nn.Linear(8, 4), 1e-3 * torch.randn(16, 8), torch.randn(16, 8)
     assert "input-not-normalised" not in found_in(lambda: (first(noise) + second(y)).square().mean().backward())
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def first_batches(size, anew):
+    """Steps with the first batch of a loader: of one iterator, or of a new one at each step."""
+    loader = DataLoader(TensorDataset(torch.randn(64, 8), torch.randn(64, 1)), batch_size=size)
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, y = next(iter(loader))
+    yield model
+    while True:
+        if anew:
+            x, y = next(iter(loader))
+        else:
+            other, _ = next(iter(loader))  # to validate, say
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        yield
+
+
+@pytest.mark.parametrize(("size", "anew", "severity"), [(16, True, "warning"), (16, False, "note"), (64, True, "note")])
+def test_the_first_batch_of_a_loader_that_has_others(size, anew, severity, tmp_path):
+    assert severities("same-batch", first_batches(size, anew), 6, to=tmp_path / "run.db") == [severity]
+    with runs.open(tmp_path / "run.db") as run:
+        assert all(each.restarted.endswith("of 4 batches") for each in run.steps()) == (severity == "warning")
 
 
 # -- gradients of two optimizers ---------------------------------------------------------------------------------------

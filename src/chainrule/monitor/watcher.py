@@ -37,9 +37,10 @@ from chainrule.monitor.arguments import (
     steps_done,
     unwrapped,
 )
-from chainrule.monitor.every_step import EveryStep, rates_of
+from chainrule.monitor.every_step import EveryStep, rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
+from chainrule.monitor.loaders import restarts
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
@@ -372,6 +373,7 @@ class watch:  # noqa: N801 (read as a verb)
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
+            restarts=restarts(user_frame()),
             beside=self._boundaries.evaluations,
             alone=not self._ranks.active,
         )

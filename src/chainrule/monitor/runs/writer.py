@@ -294,7 +294,7 @@ class Writer:
             "step", run=self.run, step=facts.step, time=facts.time, loss=_real(facts.loss),
             rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
             norm_clipped=_real(clipped), passes=facts.passes, counts=json.dumps(list(facts.counts)),
-            evaluated=facts.evaluated, dropped=facts.dropped, mean_distance=_real(distance),
+            evaluated=facts.evaluated, dropped=facts.dropped, restarted=facts.restarted, mean_distance=_real(distance),
             variance_ratio=_real(ratio),
         )  # fmt: skip
         by_kind: dict[str, list[Figure]] = {}
