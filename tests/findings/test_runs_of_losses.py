@@ -124,27 +124,44 @@ def test_small_numbers_that_are_no_fault():
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def first_batches(size, anew):
-    """Steps with the first batch of a loader: of one iterator, or of a new one at each step."""
-    loader = DataLoader(TensorDataset(torch.randn(64, 8), torch.randn(64, 1)), batch_size=size)
+def loading(size):
     model = nn.Linear(8, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    x, y = next(iter(loader))
+    data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+    return model, torch.optim.SGD(model.parameters(), lr=0.01), DataLoader(data, batch_size=size)
+
+
+def first_at_each_step(size):
+    model, optimizer, loader = loading(size)
     yield model
     while True:
-        if anew:
-            x, y = next(iter(loader))
-        else:
-            other, _ = next(iter(loader))  # to validate, say
+        x, y = next(iter(loader))
         optimizer.zero_grad()
         F.mse_loss(model(x), y).backward()
         optimizer.step()
         yield
 
 
-@pytest.mark.parametrize(("size", "anew", "severity"), [(16, True, "warning"), (16, False, "note"), (64, True, "note")])
-def test_the_first_batch_of_a_loader_that_has_others(size, anew, severity, tmp_path):
-    assert severities("same-batch", first_batches(size, anew), 6, to=tmp_path / "run.db") == [severity]
+def first_on_purpose(size):
+    """One batch is to be overfitted, while others are looked at."""
+    model, optimizer, loader = loading(size)
+    yield model
+    for step in count():
+        if step == 0:
+            x, y = next(iter(loader))
+        validation = next(iter(loader))
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        assert len(validation) == 2
+        yield
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "severity"),
+    [(first_at_each_step, 16, "warning"), (first_at_each_step, 64, "note"), (first_on_purpose, 16, "note")],
+)
+def test_the_first_batch_of_a_loader_that_has_others(script, size, severity, tmp_path):
+    assert severities("same-batch", script(size), 6, to=tmp_path / "run.db") == [severity]
     with runs.open(tmp_path / "run.db") as run:
         assert all(each.restarted.endswith("of 4 batches") for each in run.steps()) == (severity == "warning")
 

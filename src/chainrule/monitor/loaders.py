@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import linecache
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import FrameType
 from typing import Any
@@ -49,11 +49,19 @@ def _assignments(file: str, line: int, first: int) -> tuple[tuple[tuple[str, ...
     ]  # fmt: skip
     loop = max(around, key=lambda each: each.lineno, default=None)
     found = []
-    for each in ast.walk(loop) if loop is not None else ():
+    for each in _always_run(loop.body) if loop is not None else ():
         if isinstance(each, ast.Assign) and (loader := _first_of(each.value)) is not None:
             names = {name.id for target in each.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
             found.append((tuple(sorted(names)), each.lineno, loader))
     return tuple(found)
+
+
+def _always_run(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run at each pass of a loop: those under a condition may run once."""
+    for each in body:
+        yield each
+        if isinstance(each, (ast.With, ast.Try)):
+            yield from _always_run(each.body)
 
 
 def _first_of(value: ast.expr) -> ast.expr | None:
