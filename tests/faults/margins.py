@@ -17,7 +17,16 @@ from chainrule.diagnostics import Thresholds
 from tests.faults.every import FAULTS, HEALTHY
 from tests.faults.watched import watched
 
-ALARM_BELOW = {"flat", "depth_ratio", "noise", "update_ratio_small", "stuck", "plateau", "same"}  # the rest: above it
+ALARM_BELOW = {
+    "flat",
+    "depth_ratio",
+    "noise",
+    "update_ratio_small",
+    "stuck",
+    "plateau",
+    "same",
+    "input_small",
+}  # the rest: above it
 SHARES = {"units_off", "units_dead", "tiny", "clipped_share", "loss_swing"}  # at most 1
 NOT_SCALED = {"window", "enough", "accumulated"}
 

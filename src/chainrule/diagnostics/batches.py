@@ -21,7 +21,8 @@ from chainrule.numbers import number
 SAME = Check(
     "same-batch", "A batch is the same as the one before", "note",
     what="The inputs and targets of a watched step have the statistics of those of the watched step before, at 4 steps "
-    "of a run or more.",
+    "of a run or more. It is a warning if all watched steps have one batch, and the loop takes it anew at each step, "
+    "by next(iter(loader)), from a DataLoader that has others.",
     why="A training on all the data at once has such batches. Otherwise the rest of the data is not seen.",
     advice="If this is not all the data: take the next batch inside the loop, from one iterator for each epoch. "
     "next(iter(loader)) begins anew at each call.",
@@ -39,11 +40,14 @@ def _same_batch(run: Run) -> Iterator[Finding]:
     repeats = [after for before, after in pairwise(steps) if _is_same(at[before], at[after])]
     if len(repeats) >= MIN_REPEATS:
         batch = at[repeats[-1]]
+        restarted = [each.restarted for each in run.steps if each.step in at]
+        anew = len(repeats) == len(steps) - 1 and all(restarted)
         yield SAME.found(
             "batch", f"{len(repeats)} of {len(steps)} watched steps have the batch of the watched step before, by its "
             "statistics.",
-            f"It is {listed(sorted(batch))}, with {sum(each.elements for each in batch.values()):,} numbers.",
-            since=repeats[0],
+            (f"It is {listed(sorted(batch))}, with {sum(each.elements for each in batch.values()):,} numbers.",
+             f"next(iter(...)) takes it at each step, the first ({restarted[-1]})." if anew else ""),
+            since=repeats[0], severity="warning" if anew else "note",
         )  # fmt: skip
 
 

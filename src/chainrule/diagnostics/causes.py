@@ -44,6 +44,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "scheduler-per-batch": ("stuck-update", "update-too-small"),
     "nothing-to-step": ("no-gradient", "not-in-optimizer", "accumulated-gradient"),
     "micro-batch-scale": LARGE,
+    "sum-reduction": (*LARGE, *THROWN, "zero-gradient"),
     "zero-batch": ("zero-gradient", "loss-spike"),
     "one-class": ("learning-rate-too-high", "loss-spike"),
     "rank-not-reduced": ("rank-diverged", "ranks-parted"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -24,14 +25,20 @@ from chainrule.rules.facts import facts_of
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",
     what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread. Pairs "
-    "of a sine and a cosine may be unequal: they stand for a time or a place.",
-    why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others.",
-    advice="Subtract the training data's mean and divide by its deviation, or divide pixels of 0 to 255 by 255.",
-    source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3", thresholds=("input_size", "input_spread"),
-)  # fmt: skip
+    "of a sine and a cosine may be unequal: they stand for a time or a place. Or all inputs hardly vary: their "
+    "deviation is far below 1, in a layer's whole field of view too; that is a warning where it holds at every "
+    "examined step, 3 at least.",
+    why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others, and the "
+    "first bias hides an input that hardly varies.",
+    advice="Subtract the training data's mean and divide by its deviation, or divide pixels of 0 to 255 by 255, once.",
+    source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.3",
+    thresholds=("input_size", "input_small", "input_spread"))  # fmt: skip
 
 
 ROUNDED = 1e-3
+LASTS = 3  # examined steps with an input that hardly varies
+TINY = "The input hardly varies"
+RANGE, REACH = 2.5, 12.5  # times `input_small`: what a tiny input lies within, and its norm in a field of view
 
 
 @NOT_NORMALISED.in_step
@@ -39,20 +46,43 @@ def _not_normalised(context: StepContext) -> Iterator[Finding]:
     outputs: dict[int, list[int]] = {}
     for given, _, out in context.weighed:
         outputs.setdefault(given, []).append(out)
-    for given, made in outputs.items():
+    inputs = [given for given in outputs if given in context.data and context.values[given].dtype.is_floating_point]
+    tiny = all(_is_tiny(context, given) for given in inputs)  # one alone may be of little weight by intention
+    for given in inputs:
         value, known = context.values[given], context.statistics(given)
-        if known is None or not value.dtype.is_floating_point or given not in context.data:
+        if known is None:
             continue
         fault = _fault(context, value, known)
-        if fault:
-            normalised = any(facts_of(use.name).normalises for use in context.uses.get(made[0], ()))
+        if fault or tiny:
+            # A norm right after the layer makes up for it.
+            normalised = any(facts_of(use.name).normalises for use in context.uses.get(outputs[given][0], ()))
             yield NOT_NORMALISED.found(
                 context.name(given),
-                f"{context.name(given)}, the input of the first layer, is not normalised: {fault}.",
+                f"{context.name(given)}, the input of the first layer, is not normalised: "
+                f"{fault or f'its standard deviation is {number(known.std)}'}.",
                 (f"Mean {number(known.mean)}, standard deviation {number(known.std)}; {context.between(given)}",),
                 place=value.place,
-                severity="note" if normalised else "warning",  # a norm right after the layer makes up for it
+                severity="note" if normalised or not fault else "warning",
+                title="" if fault or normalised else TINY,
             )
+
+
+@NOT_NORMALISED.over_time
+def _not_normalised_over_time(run: Run) -> Iterator[Finding]:
+    for stretch, found in NOT_NORMALISED.carried(run):
+        lasts = stretch.whole and not stretch.ended and len(stretch.steps) >= LASTS
+        tiny = lasts and all(each.title == TINY for each in stretch.findings)
+        yield replace(found, severity="warning") if tiny else found
+
+
+def _is_tiny(context: StepContext, given: int) -> bool:
+    """Whether an input varies far less than 1, also as a vector of what one output of its layer sees."""
+    known, limit = context.statistics(given), context.thresholds.input_small
+    if known is None or not 0 < known.std < limit or known.high - known.low > RANGE * limit:
+        return False
+    shapes = [context.values[weight].shape for other, weight, _ in context.weighed if other == given]
+    seen = max(math.prod(shape) / min(shape[0], shape[-1]) for shape in shapes)
+    return known.std * math.sqrt(seen) < REACH * limit
 
 
 def _fault(context: StepContext, value: Value, known: Statistics) -> str:

@@ -98,10 +98,14 @@ def _moved(parameter: Parameter) -> str:
 
 ACCUMULATED = Check(
     "accumulated-gradient", "A gradient was there before the backward pass", "warning",
-    what="After backward, `.grad` of a parameter that may learn contains more than the step's backward passes sent.",
+    what="After backward, `.grad` of a parameter that may learn contains more than the step's backward passes sent; or "
+    "the optimizer used what was there before the first of several. Over a run it is a note at fewer than 3 examined "
+    "steps in a row: an optimizer may step less often than others.",
     why="The gradients of earlier steps are added to those of this one, like an unintended momentum of 1.",
-    advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose.",
+    advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose. With several "
+    "optimizers each clears its own parameters alone: also what the other losses sent to them.",
     source="PyTorch's documentation of zero_grad", thresholds=("accumulated",))  # fmt: skip
+LASTS = 3  # examined steps
 CLEARLY = 0.01  # relative difference of two norms, which are less precise than the numbers
 
 
@@ -121,6 +125,31 @@ def _accumulated(context: StepContext) -> Iterator[Finding]:
                 f"{parameter.name} already had a gradient when backward began, and the new one was added to it.",
                 evidence, place=context.graph.accumulating[0].place,
             )  # fmt: skip
+
+
+@ACCUMULATED.in_step
+def _left_over(context: StepContext) -> Iterator[Finding]:
+    """What an optimizer used of earlier steps, where a step has several passes."""
+    last: dict[int, int] = {}  # optimizer -> position of its step
+    for update in context.graph.updates if len(context.graph.accumulating) > 1 else ():
+        begun = last.get(update.optimizer_number, -1)
+        last[update.optimizer_number] = update.position
+        places = [each.place for each in context.graph.accumulating if begun < each.position <= update.position]
+        for member in update.parameters:
+            before, used = context.cache.of(member.left_over), context.gradient(member)
+            if before is not None and used is not None and before.norm > CLEARLY * used.norm and places:
+                yield ACCUMULATED.found(
+                    member.name,
+                    f"{member.name} already had a gradient when backward began, and the new one was added to it.",
+                    f"Its norm was {number(before.norm)} before the first of the step's backward passes; the optimizer "
+                    f"used one of {number(used.norm)}.", place=places[0],
+                )  # fmt: skip
+
+
+@ACCUMULATED.over_time
+def _accumulated_over_time(run: Run) -> Iterator[Finding]:
+    for stretch, found in ACCUMULATED.carried(run):
+        yield found if len(stretch.steps) >= LASTS else replace(found, severity="note")
 
 
 def _more_than(context: StepContext, parameter: Parameter, sent: list[Tensor]) -> str:

@@ -31,7 +31,8 @@ MIN_SWINGS = 16  # steps, so that noise does not look like an oscillation: 0.6 i
 
 
 @RATE_TOO_HIGH.over_time
-def _rate_too_high(run: Run) -> Iterator[Finding]:
+def rate_too_high(run: Run) -> Iterator[Finding]:
+    """A loss that rises, was thrown up or oscillates, with large updates."""
     if not run.enough or not run.losses:
         return
     # The loss of a policy, or of a critic, is an estimate around 0: it has no start to rise from.

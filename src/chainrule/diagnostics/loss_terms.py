@@ -1,25 +1,26 @@
-"""Faults in how a loss is put together: its sign, its penalty, and summands without a gradient."""
+"""Faults in how a loss is put together: its sign, and summands without a gradient."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
+from statistics import median
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import (
     Comparison,
     comparisons,
     first_output,
-    share_of_chance,
     sign_of,
-    size_taken,
 )
-from chainrule.diagnostics.finding import Finding, Severity, listed
+from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation, Place, Ref
-from chainrule.graph.snapshot import ParameterUpdate, data_of, has_numbers
+from chainrule.graph.snapshot import data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -28,7 +29,8 @@ ASCENDS = Check(
     "loss-ascends", "The loss has the wrong sign", "warning",
     what="Every comparison of predictions with targets gets a negative gradient (or, with `maximize=True`, a positive "
     "one), or the log-likelihood of the targets a positive one, equal for all samples. Or an update by hand "
-    "adds the gradients to the parameters.",
+    "adds the gradients to the parameters. Or, over a run, a summand that compares nothing with data makes the loss "
+    "fall below 0 faster and faster, as a KL divergence that is subtracted.",
     why="Each update makes the predictions worse: the loss falls without bound, and nothing is learnt.",
     advice="Remove the minus sign before the loss, or put one before a likelihood or an accuracy; with maximize=True "
     "give what is to grow. If the ascent is wanted (unlearning), silence this finding.",
@@ -114,10 +116,11 @@ def _sign(context: StepContext, comparison: Comparison) -> int:
     # The gradient of a sum or a mean is the same for all samples; a policy's is weighted by its returns.
     plain = any(math.isclose(weight * each, 1.0, rel_tol=1e-3) for each in (1, rows, known.elements))
     usual = {"numbers": True, "classes": weight <= LARGEST, "probabilities": weight <= LARGEST}[comparison.scale]
-    return sign if _is_constant(known) and (plain and known.elements > 1 if comparison.likelihood else usual) else 0
+    return sign if is_constant(known) and (plain and known.elements > 1 if comparison.likelihood else usual) else 0
 
 
-def _is_constant(known: Statistics) -> bool:
+def is_constant(known: Statistics) -> bool:
+    """Whether all elements are equal up to rounding."""
     return known.high - known.low <= 1e-5 * max(abs(known.high), abs(known.low))
 
 
@@ -132,6 +135,58 @@ def loss_scale(context: StepContext) -> float:
             if known is not None and known.elements == 1 and known.mean >= LEAST_SCALE:
                 return known.mean
     return 1.0
+
+
+# -- a loss without bound ---------------------------------------------------------------------------------------------
+
+UNBOUNDED = "A summand makes the loss fall without bound"
+NEARLY_ALL = 10.0  # times the other summands
+FASTER = 2.0  # times the fall of the half before
+
+
+@ASCENDS.in_step
+def _below_zero(context: StepContext) -> Iterator[Finding]:
+    """A summand beside one that compares predictions with data; alone it may well be what is to grow."""
+    measured = {each.measured for each in comparisons(context)}
+    for loss in context.losses:
+        added = {part: (adder, weighed(context, part)) for adder, part in summands(context, loss)
+                 if isinstance(part, int) and context.values[part].requires_grad}  # fmt: skip
+        worst = min(added, key=lambda part: added[part][1], default=loss)
+        adder, least = added.get(worst, (None, 0.0))
+        behind = {part: (context.graph.ancestors([part]) | {part}) & measured for part in added}
+        if adder is None or behind[worst] or not any(behind.values()):
+            continue
+        others = sum(abs(size) for part, (_, size) in added.items() if part != worst)
+        if least < -NEARLY_ALL * others:
+            name = context.name(worst)
+            yield ASCENDS.found(
+                name, f"The loss {context.name(loss)} is far below 0 because of its summand {name}: each update makes "
+                "that larger in size.", f"{name} adds {number(least)} to the loss, and the rest {number(others)}.",
+                place=context.place(adder), severity="note", title=UNBOUNDED,
+                advice=f"Change the sign of {name}. If it is to grow, bound it: by a margin, or a small weight.",
+            )  # fmt: skip
+
+
+@ASCENDS.over_time
+def _ascends_over_time(run: Run) -> Iterator[Finding]:
+    for stretch, found in ASCENDS.carried(run):
+        if found.title != UNBOUNDED:
+            yield found
+        elif run.losses and stretch.steps[-1] >= run.losses[-1][0] and (evidence := _falls_without_bound(run)):
+            yield replace(found, severity="warning", evidence=(*found.evidence, evidence))
+
+
+def _falls_without_bound(run: Run) -> str:
+    """What the loss does, if it falls below 0 faster and faster. One that is learnt falls more and more slowly."""
+    losses = [loss for _, loss in run.losses]
+    quarter = len(losses) // 4
+    if not run.enough or not quarter:
+        return ""
+    start = losses[0] if run.history.first_loss is None else run.history.first_loss
+    middle, last = median(losses[quarter : 3 * quarter]), median(losses[-quarter:])
+    if start <= 0 or last > -start or middle - last < FASTER * (start - middle):
+        return ""
+    return f"The loss was {number(start)} at the start, {number(middle)} in the middle, and is {number(last)}."
 
 
 # -- summands ---------------------------------------------------------------------------------------------------------
@@ -160,11 +215,18 @@ def summands(context: StepContext, loss: int) -> Iterator[Summand]:
             yield adder, value
 
 
+def weighed(context: StepContext, part: int) -> float:
+    """What a summand adds to the loss."""
+    known, sent = context.statistics(part), context.statistics(part, gradient=True)
+    return known.mean * sent.mean / loss_scale(context) if known is not None and sent is not None else 0.0
+
+
 def _adds_numbers(context: StepContext, operation: Operation) -> bool:
-    return facts_of(operation.name).sums_operands and all(_is_number(context, each) for each in operands(operation))
+    return facts_of(operation.name).sums_operands and all(is_number(context, each) for each in operands(operation))
 
 
-def _is_number(context: StepContext, value: int) -> bool:
+def is_number(context: StepContext, value: int) -> bool:
+    """Whether a value has one element."""
     return math.prod(context.values[value].shape) == 1
 
 
@@ -175,7 +237,7 @@ def _scaled(context: StepContext, operation: Operation) -> int | None:
     linear = facts_of(operation.name).linear
     if len(learning) != 1 or "other" not in operation.arguments or not {"self", "other"} & set(linear):
         return None
-    return learning[0] if all(_is_number(context, each) for each in given) else None
+    return learning[0] if all(is_number(context, each) for each in given) else None
 
 
 def _stacked(context: StepContext, operation: Operation) -> list[int]:
@@ -183,7 +245,7 @@ def _stacked(context: StepContext, operation: Operation) -> list[int]:
     given = argument(operation, "self")
     maker = context.producer(given) if given is not None and facts_of(operation.name).adds_up else None
     parts = operands(maker) if maker is not None and "tensors" in maker.arguments else []
-    return parts if all(_is_number(context, each) for each in parts) else []
+    return parts if all(is_number(context, each) for each in parts) else []
 
 
 WITHOUT_GRADIENT = Check(
@@ -274,146 +336,3 @@ def _read(context: StepContext, adder: Operation, added: float, tolerance: float
 def _is_coefficient(factor: float, tolerance: float) -> bool:
     """Whether a factor has two decimals at most, as those that people write: 1, 0.5, 0.01."""
     return math.isclose(factor, float(f"{factor:.1e}"), rel_tol=tolerance)
-
-
-PENALTY = Check(
-    "penalty-dominates", "The regularisation drowns the loss", "warning",
-    what="The gradient of the penalties on parameters, or of the weight decay that an optimizer adds, is several times "
-    "that of the rest of the loss (a note if it is larger), while the predictions are hardly better than a guess. Or "
-    "each step takes a hundredth of the weights away.",
-    why="The weights are pulled to 0, whatever the data says.",
-    advice="Divide its coefficient by 10 or 100. Usual are 1e-4 to 1e-2 for weight decay (0.1 with AdamW), and the "
-    "penalty should begin well below the loss.",
-    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 7.1; Loshchilov and Hutter, 2019",
-    thresholds=("penalty",))  # fmt: skip
-UNLEARNT = 0.5  # times the loss of a guess
-PER_STEP = 0.01  # of a weight: it is halved in 69 steps
-
-
-@PENALTY.in_step
-def _penalty(context: StepContext) -> Iterator[Finding]:
-    yield from _of_loss(context)
-    yield from _of_decay(context)
-
-
-def _is_unlearnt(context: StepContext) -> bool:
-    return (share_of_chance(context) or 0.0) > UNLEARNT
-
-
-def _of_loss(context: StepContext) -> Iterator[Finding]:
-    """Summands that depend on nothing but parameters.
-
-    The gradient of the rest is orthogonal to theirs as long as nothing is learnt, so it is what is left of the squares.
-    """
-    for loss in context.losses:
-        parts = [part for _, part in summands(context, loss) if isinstance(part, int)]
-        penalties = [part for part in parts if _is_penalty(context, part)]
-        pulls = _pulls(context, penalties)
-        weights = set().union(*(each for each, _ in pulls))
-        sent = [context.statistics(each, gradient=True) for each in weights]
-        if not pulls or None in sent or not _is_unlearnt(context):
-            continue
-        pull = math.hypot(*(each for _, each in pulls))
-        whole = math.hypot(*(each.norm for each in sent if each is not None))
-        rest = math.sqrt(max(whole**2 - pull**2, 0.0))
-        if pull > rest and whole > pull / 2:
-            sizes = {part: _weighed(context, part) for part in parts}
-            name = context.name(max(penalties, key=lambda part: sizes[part]))
-            yield PENALTY.found(
-                name, f"The penalty {name} drowns the rest of the loss {context.name(loss)}.",
-                (f"The norm of its gradient is {number(pull)}, that of the rest about {number(rest)}.",
-                 f"{number(sum(sizes[part] for part in penalties))} of the loss is penalty, the rest is "
-                 f"{number(sum(size for part, size in sizes.items() if part not in penalties))}."),
-                place=context.values[loss].place, severity=_severity(context, pull, rest),
-            )  # fmt: skip
-
-
-def _severity(context: StepContext, pull: float, rest: float) -> Severity:
-    return "warning" if pull > context.thresholds.penalty * rest else "note"
-
-
-def _weighed(context: StepContext, part: int) -> float:
-    """What a summand adds to the loss."""
-    known, sent = context.statistics(part), context.statistics(part, gradient=True)
-    return known.mean * sent.mean / loss_scale(context) if known is not None and sent is not None else 0.0
-
-
-def _is_penalty(context: StepContext, value: int) -> bool:
-    """Whether a value depends on parameters alone."""
-    leaves = [each for each in context.graph.ancestors([value]) if context.values[each].operation is None]
-    kinds = [context.values[each].kind for each in leaves if not _is_number(context, each)]
-    return context.values[value].requires_grad and bool(kinds) and set(kinds) == {"parameter"}
-
-
-def _pulls(context: StepContext, penalties: list[int]) -> list[tuple[set[int], float]]:
-    """(parameters, the norm of a penalty's gradient at them) wherever a size of parameters is taken."""
-    inside, found = context.graph.ancestors(penalties) | set(penalties), []
-    for operation in context.graph.operations:
-        given, out, size = argument(operation, "self"), first_output(operation), size_taken(operation)
-        weights = _weights(context, given) if given is not None and out in inside and size else set()
-        before, sent = context.statistics(given), context.statistics(out, gradient=True)
-        if not weights or before is None or sent is None:
-            continue
-        pull = sent.norm
-        if size == "squares":
-            pull = 2 * sent.norm / math.sqrt(sent.elements) * before.norm
-        elif size == "norm" and (order := operation.arguments.get("ord", operation.arguments.get("p"))) != 2:
-            pull = sent.norm * math.sqrt(before.elements) if order == 1 else 0.0
-        found.append((weights, pull))
-    return found
-
-
-def _weights(context: StepContext, value: int) -> set[int]:
-    """The parameters whose elements a value has, alone or joined; none if it has others."""
-    value = context.source(value)
-    maker = context.producer(value)
-    parts = [value] if maker is None else operands(maker) if "tensors" in maker.arguments else []
-    found = {context.source(each) for each in parts}
-    own = all(context.values[each].kind == "parameter" and context.values[each].requires_grad for each in found)
-    return found if own else set()
-
-
-def _of_decay(context: StepContext) -> Iterator[Finding]:
-    """Weight decay: it is added to the gradient, or (AdamW) shrinks the weights by itself."""
-    decayed = [each for each in context.members if each.options.get("weight_decay")]
-    if not decayed:
-        return
-    worst = max(decayed, key=_shrinks)
-    if _shrinks(worst) > PER_STEP:
-        yield PENALTY.found(
-            worst.name, f"The weight decay takes {number(100 * _shrinks(worst))} % of {worst.name} away at each step.",
-            _coefficients(worst),
-        )  # fmt: skip
-        return
-    pulls, grads = [], []
-    for member in (each for each in decayed if not _is_decoupled(each)):
-        before, grad = context.cache.of(member.start), context.gradient(member)
-        if before is not None and grad is not None and not grad.not_finite:
-            pulls.append(float(member.options["weight_decay"]) * before.norm)
-            grads.append(grad.norm)
-    pull, rest = math.hypot(*pulls), math.hypot(*grads)
-    if rest and pull > rest and _is_unlearnt(context):
-        yield PENALTY.found(
-            "all weights", "The weight decay drowns the gradient of the loss.",
-            (f"It adds {number(pull)} to a gradient whose norm is {number(rest)}.", _coefficients(worst)),
-            severity=_severity(context, pull, rest),
-        )  # fmt: skip
-
-
-def _coefficients(member: ParameterUpdate) -> str:
-    return (
-        f"weight_decay is {number(member.options['weight_decay'])}, the learning rate {number(member.options['lr'])}."
-    )
-
-
-def _is_decoupled(member: ParameterUpdate) -> bool:
-    return bool(member.options.get("decoupled_weight_decay"))
-
-
-def _shrinks(member: ParameterUpdate) -> float:
-    """The share of a parameter that its weight decay takes away in a step; 0 where the optimizer rescales it."""
-    options = member.options
-    rescaled = "betas" in options or not options.keys().isdisjoint(("alpha", "lr_decay", "rho"))
-    if "lr" not in options or (rescaled and not _is_decoupled(member)):
-        return 0.0
-    return float(options["lr"]) * float(options["weight_decay"]) / (1 - float(options.get("momentum") or 0.0))

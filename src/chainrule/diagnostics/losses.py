@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 
 import torch
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.loss_curve import rate_too_high
+from chainrule.diagnostics.optimizer import too_large
+from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, operands, type_name
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value
@@ -196,10 +201,13 @@ def _wide(context: StepContext, operation: Operation, shape: tuple[int, ...]) ->
 
 SUM_OF_LOSSES = Check(
     "sum-reduction", "The loss is a sum over the batch", "note",
-    what="A loss between predictions and targets is the sum over its elements, not divided by their number.",
+    what="A loss between predictions and targets is the sum over its elements, not divided by their number. Over a run "
+    "it is a warning if the learning rate is too high or the updates are too large, and the rate times the number of "
+    "terms is above 0.5; not for optimizers whose step does not depend on the gradient's size, or with clipping.",
     why="The gradient grows with the batch, so the effective learning rate depends on the batch size.",
     advice="Use the mean, or divide by the number of samples; keep the sum only if the rate was chosen for it.",
     source="Goyal et al., Accurate, large minibatch SGD, 2017: the rate belongs to the mean over a batch")  # fmt: skip
+RATE_OF_MEAN = 0.5  # learning rate times terms: plain gradient descent hardly ever bears more for a mean
 
 
 @SUM_OF_LOSSES.in_step
@@ -216,8 +224,21 @@ def _sum_of_losses(context: StepContext) -> Iterator[Finding]:
             yield SUM_OF_LOSSES.found(
                 context.name(loss), f"The loss {context.name(loss)} is the sum of {terms} terms, not their mean.",
                 f"Its gradient is {terms} times that of the mean, and grows with the batch.",
-                place=context.values[loss].place,
+                place=context.values[loss].place, size=terms,
             )  # fmt: skip
+
+
+@SUM_OF_LOSSES.over_time
+def _sum_of_losses_too_large(run: Run) -> Iterator[Finding]:
+    for stretch, found in SUM_OF_LOSSES.carried(run):
+        rate = max((rate for _, rates in run.rates if rates for rate in rates), default=0.0)
+        bears = run.is_adaptive or any(each.clipped for each in run.steps) or rate * found.size <= RATE_OF_MEAN
+        harm = None if bears or not stretch.whole else next(chain(rate_too_high(run), too_large(run)), None)
+        if harm is not None:
+            evidence = (f"A rate of {number(rate)} for the sum is one of {number(rate * found.size)} for the mean.",)
+            yield replace(found, severity="warning", evidence=(*found.evidence, *evidence, harm.sentence))
+        else:
+            yield found
 
 
 def _summed_comparison(context: StepContext, operation: Operation) -> Operation | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
-from chainrule.graph.graph import Call, Module
+from chainrule.graph.graph import Call, Graph, Module
 from chainrule.graph.snapshot import Parameter, ParameterUpdate
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -89,7 +91,8 @@ TRAIN_WHILE_EVALUATING = Check(
     "train-while-evaluating", "A model in train mode is evaluated", "warning",
     what="Between two steps a model that is trained ran several times without gradients and in train mode, with batch "
     "norms or dropouts in it. A watch sees it before each step that it watches, and counts the batches of batch norms "
-    "between them. Before most watched steps it is a note.",
+    "between them. Before most watched steps, or once at a time, it is a note, as a part of the training, unless a "
+    "batch norm's running statistics come to lie far from those of the training's own batches.",
     why="Dropout makes the evaluation random, and batch norms use its batches: they move the running statistics.",
     advice="Call model.eval() before the evaluation and model.train() after it.",
     source="PyTorch's documentation of nn.Module.eval and torch.no_grad: neither implies the other")  # fmt: skip
@@ -97,26 +100,53 @@ SEVERAL = 2  # passes: a single one may be of a GAN, or a target
 OFTEN = 0.5  # share of the watched steps: more is a part of the training itself, such as a target network
 
 
+FAR, UNEQUAL = 1.0, 3.0  # standard deviations between the means, and the ratio of the variances
+
+
 @TRAIN_WHILE_EVALUATING.over_time
 def _train_while_evaluating(run: Run) -> Iterator[Finding]:
-    after = [each for each in run.steps if each.evaluated >= SEVERAL]
-    if after:
-        often = len(after) > OFTEN * len(run.steps)
-        times = f"{len(after)} of {len(run.steps)} watched steps"
-        yield TRAIN_WHILE_EVALUATING.found(
-            "the model", f"The model ran {after[-1].evaluated} times in train mode beside its training steps, before "
-            f"step {after[-1].step}.",
-            f"So it did before {times}: its dropouts were on, or its batch norms took those batches' statistics.",
-            severity="note" if often else "warning", since=after[0].step,
-        )  # fmt: skip
+    after = [each for each in run.steps if each.evaluated]
+    several = [each for each in after if each.evaluated >= SEVERAL]
+    far = _far(run) if len(after) > OFTEN * len(run.steps) else ""
+    if not several and not far:
+        return
+    shown = after if far else several
+    often = len(shown) > OFTEN * len(run.steps)
+    times, passes = f"{len(shown)} of {len(run.steps)} watched steps", shown[-1].evaluated
+    yield TRAIN_WHILE_EVALUATING.found(
+        "the model", f"The model ran {passes} {plural(passes, 'time', 'times')} in train mode beside its training "
+        f"steps, before step {shown[-1].step}.",
+        (f"So it did before {times}: its dropouts were on, or its batch norms took those batches' statistics.", far),
+        severity="note" if often and not far else "warning", since=shown[0].step,
+    )  # fmt: skip
+
+
+def _far(run: Run) -> str:
+    """How far a batch norm's running statistics are from those of the batches in the second half of the run."""
+    known = [each.distance for each in run.steps[len(run.steps) // 2 :] if each.distance is not None]
+    if not run.enough or len(known) < run.thresholds.enough / 2:
+        return ""
+    away, ratio = (median(each) for each in zip(*known, strict=True))
+    if away < FAR and 1 / UNEQUAL < ratio < UNEQUAL:
+        return ""
+    return (
+        f"The running means of a batch norm lie {number(away)} standard deviations from those of the training's "
+        f"batches, and its running variances are {number(ratio)} times theirs (medians over the second half)."
+    )
 
 
 DROPOUT_IN_EVAL = Check(
     "dropout-in-eval", "Dropout is on in a module in eval mode", "note",
-    what="F.dropout, or an attention with dropout\\_p, drops elements in the forward pass of a module in eval mode.",
+    what="F.dropout, or an attention with dropout\\_p, drops elements in the forward pass of a module in eval mode. It "
+    "is a warning over a run if its call says nothing of `training`, and the model drew random numbers in eval mode, "
+    "in a pass without gradients.",
     why="F.dropout does not know the module's mode, so it also drops when the model is evaluated or used.",
     advice="Pass training=self.training to F.dropout (dropout_p if self.training else 0.0), or use nn.Dropout.",
     source="PyTorch's documentation of torch.nn.functional.dropout: training is True by default")  # fmt: skip
+
+
+ATTENTION = "scaled_dot_product_attention"
+TRAINING = 3  # the place of `training` among the arguments of F.dropout
 
 
 @DROPOUT_IN_EVAL.in_step
@@ -124,7 +154,7 @@ def _dropout_in_eval(context: StepContext) -> Iterator[Finding]:
     training = {module.path: module.training for module in reversed(context.graph.modules)}
     dropping: dict[str, list[Call]] = {}
     for call in context.graph.calls:
-        if not training.get(call.module, True) and _drops(context, call):
+        if not training.get(call.module, True) and _drops(context.graph, call):
             dropping.setdefault(call.module, []).append(call)
     for path, calls in dropping.items():
         name = path or "The model"
@@ -135,10 +165,43 @@ def _dropout_in_eval(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _drops(context: StepContext, call: Call) -> bool:
-    if call.name == "scaled_dot_product_attention":
+@DROPOUT_IN_EVAL.over_time
+def _dropout_in_evaluation(run: Run) -> Iterator[Finding]:
+    yield from (found for _, found in DROPOUT_IN_EVAL.carried(run))
+    dropped = [each for each in run.steps if each.dropped]
+    if dropped:
+        yield DROPOUT_IN_EVAL.found(
+            "the model", f"The model is evaluated with dropout on ({dropped[0].dropped}).",
+            f"In eval mode and without gradients it drew random numbers before step {dropped[0].step}; the call of the "
+            "dropout says nothing of `training`.", severity="warning", since=dropped[0].step,
+        )  # fmt: skip
+
+
+def always_drops(graph: Graph) -> str:
+    """The place of a call that drops elements in whatever mode, by its text; "" if there is none."""
+    return next((str(call.place) for call in graph.calls if _drops(graph, call) and _is_always_on(call)), "")
+
+
+def _is_always_on(call: Call) -> bool:
+    try:
+        written = ast.parse(call.place.expression if call.place else "", mode="eval").body
+    except SyntaxError:
+        return False
+    if not isinstance(written, ast.Call) or any(isinstance(each, ast.Starred) for each in written.args):
+        return False
+    keywords = {each.arg: each.value for each in written.keywords}
+    if None in keywords:
+        return False
+    if call.name == ATTENTION:
+        return isinstance(keywords.get("dropout_p"), ast.Constant)
+    named = ast.unparse(written.func).endswith(call.name)  # a module is called by its own name
+    return named and len(written.args) < TRAINING and "training" not in keywords
+
+
+def _drops(graph: Graph, call: Call) -> bool:
+    if call.name == ATTENTION:
         return bool(call.keywords.get("dropout_p"))
-    names = (context.graph.operations[each].name for each in call.operations)
+    names = (graph.operations[each].name for each in call.operations)
     return "dropout" in call.name and any("bernoulli" in name or "dropout" in name for name in names)
 
 

@@ -11,7 +11,6 @@ from statistics import median
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, is_bias
-from chainrule.diagnostics.standstill import SECOND_MOMENTS
 from chainrule.diagnostics.step_context import StepContext, rate_of
 from chainrule.graph.snapshot import Parameter, ParameterUpdate
 from chainrule.numbers import number
@@ -164,7 +163,8 @@ PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, 
 
 
 @TOO_LARGE.over_time
-def _too_large(run: Run) -> Iterator[Finding]:
+def too_large(run: Run) -> Iterator[Finding]:
+    """Weights whose updates are too large in the median, or were so once."""
     if not run.enough:
         return
     limit, window, over = run.thresholds.update_ratio_large, int(run.thresholds.window), []
@@ -252,7 +252,6 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
     if len(stepped) < run.thresholds.enough or len(clipped) < run.thresholds.clipped_share * len(stepped):
         return
     factor = median([before / after if after else math.inf for _, before, after in clipped])
-    adaptive = any(series.name.endswith(SECOND_MOMENTS) for series in run.history.of_kind("moment"))
     norms, after = [before for _, before, _ in clipped], median([after for _, _, after in clipped])
     yield CLIPPED.found(
         "all gradients",
@@ -260,6 +259,6 @@ def _always_clipped(run: Run) -> Iterator[Finding]:
         "in the median.",
         f"Its norm before was between {number(min(norms))} and {number(max(norms))}, with a median of "
         f"{number(median(norms))}; the median after is {number(after)}.",
-        severity="warning" if factor > run.thresholds.clipped_factor and not adaptive else "note",
+        severity="warning" if factor > run.thresholds.clipped_factor and not run.is_adaptive else "note",
         since=clipped[0][0],
     )  # fmt: skip

@@ -23,6 +23,7 @@ from chainrule.numbers import number
 RARE = 0.25  # share of the steps: what fewer of them compute is another task
 BEGINNING = 5  # steps
 GROWN = 1.25  # times the numbers of a step at the start
+SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
 FOLLOWS = 0.5  # correlation of the loss with the numbers of a step: it is their sum
 
 
@@ -226,6 +227,11 @@ class Run:
         """Whether a parameter of the history had a gradient; its name there may lack that of the model."""
         series = self.history.of_kind("parameter gradient")
         return any(each.name == name or name.endswith(f".{each.name}") for each in series if each.steps)
+
+    @cached_property
+    def is_adaptive(self) -> bool:
+        """Whether an optimizer divides by the gradients' size, as Adam does."""
+        return any(series.name.endswith((*SECOND_MOMENTS, "/sum")) for series in self.history.of_kind("moment"))
 
     @property
     def enough(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed, plural
-from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.run_context import SECOND_MOMENTS, Run
 from chainrule.diagnostics.step_context import StepContext, is_zero, rate_of, type_name
 from chainrule.graph.graph import Graph
 from chainrule.graph.snapshot import ParameterUpdate, Update
@@ -30,7 +30,6 @@ STUCK = Check(
     advice="Check the rate that the schedule sets, and that step() writes to the parameters.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
     thresholds=("stuck",), lasts=5)  # fmt: skip
-SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
 REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
 LEARNT = 0.01  # share of the loss at the start
 CONVERGED = 1e-3  # share of the largest gradient of the run

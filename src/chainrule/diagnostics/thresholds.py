@@ -96,6 +96,8 @@ class Thresholds:
         "our runs: outputs and targets of the same scale need no factor to be learnt")
     input_size: float = _limit(10.0, "absolute mean, or standard deviation", "a larger one is not normalised",
         "LeCun et al., Efficient backprop, 1998: mean 0, deviation 1")
+    input_small: float = _limit(0.02, "standard deviation", "inputs that all vary less are not normalised",
+        "the same; rows scaled to norm 1 of up to 2500 features vary more")
     input_spread: float = _limit(1e3, "largest / smallest deviation of a feature", "more is not normalised", "the same")
     conflicts: float = _limit(0.05, "share of the samples", "more contradictory samples are reported",
         "Zhang et al., Understanding deep learning requires rethinking generalization, 2017: any labels can be fit")

@@ -56,6 +56,11 @@ class StepFacts:
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
     counts: tuple[int, ...] = ()  # of steps in the state of each optimizer that has such a count, after the step
     evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
+    dropped: str = ""  # the place of a dropout that was on in eval mode, in a pass at any time before it
+    restarted: str = ""  # the line that took its batch as the first of a loader's, and how many batches that has
+    distance: tuple[float, float] | None = None
+    """Of a batch norm's running statistics from those of the step's batch: that of the means in standard deviations
+    (the root mean square over the channels), and the ratio of the mean variances."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class EveryStep:
     def _noticed(self, step: int, now: Sequence[Optimizer]) -> Noticed:
         if not now:
             return Noticed(step, self._rates, lost=True)
-        frame = _user_frame()
+        frame = user_frame()
         names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
         loss = None if frame is None else _loss_in(frame)
         place = "" if frame is None else str(Site(frame.f_code, frame.f_lasti).place())
@@ -151,7 +151,7 @@ def _is_lost(parameter: Tensor) -> bool:
     return has_numbers(part) and part.dtype in KNOWN and not bool(part.isfinite().all())
 
 
-def _user_frame() -> FrameType | None:
+def user_frame() -> FrameType | None:
     """The frame of the user's code that made the optimizer step."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and is_library(frame.f_code):

@@ -77,7 +77,7 @@ class Boundaries:
         self.stepped_by_hook = False  # since this was last set to False
         self.rounds = Rounds(optimizers, self._note_uneven)
         self.elsewhere = 0  # steps of optimizers in other threads
-        self.evaluations = Evaluations(lambda: self.rounds.current)  # before the step
+        self.evaluations = Evaluations(lambda: self.rounds.current, calls.guard)  # before the step
         self._foreign = 0  # steps of optimizers that are not watched since one that is
         self._models, self._calls = models, calls
         self._by_hand = UpdatesByHand(whole)
@@ -116,6 +116,7 @@ class Boundaries:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         self.disarm()
         self._without_step.forget()
+        self.evaluations.clear()
         left_on.take_off()
 
     # -- the start of a step ------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class Boundaries:
         if not self._compiled():
             self._without_step.count(self._first)
         # If the step ended in compiled code, modes are left on; the next forward pass may run outside it.
-        if not self._armed and left_on.take_off() and not self._by_hand.known:
+        if not self._armed and left_on.take_off() and not self._by_hand.known and not self.evaluations.curious:
             return
         self._members = {id(module) for model in self._models for module in model.modules()}
         self._missed = "no forward pass ran in it in the thread of the watch"
@@ -160,6 +161,8 @@ class Boundaries:
         if left_on.modes and left_on.take_off():
             self.arm()  # which was impossible at the end of the previous step
         if left_on.modes or not self._armed:
+            if self.evaluations.curious and not torch.is_grad_enabled():
+                self.evaluations.see(module)
             return
         if self._waits:
             self._perhaps_begin(module, args)

@@ -26,6 +26,8 @@ from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
 from chainrule.monitor.distributed import facts_of_rank
+from chainrule.monitor.evaluations import Evaluations
+from chainrule.monitor.loaders import Restart
 from chainrule.monitor.runs import Figure
 from chainrule.rules.facts import facts_of as facts_of_operation
 
@@ -52,7 +54,8 @@ class WatchContext:
     cache: StatisticsCache  # of the step's tensors
     histograms: bool
     unmeasured: set[str] = field(default_factory=set)  # names of tensors whose numbers cannot be read, found on the way
-    evaluated: int  # forward passes before it without gradients and in train mode
+    restarts: tuple[Restart, ...]  # in the loop around it
+    beside: Evaluations  # what ran before it without gradients
     alone: bool  # no other rank watches; among ranks it is not known which inputs are equal and which are parts
 
     def statistics(self, snapshot: Snapshot | None) -> Statistics | None:
@@ -76,8 +79,16 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     return StepFacts(
         context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
         scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
-        counts=context.counts, evaluated=context.evaluated,
+        counts=context.counts, evaluated=context.beside.passes, dropped=context.beside.dropped,
+        distance=context.beside.distance, restarted=_restarted(graph, context),
     )  # fmt: skip
+
+
+def _restarted(graph: Graph, context: WatchContext) -> str:
+    names = (
+        {value.name.partition("@")[0] for value in graph.values if value.kind == "input"} if context.restarts else ()
+    )
+    return next((text for targets, text in context.restarts if not set(targets).isdisjoint(names)), "")
 
 
 def figures_of(graph: Graph, context: WatchContext) -> Iterator[Figure]:

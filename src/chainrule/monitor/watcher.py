@@ -22,6 +22,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
 from chainrule.capture.source import Site
+from chainrule.diagnostics.modes import always_drops
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, Noticed, StepFacts, Unstepped
@@ -36,9 +37,10 @@ from chainrule.monitor.arguments import (
     steps_done,
     unwrapped,
 )
-from chainrule.monitor.every_step import EveryStep, rates_of
+from chainrule.monitor.every_step import EveryStep, rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
+from chainrule.monitor.loaders import restarts
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
@@ -371,11 +373,13 @@ class watch:  # noqa: N801 (read as a verb)
             moments=measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
-            evaluated=self._boundaries.evaluations.passes,
+            restarts=restarts(user_frame()),
+            beside=self._boundaries.evaluations,
             alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
             self._count_skipped(missed)
+        self._boundaries.evaluations.always_drops = always_drops(graph)
         figures = list(figures_of(graph, context))
         self._warnings.unmeasured(context.unmeasured)
         return figures, facts_of(graph, context)

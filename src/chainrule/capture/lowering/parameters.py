@@ -19,9 +19,12 @@ from chainrule.graph.snapshot import (
     ParameterUpdate,
     Reducer,
     Reduction,
+    Snapshot,
     Update,
     all_have_numbers,
+    data_of,
     has_numbers,
+    statistics_of,
 )
 from chainrule.rules.facts import facts_of
 
@@ -56,7 +59,26 @@ def _updated(lowering: Lowering, raw: RawUpdate, names: Names, snapshots: Snapsh
             options,
             {name: _state(each, snapshots) for name, each in raw.states[place].items()},
             raw.moved[place] if raw.moved else None,
+            _left_over(lowering, raw, parameter, snapshots),
         )
+
+
+def _left_over(lowering: Lowering, update: RawUpdate, parameter: Tensor, snapshots: Snapshots) -> Snapshot | None:
+    """What was in `.grad` before the passes since this optimizer's last step, unless it was cleared before the last."""
+    tape = lowering.tape
+    last = max((each.position for each in tape.updates if each.optimizer is update.optimizer
+                and each.position < update.position), default=-1)  # fmt: skip
+    passes = [
+        each for each in tape.backwards if last < each.position <= update.position and id(parameter) in each.after
+    ]
+    before = [each.before.get(id(parameter)) for each in passes if each.accumulates]
+    found = [snapshots.of_some(each) for each in before]
+    return found[0] if found and all(each is not None and not _is_zero(each) for each in found) else None
+
+
+def _is_zero(snapshot: Snapshot) -> bool:
+    known, data = statistics_of(snapshot), data_of(snapshot)
+    return known.zeros == known.elements if known is not None else data is not None and not data.any()
 
 
 def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) -> dict[str, Parameter]:

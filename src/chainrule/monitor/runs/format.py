@@ -53,7 +53,8 @@ CREATE TABLE step (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, time REAL NOT NULL, loss REAL, rates TEXT NOT NULL,
     skipped INTEGER NOT NULL, scale REAL, norm REAL, norm_clipped REAL, passes INTEGER NOT NULL,
     counts TEXT NOT NULL,
-    evaluated INTEGER NOT NULL,
+    evaluated INTEGER NOT NULL, dropped TEXT NOT NULL, restarted TEXT NOT NULL,
+    mean_distance REAL, variance_ratio REAL,
     PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
 CREATE TABLE noticed (

@@ -289,11 +289,13 @@ class Writer:
 
     def _put_step(self, facts: StepFacts, figures: Sequence[Figure], histograms: bool) -> None:
         norm, clipped = facts.clipped or (None, None)
+        distance, ratio = facts.distance or (None, None)
         self._insert(
             "step", run=self.run, step=facts.step, time=facts.time, loss=_real(facts.loss),
             rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
             norm_clipped=_real(clipped), passes=facts.passes, counts=json.dumps(list(facts.counts)),
-            evaluated=facts.evaluated,
+            evaluated=facts.evaluated, dropped=facts.dropped, restarted=facts.restarted, mean_distance=_real(distance),
+            variance_ratio=_real(ratio),
         )  # fmt: skip
         by_kind: dict[str, list[Figure]] = {}
         for figure in figures:
