@@ -105,6 +105,8 @@ def _argument_names(code: CodeType, instruction: int) -> tuple[str, ...]:
         operands = node.args
     elif isinstance(node, ast.BinOp):
         operands = [node.left, node.right]
+    elif isinstance(node, ast.Subscript):
+        operands = [node.value, node.slice]
     return tuple(_name(each) for each in operands)
 
 

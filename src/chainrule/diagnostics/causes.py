@@ -2,7 +2,8 @@
 
 `EFFECTS` has what each kind may cause, and lists causes before their effects. A cause begins before its effect, or at
 the same step and before it in the list. It still holds when its effect begins, or ended shortly before. Lost numbers
-cause later ones until a step begins with finite parameters.
+cause later ones until a step begins with finite parameters. A spike of the loss causes lost numbers only if the loss
+does not come down again before.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "fp16-underflow": ("stuck-update", "update-too-small"),
     "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
     "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
-    "loss-spike": ("unit-off",),
+    "loss-spike": ("unit-off", *LOST),
     "non-finite-forward": (*LOST, *SICK, "backward-failed"),
     "non-finite-backward": (*LOST, *SICK, "backward-failed"),
 }
@@ -106,4 +107,6 @@ def _may_cause(run: Run, cause: HasCause, effect: Finding) -> bool:
     began = (cause.since, ORDER[cause.id]) < (effect.since, ORDER.get(effect.id, len(ORDER)))
     if cause.id in LOST and effect.id in LOST:
         return began and cause.severity == "error" and not run.has_finite_parameters(cause.since, effect.since)
+    if cause.id == "loss-spike" and effect.id in LOST and run.comes_down(cause.since, effect.since):
+        return False
     return began and (cause.until is None or effect.since <= cause.until + SHORTLY)

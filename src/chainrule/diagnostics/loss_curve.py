@@ -55,7 +55,7 @@ def _diverges(run: Run) -> Reason | None:
     lively = max(run.lively, _largest_ratio(run, half[0][0]))
     if not low > limit or lively < run.thresholds.update_ratio_lively:
         return None
-    steps = [step for step, _ in losses]
+    steps = [step for step, _ in run.watched_losses]
     if run.is_another_task(steps[-1], steps[:BEGINNING]):
         return None  # another model is trained than in the beginning, or in another way
     if run.grows or run.takes_turns([step for step, _ in half]) or not _both_rise(run, losses):
@@ -105,7 +105,7 @@ def _largest_ratio(run: Run, before: int) -> float:
 
 
 def _swings(run: Run) -> Reason | None:
-    half = run.losses[len(run.losses) // 2 :]
+    half = run.watched_losses[len(run.watched_losses) // 2 :]
     if not run.consecutive or len(half) < MIN_SWINGS or run.lively < run.thresholds.update_ratio_lively:
         return None
     losses = [loss for _, loss in half]

@@ -23,7 +23,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.autograd.function import Function
 from torch.optim.optimizer import Optimizer
@@ -58,6 +58,7 @@ class Calls:
     stepping: Callable[[bool], None]  # an optimizer's step begins, with a closure or without
     end: Callable[[str], None]  # a training step ended; why it was not recorded although it was wanted
     give_up: Callable[[], None]  # the recording of this step has become too large
+    passed: Callable[[Tensor], None]  # a backward pass reached this parameter, in a step that is not recorded
     unstepped: Callable[[int, int], None]  # backward passes run and no optimizer steps: how many, how many as a rule
     say: Callable[[str], None]  # warn once
     recorder: Callable[[], record | None]  # of the step that is being recorded
@@ -81,7 +82,7 @@ class Boundaries:
         self._foreign = 0  # steps of optimizers that are not watched since one that is
         self._models, self._calls = models, calls
         self._by_hand = UpdatesByHand(whole)
-        self._without_step = PassesWithoutStep(calls.guard, self._too_many)
+        self._without_step = PassesWithoutStep(calls.guard, self._too_many, calls.passed)
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
         self._first: nn.Module | None = None

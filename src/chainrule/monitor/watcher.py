@@ -7,17 +7,19 @@ in `_guard`: an error ends the watch with one warning. Everything that is on is 
 from __future__ import annotations
 
 import atexit
+import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
@@ -54,10 +56,11 @@ from chainrule.monitor.step_series import (
     rank_of,
     skipped_in,
 )
+from chainrule.monitor.unwatched_step import UnwatchedStep
 from chainrule.recording import Recording
 
 if TYPE_CHECKING:
-    from chainrule.diagnostics import Thresholds
+    from chainrule.diagnostics import Finding, Thresholds
 
 T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
@@ -129,6 +132,9 @@ class watch:  # noqa: N801 (read as a verb)
             self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
             self._scaler = ScalerView(scaler)
             self._every_step = EveryStep(self._models.names)
+            self._again = UnwatchedStep(self._models)
+            self._strange: tuple[int, float, tuple[Finding, ...]] | None = None  # a step that lost numbers, its loss
+            self._passes = 1  # of a watched step; 0 if those of others cannot be compared with it
             self._ranks = WatchingRanks()
             self._examining = self._ranks.leads  # the other ranks record for rank 0, which stores and examines
             self._on_finding = self._examining and on_finding
@@ -137,7 +143,7 @@ class watch:  # noqa: N801 (read as a verb)
                 Calls(
                     guard=self._guard, wanted=self._wanted, begin=self._begin, within=self._step.within,
                     stepping=self._stepping, end=self._end, give_up=self._give_up, say=self._warn,
-                    unstepped=self._unstepped, recorder=lambda: self._step.session,
+                    passed=self._passed, unstepped=self._unstepped, recorder=lambda: self._step.session,
                 ),
             )  # fmt: skip
             if to is not None and self._ranks.leads:
@@ -199,6 +205,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: atexit.unregister(self._end_of_process),
             lambda: self._close_file("interrupted"),
             lambda: self._models.forget(),
+            lambda: self._again.forget(),
         ))  # fmt: skip
         self._closed = True
 
@@ -210,6 +217,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
+            self._add_unwatched,
             lambda: self._notice(self._every_step.read()),
             self._store_ready,
             lambda: self._examine_unfinished(unfinished, error, missed),
@@ -277,6 +285,12 @@ class watch:  # noqa: N801 (read as a verb)
         self._step.stepping(closure)
         self._count_skipped(self._scaler.skipped())
 
+    def _passed(self, parameter: Tensor) -> None:
+        """A backward pass of a step that is not recorded. One that loses numbers is run again at once."""
+        if self._examining and (loss := self._every_step.passed(parameter)) is not None:
+            step = self.step_number + 1
+            self._strange = step, loss, tuple(self._examined(lambda: self._again.again(step, loss), since=step))
+
     def _unstepped(self, passes: int, usual: int) -> None:
         """Backward passes run and no optimizer steps, unless a GradScaler skips the steps."""
         if count := self._scaler.skipped():
@@ -303,14 +317,31 @@ class watch:  # noqa: N801 (read as a verb)
             self._store_ready()
         if self._examining:
             now = self._boundaries.rounds.current
+            self._every_step.end(self.step_number, recording is not None, self._scaler.scale)
             self._notice(self._every_step.look(self.step_number, recording is not None, now))
 
     def _notice(self, noticed: Iterable[Noticed]) -> None:
-        """Store and examine what a look at a step noticed."""
+        """Store and examine what a look at a step noticed, and a backward pass before it that lost numbers."""
+        strange, self._strange = self._strange, None
+        if strange is not None:
+            noticed = list(noticed)
+            step, loss, found = strange
+            if found or not math.isfinite(loss):
+                lost = next((each for each in noticed if each.lost and each.step == step), Noticed(step))
+                noticed = [each for each in noticed if each.step != step]
+                noticed.append(replace(lost, loss=loss))
+            self._examiner.add_run_again(step, found)
         for each in noticed:
             if self.writer is not None:
                 self.writer.add_noticed(each)
             self._find(partial(self._examiner.notice, each), since=each.step)
+
+    def _add_unwatched(self) -> None:
+        """Add the losses of the steps since the last watched one."""
+        if (steps := list(self._every_step.unwatched(self._passes))) and not self._ranks.active:
+            self.history.unwatched += steps
+            if self.writer is not None:
+                self.writer.add_unwatched(steps)
 
     @apart()
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
@@ -318,6 +349,8 @@ class watch:  # noqa: N801 (read as a verb)
         """Read and examine the step just recorded, and hand it over to be stored."""
         cache = StatisticsCache()
         figures, facts = self._read(recording, cache)
+        self._passes = 0 if self._step.closure else facts.passes
+        self._add_unwatched()
         found = self._examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
         if self._full is not None:
             reason, self._full = self._full, None
@@ -325,6 +358,8 @@ class watch:  # noqa: N801 (read as a verb)
         names = "" if self._models.whole() else prefix_of(recording.graph)
         self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
         self._store_ready(recording)
+        if self.every > 1 and not facts.full:
+            self._again.keep(facts.step, recording)
 
     def _store_ready(self, recording: Recording | None = None) -> None:
         """Store and examine the steps whose parts are there; `recording` is that of the step that has just ended."""
@@ -431,9 +466,11 @@ class watch:  # noqa: N801 (read as a verb)
         """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
         for _ in range(count):
             self.step_number += 1
+            self._every_step.end(self.step_number, True, None)
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
             self._ranks.put(Step(facts, []))
         if count:
+            self._notice(())
             self._store_ready()
 
     def _open(self, to: str | Path) -> None:

@@ -28,7 +28,7 @@ from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
-VERSION = 3
+VERSION = 4
 SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 OTHERS = "it is a database of another program"
 PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
@@ -59,6 +59,9 @@ CREATE TABLE step (
 CREATE TABLE noticed (
     run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, rates TEXT NOT NULL, lost INTEGER NOT NULL,
     parameters TEXT NOT NULL, loss REAL, place TEXT NOT NULL, PRIMARY KEY (run, step)
+) WITHOUT ROWID;
+CREATE TABLE unwatched (
+    run INTEGER NOT NULL REFERENCES run, step INTEGER NOT NULL, losses TEXT NOT NULL, PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
 CREATE TABLE layout (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, kind TEXT NOT NULL, series BLOB NOT NULL
