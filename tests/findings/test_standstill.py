@@ -68,7 +68,7 @@ def test_an_update_that_was_not_written():
     ("dtype", "rate", "reason"),
     [
         (torch.float32, 0.0, "its learning rate is 0"),
-        (torch.float32, 1e-30, "its steps are too small for float32"),
+        (torch.float32, 1e-30, "its steps are far too small for float32"),
         (torch.bfloat16, 1e-8, "its steps are too small for bfloat16"),
         (torch.float16, 1e-8, "its steps are too small for float16"),
     ],

@@ -52,12 +52,16 @@ class Stretch:
 
 @dataclass
 class Run:
-    """The run under examination; the checks for unfinished steps alone ran on the steps examined `partly`."""
+    """The run under examination; the checks for unfinished steps alone ran on the steps examined `partly`.
+
+    `ended`: the watch has ended, so nothing comes after its last step.
+    """
 
     history: History
     step_findings: Mapping[int, Sequence[Finding]]
     thresholds: Thresholds
     partly: Collection[int] = ()
+    ended: bool = False
 
     @property
     def steps(self) -> list[StepFacts]:

@@ -112,9 +112,9 @@ class Examiner:
             self._partly.add(step)
 
     def finish(self) -> list[Found]:
-        """Examine the course once more if a step came after the last examination."""
+        """Examine the course once more, at the end of the watch."""
         self.fresh = ()
-        return self._examine_course() if self._pending else []
+        return self._examine_course(ended=True) if self.history.steps or self._pending else []
 
     def notice(self, noticed: Noticed) -> list[Found]:
         """Add what a look at a step noticed; lost numbers have the course examined at once."""
@@ -130,11 +130,13 @@ class Examiner:
             chosen = [found for found in self.fresh if on_finding and found.severity != "note"]
         return f"{chosen[0].id}: {chosen[0].where}" if chosen else None
 
-    def _examine_course(self) -> list[Found]:
+    def _examine_course(self, ended: bool = False) -> list[Found]:
         began = time.monotonic()
         first = self.history.steps[0].step if self.history.steps else 0
         earlier = [each for each in self._found.values() if each.since is not None and each.since < first]
-        found = findings_over_time(self.history, self._in_steps, partly=self._partly, earlier=earlier, **self._options)
+        found = findings_over_time(
+            self.history, self._in_steps, partly=self._partly, earlier=earlier, ended=ended, **self._options
+        )
         seen = [Found.of(each) for each in found]
         changed = [each for each in (*seen, *self._passed(seen)) if self._found.get((each.id, each.where)) != each]
         self.fresh = tuple(each for each in changed if (each.id, each.where) not in self._found)
