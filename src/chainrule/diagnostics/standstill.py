@@ -25,9 +25,9 @@ STUCK = Check(
     what="A parameter has a gradient, and its update is exactly 0. The numbers say why: a learning rate of 0, a step "
     "too small for the number type, or an update that was never written. An update that is not 0 is a warning, if an "
     "adaptive optimizer makes it far smaller than its learning rate, or if bfloat16 or float16 rounds nearly all of it "
-    "away. In one step this is a note, and over a run where the gradient or the loss has all but vanished. Where a group "
-    "has a rate of 0 from the start and others learn, it is a note as long as the group may wait for its turn, and a "
-    "warning where it still waits at the end of a watch of 100 steps.",
+    "away. In one step this is a note, and over a run where the gradient or the loss has all but vanished. A group may "
+    "wait for its turn with a rate of 0 from the start while others learn: that is a note, and a warning if it still "
+    "waits at the end of a watch of 100 steps.",
     why="The parameter does not learn, although backward computes what to change.",
     advice="Check the rate that the schedule sets, and that step() writes to the parameters.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",

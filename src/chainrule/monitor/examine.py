@@ -105,19 +105,19 @@ class Examiner:
             self._partly.add(facts.step)
             self._pending = True
 
-    def add_run_again(self, step: int, shown: Sequence[Finding]) -> None:
-        """Add what an unwatched step showed that was run again, for the next examination."""
-        if shown:
-            self._in_steps[step] = shown
-            self._partly.add(step)
-
     def finish(self) -> list[Found]:
         """Examine the course once more, at the end of the watch."""
         self.fresh = ()
         return self._examine_course(ended=True) if self.history.steps or self._pending else []
 
-    def notice(self, noticed: Noticed) -> list[Found]:
-        """Add what a look at a step noticed; lost numbers have the course examined at once."""
+    def notice(self, noticed: Noticed, shown: Sequence[Finding] = ()) -> list[Found]:
+        """Add what a look at a step noticed, and what the step showed when it was run again.
+
+        Lost numbers have the course examined at once.
+        """
+        if shown:
+            self._in_steps[noticed.step] = shown
+            self._partly.add(noticed.step)
         self.history.noticed.append(noticed)
         self.fresh, self._pending = (), True
         return self._examine_course() if noticed.lost or noticed.loss is not None else []

@@ -7,12 +7,10 @@ in `_guard`: an error ends the watch with one warning. Everything that is on is 
 from __future__ import annotations
 
 import atexit
-import math
 import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +24,7 @@ from chainrule._version import __version__
 from chainrule.capture.source import Site
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
-from chainrule.graph.history import History, Noticed, StepFacts, Unstepped
+from chainrule.graph.history import History, StepFacts, Unstepped, Unwatched
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import (
@@ -38,7 +36,8 @@ from chainrule.monitor.arguments import (
     steps_done,
     unwrapped,
 )
-from chainrule.monitor.every_step import EveryStep, rates_of
+from chainrule.monitor.between_steps import BetweenSteps, Seen
+from chainrule.monitor.every_step import rates_of
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.ranks import Step, WatchingRanks
@@ -56,11 +55,10 @@ from chainrule.monitor.step_series import (
     rank_of,
     skipped_in,
 )
-from chainrule.monitor.unwatched_step import UnwatchedStep
 from chainrule.recording import Recording
 
 if TYPE_CHECKING:
-    from chainrule.diagnostics import Finding, Thresholds
+    from chainrule.diagnostics import Thresholds
 
 T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
@@ -131,10 +129,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._due = self._full_due = self.step_number + 1
             self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
             self._scaler = ScalerView(scaler)
-            self._every_step = EveryStep(self._models.names)
-            self._again = UnwatchedStep(self._models)
-            self._strange: tuple[int, float, tuple[Finding, ...]] | None = None  # a step that lost numbers, its loss
-            self._passes = 1  # of a watched step; 0 if those of others cannot be compared with it
+            self._between = BetweenSteps(self._models)
             self._ranks = WatchingRanks()
             self._examining = self._ranks.leads  # the other ranks record for rank 0, which stores and examines
             self._on_finding = self._examining and on_finding
@@ -205,7 +200,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: atexit.unregister(self._end_of_process),
             lambda: self._close_file("interrupted"),
             lambda: self._models.forget(),
-            lambda: self._again.forget(),
+            lambda: self._between.again.forget(),
         ))  # fmt: skip
         self._closed = True
 
@@ -217,8 +212,8 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
-            self._add_unwatched,
-            lambda: self._notice(self._every_step.read()),
+            lambda: self._add_unwatched(self._between.unwatched()),
+            lambda: self._notice(self._between.rest()),
             self._store_ready,
             lambda: self._examine_unfinished(unfinished, error, missed),
             lambda: self._find(self._examiner.finish, since=self.step_number),
@@ -286,10 +281,8 @@ class watch:  # noqa: N801 (read as a verb)
         self._count_skipped(self._scaler.skipped())
 
     def _passed(self, parameter: Tensor) -> None:
-        """A backward pass of a step that is not recorded. One that loses numbers is run again at once."""
-        if self._examining and (loss := self._every_step.passed(parameter)) is not None:
-            step = self.step_number + 1
-            self._strange = step, loss, tuple(self._examined(lambda: self._again.again(step, loss), since=step))
+        if self._examining:
+            self._between.passed(self.step_number + 1, parameter, self._scaler.scaler is not None, self._examined)
 
     def _unstepped(self, passes: int, usual: int) -> None:
         """Backward passes run and no optimizer steps, unless a GradScaler skips the steps."""
@@ -317,28 +310,17 @@ class watch:  # noqa: N801 (read as a verb)
             self._store_ready()
         if self._examining:
             now = self._boundaries.rounds.current
-            self._every_step.end(self.step_number, recording is not None, self._scaler.scale)
-            self._notice(self._every_step.look(self.step_number, recording is not None, now))
+            self._notice(self._between.ended(self.step_number, recording is not None, self._scaler.scale, now))
 
-    def _notice(self, noticed: Iterable[Noticed]) -> None:
-        """Store and examine what a look at a step noticed, and a backward pass before it that lost numbers."""
-        strange, self._strange = self._strange, None
-        if strange is not None:
-            noticed = list(noticed)
-            step, loss, found = strange
-            if found or not math.isfinite(loss):
-                lost = next((each for each in noticed if each.lost and each.step == step), Noticed(step))
-                noticed = [each for each in noticed if each.step != step]
-                noticed.append(replace(lost, loss=loss))
-            self._examiner.add_run_again(step, found)
-        for each in noticed:
+    def _notice(self, seen: Iterable[Seen]) -> None:
+        """Store and examine what was noticed of a step."""
+        for noticed, found in seen:
             if self.writer is not None:
-                self.writer.add_noticed(each)
-            self._find(partial(self._examiner.notice, each), since=each.step)
+                self.writer.add_noticed(noticed)
+            self._find(partial(self._examiner.notice, noticed, found), since=noticed.step)
 
-    def _add_unwatched(self) -> None:
-        """Add the losses of the steps since the last watched one."""
-        if (steps := list(self._every_step.unwatched(self._passes))) and not self._ranks.active:
+    def _add_unwatched(self, steps: list[Unwatched]) -> None:
+        if steps and not self._ranks.active:
             self.history.unwatched += steps
             if self.writer is not None:
                 self.writer.add_unwatched(steps)
@@ -349,8 +331,7 @@ class watch:  # noqa: N801 (read as a verb)
         """Read and examine the step just recorded, and hand it over to be stored."""
         cache = StatisticsCache()
         figures, facts = self._read(recording, cache)
-        self._passes = 0 if self._step.closure else facts.passes
-        self._add_unwatched()
+        self._add_unwatched(self._between.unwatched(0 if self._step.closure else facts.passes))
         found = self._examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
         if self._full is not None:
             reason, self._full = self._full, None
@@ -359,7 +340,7 @@ class watch:  # noqa: N801 (read as a verb)
         self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
         self._store_ready(recording)
         if self.every > 1 and not facts.full:
-            self._again.keep(facts.step, recording)
+            self._between.again.keep(facts.step, recording)
 
     def _store_ready(self, recording: Recording | None = None) -> None:
         """Store and examine the steps whose parts are there; `recording` is that of the step that has just ended."""
@@ -466,11 +447,10 @@ class watch:  # noqa: N801 (read as a verb)
         """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
         for _ in range(count):
             self.step_number += 1
-            self._every_step.end(self.step_number, True, None)
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
             self._ranks.put(Step(facts, []))
+            self._notice(self._between.skipped())
         if count:
-            self._notice(())
             self._store_ready()
 
     def _open(self, to: str | Path) -> None:
