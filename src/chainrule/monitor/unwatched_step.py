@@ -46,7 +46,7 @@ class UnwatchedStep:
         numbers = sum(math.prod(value.shape) * (1 + value.has_gradient) for value in graph.values)
         if self._left and len(graph.operations) <= OPERATIONS and numbers <= NUMBERS and len(graph.backwards) == 1:
             with suppress(RecordingError):  # it was saved in full, and has nothing left to keep
-                self._last = recording.to_last()
+                self._last = recording.to_last(updates=False)
 
     def forget(self) -> None:
         """Drop it."""
