@@ -87,7 +87,9 @@ def _thrown(run: Run) -> Reason | None:
     before = [s for s, _ in run.losses if s < step]
     if not before or not peak > THROWN * run.first_loss:
         return None
-    ratio = _largest_ratio(run, step)
+    watched = [each.step for each in run.steps if each.step < step]
+    # An update long before, as the first ones of an adaptive optimizer, threw nothing.
+    ratio = _largest_ratio(run, step, min(step - int(run.thresholds.window), watched[-1] if watched else step))
     if ratio < HEAVY * run.thresholds.update_ratio_lively or run.is_another_task(step, before) or run.grows:
         return None
     return before[-1], f"A large update threw the loss from {number(run.first_loss)} at the start to {number(peak)}.", (
@@ -96,11 +98,11 @@ def _thrown(run: Run) -> Reason | None:
     )  # fmt: skip
 
 
-def _largest_ratio(run: Run, before: int) -> float:
+def _largest_ratio(run: Run, before: int, since: int = 0) -> float:
     """The largest update ratio before a step, of weights that did not begin at 0."""
     return max(
         (ratio for name, ratios in run.ratios.items() if run.began_at_its_size(name)
-         for step, ratio in ratios if step < before), default=0.0,
+         for step, ratio in ratios if since <= step < before), default=0.0,
     )  # fmt: skip
 
 
