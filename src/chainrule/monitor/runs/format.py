@@ -78,6 +78,7 @@ CREATE TABLE finding (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, finding TEXT NOT NULL, severity TEXT NOT NULL,
     name TEXT NOT NULL, place TEXT NOT NULL, since INTEGER, until INTEGER, text TEXT NOT NULL, evidence TEXT NOT NULL,
     advice TEXT NOT NULL, rows TEXT NOT NULL, size INTEGER NOT NULL, because TEXT NOT NULL,
+    file TEXT NOT NULL,
     UNIQUE (run, finding, name)
 );
 CREATE TABLE recording (
