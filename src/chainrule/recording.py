@@ -100,10 +100,12 @@ class Recording:
         self.graph = lower(tape, SnapshotsInPlace(tape, cache, magnitudes))
         return self.graph
 
-    def to_last(self) -> Recording:
-        """The same step with a graph that lasts, after `at_once`."""
+    def to_last(self, updates: bool = True) -> Recording:
+        """The same step with a graph that lasts, after `at_once`. Without `updates` it keeps no optimizer alive."""
         lasting = Recording()
         lasting._guard, lasting._tape, self._tape = self._guard, self._ended(), None
+        if not updates:
+            lasting._ended().updates.clear()
         return lasting
 
     def _ended(self) -> Tape:

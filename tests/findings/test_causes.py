@@ -119,3 +119,11 @@ def test_causes_come_before_their_effects_and_the_gravest_first():
 def test_the_effects_of_every_kind_are_kinds():
     assert set(EFFECTS) <= set(CHECKS)
     assert {effect for effects in EFFECTS.values() for effect in effects} <= set(CHECKS)
+
+
+@pytest.mark.parametrize("after", [60.0, 1.0])
+def test_a_spike_causes_lost_numbers_unless_the_loss_comes_down_before(after):
+    seen = {step: (of_step("non-finite-forward", "error"),) if step == 33 else () for step in range(34)}
+    found = findings_over_time(run([*CALM, 40.0, after, after, math.nan], jump_at(999)), seen)
+    because = {each.id: each.because for each in found if each.severity != "note"}
+    assert because["non-finite-forward"] == ("loss-spike: loss" if after > 40 else "")

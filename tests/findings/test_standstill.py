@@ -68,7 +68,7 @@ def test_an_update_that_was_not_written():
     ("dtype", "rate", "reason"),
     [
         (torch.float32, 0.0, "its learning rate is 0"),
-        (torch.float32, 1e-30, "its steps are too small for float32"),
+        (torch.float32, 1e-30, "its steps are far too small for float32"),
         (torch.bfloat16, 1e-8, "its steps are too small for bfloat16"),
         (torch.float16, 1e-8, "its steps are too small for float16"),
     ],
@@ -105,6 +105,38 @@ def test_a_group_that_waits_with_a_rate_of_zero_is_a_note_and_one_that_falls_to_
         found = found_in(model, optimizer, "stuck-update", before_step=schedule)
         assert {finding.severity for finding in found} == {severity}
         assert {finding.where.partition(".")[0] for finding in found} == {"0"}
+
+
+def test_a_group_that_still_waits_at_the_end_of_a_long_watch_is_a_warning():
+    for steps, every, severity in ((90, 10, "note"), (110, 10, "warning"), (101, 50, "note")):
+        model = network()
+        groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 1e-4}]
+        found = found_in(model, torch.optim.SGD(groups, lr=1e-4), "stuck-update", every=every, steps=steps)
+        assert {finding.severity for finding in found} == {severity}
+
+
+def test_one_huge_gradient_is_what_the_state_remembers_not_a_size_that_the_gradient_has_lost():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def once(step):
+        for each in model.parameters() if step == 9 else ():
+            each.grad *= 1e8
+
+    found = found_in(model, optimizer, "stuck-update", before_step=once, steps=90)
+    assert {finding.severity for finding in found} == {"warning"}
+    assert "its state remembers a far larger gradient" in found[0].text
+
+
+def test_steps_lost_in_rounding_follow_from_updates_that_are_too_small():
+    model = network()
+    with torch.no_grad():
+        model[2].bias.fill_(1e4)
+    with chainrule.watch(model) as watch:
+        train(model, torch.optim.SGD(model.parameters(), lr=1e-11))
+    found = {finding.id: finding for finding in watch.findings}
+    assert found["stuck-update"].severity == "error"
+    assert found["stuck-update"].because.startswith("update-too-small")
 
 
 def test_a_gradient_that_has_all_but_vanished_moves_nothing_and_is_no_fault():

@@ -337,3 +337,17 @@ def test_a_bias_that_only_shifts_an_energy_whose_gradient_is_learnt_is_a_note():
     finding = trained(energy, loss)["no-gradient"]
     assert (finding.where, finding.severity) == ("2.bias", "note")
     assert "and not its value" in finding.sentence
+
+
+def test_a_head_that_was_replaced_is_one_finding():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    model[2] = nn.Linear(16, 3)
+    with chainrule.watch(model) as watch:
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+    (found,) = (each for each in watch.findings if each.severity != "note")
+    assert (found.id, found.where) == ("not-in-optimizer", "2")
+    assert found.evidence[1].startswith("2 of those are in no module of this step, as where a layer was replaced")

@@ -96,7 +96,7 @@ def test_a_look_sees_numbers_that_come_back():
     seen = []
     for step in range(1, 9):
         with torch.no_grad():
-            model.bias[1] = torch.nan if step in (3, 4, 7) else 0.0
+            model.weight[1, 2] = torch.nan if step in (3, 4, 7) else 0.0
         seen += [each.step for each in looks.look(step, False, [optimizer])]
     assert seen == [3, 7]
 

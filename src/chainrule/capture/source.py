@@ -118,8 +118,10 @@ def _argument_names(code: CodeType, instruction: int, method: bool, by_number: b
         operands = [node.left, node.right]
         if by_number and not isinstance(node.right, ast.Constant):  # `n * x` calls what `x * n` calls
             operands = [node.right] if isinstance(node.left, ast.Constant) else []
-    elif isinstance(node, (ast.Attribute, ast.Subscript)):
+    elif isinstance(node, ast.Attribute):
         operands = [node.value]
+    elif isinstance(node, ast.Subscript):
+        operands = [node.value, node.slice]
     elif isinstance(node, ast.UnaryOp):
         operands = [node.operand]
     return tuple(_name(each) for each in operands)

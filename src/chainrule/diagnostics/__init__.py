@@ -119,17 +119,18 @@ def findings_over_time(
     step_findings: Mapping[int, Sequence[Finding]],
     thresholds: Thresholds | None = None,
     silence: Collection[str] = (),
-    unfinished: int | None = None,
+    partly: Collection[int] = (),
     earlier: Iterable[HasCause] = (),
+    ended: bool = False,
 ) -> tuple[Finding, ...]:
     """All findings of a run: what its history shows, and what single steps showed, with the step since which it holds.
 
-    `step_findings` gives the findings of every examined step, empty if there were none; `unfinished` is the step among
-    them, if any, that never reached its update. Findings of `earlier` steps, which the history no longer has, may be
-    causes. Raises SilenceError for an id in `silence` that no check has.
+    `step_findings` gives the findings of every examined step, empty if there were none; on the steps examined `partly`
+    the checks for unfinished steps alone ran. Findings of `earlier` steps, which the history no longer has, may be
+    causes. `ended`: the run has ended. Raises SilenceError for an id in `silence` that no check has.
     """
     silent = check_silence(silence)
-    run = Run(history, step_findings, check_thresholds(thresholds), unfinished)
+    run = Run(history, step_findings, check_thresholds(thresholds), partly, ended)
     found = in_order(joined(finding for finding in _of_run(run) if finding.id not in silent))
     return tuple(linked(run, found, earlier))
 

@@ -2,7 +2,8 @@
 
 `EFFECTS` has what each kind may cause, and lists causes before their effects. A cause begins before its effect, or at
 the same step and before it in the list. It still holds when its effect begins, or ended shortly before. Lost numbers
-cause later ones until a step begins with finite parameters.
+cause later ones until a step begins with finite parameters. A spike of the loss causes lost numbers only if the loss
+does not come down again before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.standstill import MEMORY, TINY
 
 
 class HasCause(Protocol):
@@ -71,11 +73,15 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "fp16-underflow": ("stuck-update", "update-too-small"),
     "learning-rate-too-high": ("update-too-large", "loss-spike", "unit-off", "saturated", *LOST),
     "update-too-large": ("loss-spike", "unit-off", "saturated", *LOST),
-    "loss-spike": ("unit-off",),
+    "update-too-small": ("stuck-update",),
+    "loss-spike": ("unit-off", "stuck-update", *LOST),
     "non-finite-forward": (*LOST, *SICK, "backward-failed"),
     "non-finite-backward": (*LOST, *SICK, "backward-failed"),
 }
 """The kinds of effects of each kind. Among several causes of one finding the kind that comes first here is taken."""
+
+ONLY = {("update-too-small", "stuck-update"): TINY, ("loss-spike", "stuck-update"): MEMORY}
+"""What the sentence of an effect says where this cause is meant."""
 
 ORDER = {id: place for place, id in enumerate(EFFECTS)}
 SHORTLY = 20  # steps after the end of a cause at which an effect may still begin
@@ -107,4 +113,8 @@ def _may_cause(run: Run, cause: HasCause, effect: Finding) -> bool:
     began = (cause.since, ORDER[cause.id]) < (effect.since, ORDER.get(effect.id, len(ORDER)))
     if cause.id in LOST and effect.id in LOST:
         return began and cause.severity == "error" and not run.has_finite_parameters(cause.since, effect.since)
+    if cause.id == "loss-spike" and effect.id in LOST and run.comes_down(cause.since, effect.since):
+        return False
+    if ONLY.get((cause.id, effect.id), "") not in effect.sentence:
+        return False
     return began and (cause.until is None or effect.since <= cause.until + SHORTLY)

@@ -183,7 +183,7 @@ FELL = 1.1  # times the loss at the start: a loss that has risen has another fau
 def _over_time(run: Run) -> Iterator[Finding]:
     """What steps showed, and a loss that stays far above 0 for the same batch at every step with enough parameters."""
     yield from (found for _, found in UNFITTABLE.carried(run))
-    inputs, losses = run.history.of_kind("input"), [loss for _, loss in run.losses]
+    inputs, losses = run.history.of_kind("input"), [loss for _, loss in run.watched_losses]
     if len(losses) < ONE_BATCH or not inputs or not all(_same(series.statistics) for series in inputs):
         return
     quarter = len(losses) // 4
@@ -201,7 +201,7 @@ def _over_time(run: Run) -> Iterator[Finding]:
                 f"{parameters:,} parameters are enough to memorise {data:,} numbers of inputs and targets.",
             ),
             severity="note",  # it may only be slow
-            since=run.losses[-2 * quarter][0],
+            since=run.watched_losses[-2 * quarter][0],
         )
 
 

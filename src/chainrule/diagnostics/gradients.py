@@ -15,7 +15,7 @@ from chainrule.derivation.no_gradient import no_gradient, reads
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_scale import unscaled_by
-from chainrule.diagnostics.optimizer import holds_another_model
+from chainrule.diagnostics.optimizer import holds_another_model, replaced
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, sent_by
 from chainrule.document import Code, Span
@@ -52,15 +52,15 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             advice="Call backward() on the loss inside the recorded block.",
         )  # fmt: skip
     elif not graph.error and not graph.failures:  # what is missing then is an effect of the exception
-        stranger = holds_another_model(context)
+        stranger, strays = holds_another_model(context), replaced(context)
         inner = [each.loss for each in graph.backwards if each.differentiated and each.loss is not None]
         behind = graph.ancestors(inner)
         for parameter in missing:
             frozen = parameter.value is not None and not graph.values[parameter.value].requires_grad
             # A parameter in no optimizer that stepped need not learn now: a teacher, or the other half of a GAN.
             learns = context.may_learn(parameter) and not (stranger and parameter.value is None)
-            # An optimizer none of whose parameters has a gradient is a finding of its own.
-            aside = frozen or not learns or parameter.name in context.idle
+            # An optimizer none of whose parameters has a gradient is a finding of its own, and so is a replaced layer.
+            aside = frozen or not learns or parameter.name in context.idle or parameter.name in strays
             # The last bias of an energy shifts it, and the gradient of the energy stays the same.
             shifts = parameter.value in behind
             severity: Severity = "note" if aside or shifts else "warning"

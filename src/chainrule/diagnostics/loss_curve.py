@@ -56,7 +56,7 @@ def _diverges(run: Run) -> Reason | None:
     lively = max(run.lively, _largest_ratio(run, half[0][0]))
     if not low > limit or lively < run.thresholds.update_ratio_lively:
         return None
-    steps = [step for step, _ in losses]
+    steps = [step for step, _ in run.watched_losses]
     if run.is_another_task(steps[-1], steps[:BEGINNING]):
         return None  # another model is trained than in the beginning, or in another way
     if run.grows or run.takes_turns([step for step, _ in half]) or not _both_rise(run, losses):
@@ -88,7 +88,9 @@ def _thrown(run: Run) -> Reason | None:
     before = [s for s, _ in run.losses if s < step]
     if not before or not peak > THROWN * run.first_loss:
         return None
-    ratio = _largest_ratio(run, step)
+    watched = [each.step for each in run.steps if each.step < step]
+    # An update long before, as the first ones of an adaptive optimizer, threw nothing.
+    ratio = _largest_ratio(run, step, min(step - int(run.thresholds.window), watched[-1] if watched else step))
     if ratio < HEAVY * run.thresholds.update_ratio_lively or run.is_another_task(step, before) or run.grows:
         return None
     return before[-1], f"A large update threw the loss from {number(run.first_loss)} at the start to {number(peak)}.", (
@@ -97,16 +99,16 @@ def _thrown(run: Run) -> Reason | None:
     )  # fmt: skip
 
 
-def _largest_ratio(run: Run, before: int) -> float:
+def _largest_ratio(run: Run, before: int, since: int = 0) -> float:
     """The largest update ratio before a step, of weights that did not begin at 0."""
     return max(
         (ratio for name, ratios in run.ratios.items() if run.began_at_its_size(name)
-         for step, ratio in ratios if step < before), default=0.0,
+         for step, ratio in ratios if since <= step < before), default=0.0,
     )  # fmt: skip
 
 
 def _swings(run: Run) -> Reason | None:
-    half = run.losses[len(run.losses) // 2 :]
+    half = run.watched_losses[len(run.watched_losses) // 2 :]
     if not run.consecutive or len(half) < MIN_SWINGS or run.lively < run.thresholds.update_ratio_lively:
         return None
     losses = [loss for _, loss in half]

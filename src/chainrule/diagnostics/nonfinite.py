@@ -43,6 +43,8 @@ BACKWARD = Check(
     "square root or a logarithm, or clamp the operand (not the result).",
     source="the derivative of the operation, and 0 * inf = NaN", unfinished=True)  # fmt: skip
 
+LOSSES = (FORWARD.id, BACKWARD.id)
+
 
 @FORWARD.in_step
 def _forward(context: StepContext) -> Iterator[Finding]:
@@ -290,7 +292,7 @@ def _backward_over_time(run: Run) -> Iterator[Finding]:
 def _births(run: Run, check: Check) -> Iterator[tuple[list[int], Finding]]:
     """For each place the steps at which it lost numbers, and the first of the gravest findings there."""
     for stretch, found in check.carried(run):
-        if _follows(run, found):
+        if _follows(run, found.since):
             continue
         at = run.seen[check.id][found.where]
         steps = sorted(at)
@@ -301,28 +303,31 @@ def _births(run: Run, check: Check) -> Iterator[tuple[list[int], Finding]]:
         yield steps, found
 
 
-def _follows(run: Run, found: Finding) -> bool:
+def _follows(run: Run, since: int | None) -> bool:
     """Whether it follows from an earlier one: numbers were lost, and the loss has not been finite since."""
     births = [step for check in (FORWARD, BACKWARD) for at in run.seen.get(check.id, {}).values() for step in at]
-    first = min(births + [each.step for each in run.history.noticed if each.lost])
-    return found.since is not None and found.since > first and not any(
-        first < step <= found.since for step, _ in run.losses
-    )  # fmt: skip
+    first = min(births + [each.step for each in run.history.noticed if each.lost], default=math.inf)
+    return since is not None and since > first and not any(first < step <= since for step, _ in run.losses)
 
 
 def _between(run: Run, check: Check) -> Iterator[Finding]:
     """Numbers that were lost at a step that was not watched: the step, and how to see the cause."""
     for each in run.history.noticed:
         # Without a finite loss the forward pass lost them. If the loss is unknown, so is which of the passes did.
-        of_backward = each.loss is not None and math.isfinite(each.loss)
-        if not each.lost or (check is BACKWARD) != of_backward:
+        lost_loss = each.loss is not None and not math.isfinite(each.loss)
+        of_backward = each.loss is not None and not lost_loss
+        if not (each.lost or lost_loss) or (check is BACKWARD) != of_backward:
             continue
+        if any(found.id in LOSSES for found in run.step_findings.get(each.step, ())) or _follows(run, each.step):
+            continue  # it was run again, or parameters were lost before
         before = max((facts.step for facts in run.steps if facts.step < each.step), default=None)
         watched = f"after the watched step {before}" if before is not None else "before the first watched step"
         after = min((facts.step for facts in run.steps if facts.step > each.step), default=None)
         what = listed(each.parameters) if each.parameters else "parameters"
         yield check.found(
-            f"step {each.step}", f"The update of step {each.step} makes {what} NaN or infinite{_at(each)}.",
+            f"step {each.step}",
+            f"The update of step {each.step} makes {what} NaN or infinite{_at(each)}." if each.lost else
+            f"The loss of step {each.step} is {number(each.loss or 0.0)}.",
             (f"It is {watched}{f' and before {after}' if after is not None else ''}, so nothing of it was recorded.",
              f"The loss was {number(each.loss)} in it." if each.loss is not None else ""),
             since=each.step, until=each.step, advice=f"Run it again with the same seed and `--every 1` to see which "

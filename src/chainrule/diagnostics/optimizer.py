@@ -41,13 +41,9 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
     if not context.held:
         return
     left_out: dict[str, list[str]] = {}
-    # A leaf outside all modules is data with a gradient: a penalty, an adversarial example.
-    own = {name for module in context.graph.modules for name in module.parameters}
-    for name, parameter in context.graph.parameters.items():
-        known = name in own or name.partition("@")[0] in own
-        if known and name not in context.held and parameter.has_gradient and parameter.value is not None:
-            left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    stranger = holds_another_model(context)
+    for name in _left_out(context):
+        left_out.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    stranger, strays = holds_another_model(context), replaced(context)
     for owner, names in left_out.items():
         parameters = [context.graph.parameters[name] for name in names]
         gradients = [context.gradient(parameter) for parameter in parameters]
@@ -58,10 +54,36 @@ def _not_in_optimizer(context: StepContext) -> Iterator[Finding]:
         yield NOT_IN_OPTIMIZER.found(
             owner, f"No optimizer that stepped holds {listed(names)}, and {has} a gradient.",
             (f"The norm of the gradient is {number(norm)}; the optimizers hold {len(context.held)} other parameters.",
-             "This step used none of those: the optimizer was made for another model." if stranger else ""),
+             "This step used none of those: the optimizer was made for another model." if stranger else "",
+             f"{len(strays)} of those are in no module of this step, as where a layer was replaced after the optimizer "
+             "was made." if strays and not stranger else ""),
             severity="warning" if stranger else "note",
             advice="" if stranger else MADE if _made(context, parameters) else PLAIN if "[" in owner else ANOTHER,
         )  # fmt: skip
+
+
+def _left_out(context: StepContext) -> list[str]:
+    """The parameters of modules that have a gradient and are in no optimizer that stepped."""
+    # A leaf outside all modules is data with a gradient: a penalty, an adversarial example.
+    return [
+        name
+        for name, parameter in context.graph.parameters.items()
+        if _in_a_module(context, name) and name not in context.held
+        and parameter.has_gradient and parameter.value is not None
+    ]  # fmt: skip
+
+
+def replaced(context: StepContext) -> frozenset[str]:
+    """The parameters of optimizers that no module of the step has, where others of modules are in no optimizer."""
+    if not context.held or not _left_out(context):
+        return frozenset()
+    unused = (name for name, each in context.graph.parameters.items() if each.value is None)
+    return frozenset(name for name in unused if name in context.held and not _in_a_module(context, name))
+
+
+def _in_a_module(context: StepContext, name: str) -> bool:
+    own = context.once("own", lambda: {each for module in context.graph.modules for each in module.parameters})
+    return name in own or name.partition("@")[0] in own
 
 
 def holds_another_model(context: StepContext) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -53,12 +53,16 @@ class Stretch:
 
 @dataclass
 class Run:
-    """The run under examination; `unfinished` is the step, if any, that never reached its update."""
+    """The run under examination; the checks for unfinished steps alone ran on the steps examined `partly`.
+
+    `ended`: the watch has ended, so nothing comes after its last step.
+    """
 
     history: History
     step_findings: Mapping[int, Sequence[Finding]]
     thresholds: Thresholds
-    unfinished: int | None = None
+    partly: Collection[int] = ()
+    ended: bool = False
 
     @property
     def steps(self) -> list[StepFacts]:
@@ -82,7 +86,7 @@ class Run:
         full = {each.step for each in self.steps if each.full}
         for at in self.seen.get(id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
-            asked = [step for step in asked if step != self.unfinished or step in at]
+            asked = [step for step in asked if step not in self.partly or step in at]
             first = last = asked.index(max(at))
             while first and asked[first - 1] in at:
                 first -= 1
@@ -104,9 +108,20 @@ class Run:
         ]
 
     @cached_property
-    def losses(self) -> list[tuple[int, float]]:
-        """(step, loss) of every step with a finite loss."""
+    def watched_losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of every watched step with a finite loss."""
         return [(each.step, each.loss) for each in self.steps if each.loss is not None and math.isfinite(each.loss)]
+
+    @cached_property
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of every step with a finite loss that is known, watched or not."""
+        between = ((each.step, each.loss) for each in self.history.unwatched if math.isfinite(each.loss))
+        return sorted([*self.watched_losses, *between])
+
+    @cached_property
+    def _nodes(self) -> dict[int, int]:
+        """How many nodes autograd made in each step that was not watched."""
+        return {each.step: each.nodes for each in self.history.unwatched}
 
     @cached_property
     def first_loss(self) -> float:
@@ -131,10 +146,15 @@ class Run:
                     broken[step] = broken.get(step, False) or known.not_finite > 0
         return not all(broken.values())
 
+    def comes_down(self, spike: int, until: int) -> bool:
+        """Whether the loss fell below that of a spike before a later step."""
+        after = [loss for step, loss in self.losses if spike <= step < until]
+        return bool(after) and after[-1] < after[0]
+
     @cached_property
     def consecutive(self) -> bool:
         """Whether every step was watched, so that each change from one step to the next is visible."""
-        steps = [step for step, _ in self.losses]
+        steps = [step for step, _ in self.watched_losses]
         return len(steps) > 1 and steps[-1] - steps[0] == len(steps) - 1
 
     @cached_property
@@ -180,8 +200,16 @@ class Run:
         return found
 
     def is_another_task(self, step: int, before: Sequence[int]) -> bool:
-        """Whether a step computed something that few of the steps before did, or not what most did, or on more data."""
-        now = self._computed.get(step, {})
+        """Whether a step computed something that few of the steps before did, or not what most did, or on more data.
+
+        Of a step that was not watched it is known how many nodes autograd made.
+        """
+        if step in self._nodes:
+            others = [self._nodes[each] for each in before if each in self._nodes]
+            return others.count(self._nodes[step]) < RARE * len(others)
+        now, before = self._computed.get(step, {}), [each for each in before if each not in self._nodes]
+        if not before:
+            return False
         if sum(now.values()) > GROWN * median([sum(self._computed.get(each, {}).values()) for each in before]):
             return True
         counts = Counter(name for each in before for name in self._computed.get(each, {}))
@@ -208,12 +236,12 @@ class Run:
 
         An episode gets longer, or its returns larger, as a policy gets better.
         """
-        steps = [step for step, _ in self.losses]
+        steps = [step for step, _ in self.watched_losses]
         halves = steps[:BEGINNING], steps[len(steps) // 2 :]
         size = {step: sum(self._computed.get(step, {}).values()) for step in steps}
         if median(size[step] for step in halves[1]) > GROWN * median(size[step] for step in halves[0]):
             return True
-        losses = [loss for _, loss in self.losses]
+        losses = [loss for _, loss in self.watched_losses]
         if len(set(size.values())) > 1 and len(set(losses)) > 1 and correlation([*size.values()], losses) > FOLLOWS:
             return True
         for series in self.history.of_kind("input"):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ STUCK = Check(
     what="A parameter has a gradient, and its update is exactly 0. The numbers say why: a learning rate of 0, a step "
     "too small for the number type, or an update that was never written. An update that is not 0 is a warning, if an "
     "adaptive optimizer makes it far smaller than its learning rate, or if bfloat16 or float16 rounds nearly all of it "
-    "away. In one step this is a note, and over a run where the gradient or the loss has all but vanished, or where a "
-    "group had a rate of 0 from the start and others learn.",
+    "away. In one step this is a note, and over a run where the gradient or the loss has all but vanished. A group may "
+    "wait for its turn with a rate of 0 from the start while others learn: that is a note, and a warning if it still "
+    "waits at the end of a watch of 100 steps.",
     why="The parameter does not learn, although backward computes what to change.",
     advice="Check the rate that the schedule sets, and that step() writes to the parameters.",
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
@@ -45,8 +47,11 @@ OF_WRITE = (
 )
 Reason = tuple[str, str, str]
 """Why an optimizer does not move a parameter, the numbers that show it, and what to try."""
+ITS_TURN = 99  # steps after which a group with a rate of 0 does not wait for its turn any more
 HARDLY = "hardly moved"
 NO_RATE = "its learning rate is 0"
+MEMORY = "its state remembers a far larger gradient"
+SHORT, TINY = "its steps are too small", "its steps are far too small"
 
 
 @STUCK.in_step
@@ -72,9 +77,11 @@ def _stuck_for_long(run: Run) -> Iterator[Finding]:
     learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
     for stretch, found in STUCK.carried(run):
         lasting = len(stretch.steps) >= STUCK.lasts
-        quiet = learnt or _converged(run, found.where) or (stretch.whole and _frozen_by_rate(run, found))
+        frozen = stretch.whole and _frozen_by_rate(run, found)
+        waits = frozen and not (run.ended and not stretch.ended and run.steps[-1].step - run.steps[0].step >= ITS_TURN)
+        quiet = learnt or _converged(run, found.where) or waits
         moves = any(HARDLY in each.sentence for each in stretch.findings)
-        severity: Severity = "warning" if moves else "error"
+        severity: Severity = "warning" if moves or frozen else "error"
         yield replace(found, severity=severity if lasting and not quiet else "note")
 
 
@@ -82,7 +89,9 @@ def _converged(run: Run, name: str) -> bool:
     """Whether a parameter's gradient has all but vanished, or is the rounding of what cancels: it is no fault then."""
     norms = [known.norm for _, known in run.of("parameter gradient", name)]
     others = [series.statistics[-1].norm for series in run.history.of_kind("parameter gradient")]
-    return bool(norms) and (norms[-1] < CONVERGED * max(norms) or norms[-1] < ROUNDING * max(others))
+    # One huge gradient is no size that it has lost.
+    largest = max((median(norms[first : first + STUCK.lasts]) for first in range(len(norms))), default=0.0)
+    return bool(norms) and (norms[-1] < CONVERGED * largest or norms[-1] < ROUNDING * max(others))
 
 
 def _frozen_by_rate(run: Run, found: Finding) -> bool:
@@ -102,7 +111,7 @@ def _reason(
     memory = _second_moment(member)
     if memory and grad.norm / root * REMEMBERED < memory and moved.norm / root < limit * rate:
         shown = f"The root of its second moment is {number(memory)} on average."
-        return "its state remembers a far larger gradient", shown, OF_MEMORY
+        return MEMORY, shown, OF_MEMORY
     if is_zero(moved):
         return _reason_of_zero(member, grad, before)
     stays = _stays(moved, grad)
@@ -121,8 +130,8 @@ def _reason_of_zero(member: ParameterUpdate, grad: Statistics, before: Statistic
         due = "" if math.isnan(size) else f"A step of about {number(size)} was due for each element."
         return "step() ran and wrote nothing", due, OF_WRITE
     shown = f"A step of about {number(size)} is lost beside weights of {number(before.norm / root)}: {_spacing(dtype)}."
-    advice = OF_TYPE if dtype in (torch.float16, torch.bfloat16) else OF_SMALL_STEP
-    return f"its steps are too small for {type_name(dtype)}", shown, advice
+    half = dtype in (torch.float16, torch.bfloat16)
+    return f"{SHORT if half else TINY} for {type_name(dtype)}", shown, OF_TYPE if half else OF_SMALL_STEP
 
 
 def _spacing(dtype: torch.dtype) -> str:

@@ -83,13 +83,14 @@ def _bounded(context: StepContext, value: int) -> tuple[Operation | None, float,
 SCALE = Check(
     "targets-scale", "Targets far from the scale of the outputs", "warning",
     what="The targets of a regression are above 100, and 30 times as large as the outputs, by their root mean squares. "
-    "It is a note if they are below 0.001 instead, and the outputs 30 times as large.",
+    "One batch of a run may be so, see `loss-spike`. It is a note if they are below 0.001 instead, and the outputs 30 "
+    "times as large.",
     why="Outputs begin near 1: an adaptive optimizer needs thousands of steps to get there, and for others the huge "
     "gradient makes the weights diverge. Next to tiny targets the loss looks small, whatever the outputs are.",
     advice="Subtract the training targets' mean and divide by their deviation, and undo it for predictions; or train "
     "on their logarithm.",
     source="LeCun, Bottou, Orr and Müller, Efficient backprop, 1998, 4.5",
-    thresholds=("target_size", "target_ratio"))  # fmt: skip
+    thresholds=("target_size", "target_ratio"), lasts=3)  # fmt: skip
 TINY = 1e-3  # root mean square
 
 

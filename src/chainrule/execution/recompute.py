@@ -56,7 +56,7 @@ def recompute(graph: Graph, borrowed: Mapping[int, BorrowedTensor], names: Itera
     plan = RecomputationPlan(graph, set(chosen))
     if not plan.is_missing():
         return graph
-    rerun = _Reexecution(graph, borrowed, plan)
+    rerun = Reexecution(graph, borrowed, plan)
     with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
         rerun.forward()
         rerun.backward()
@@ -69,7 +69,7 @@ def _named(graph: Graph, name: str) -> list[int]:
     return values_named(graph, name) if any(mark in name for mark in "*?") else [find_value(graph, name)]
 
 
-class _Reexecution:
+class Reexecution:
     """One re-execution: `values` are the graph's, with numbers as long as something needs them."""
 
     def __init__(self, graph: Graph, borrowed: Mapping[int, BorrowedTensor], plan: RecomputationPlan) -> None:

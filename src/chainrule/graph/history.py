@@ -74,8 +74,17 @@ class Noticed:
     rates: tuple[float, ...] = ()  # the learning rate of each parameter group
     lost: bool = False  # its update made numbers of parameters NaN or infinite, which were finite before
     parameters: tuple[str, ...] = ()  # these parameters, if they could be read at once
-    loss: float | None = None  # in the code around the optimizer's step, if `lost`
+    loss: float | None = None  # of the step, if it or its update is not finite
     place: str = ""  # of the optimizer's step, if `lost`
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatched:
+    """A step between two watched ones, of which only the loss is known; `nodes` are those that autograd made in it."""
+
+    step: int
+    loss: float
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,7 @@ class History:
     first_loss: float | None = None  # of the run, where its first steps are not here
     unstepped: Unstepped | None = None  # after the last step
     noticed: list[Noticed] = field(default_factory=list)
+    unwatched: list[Unwatched] = field(default_factory=list)
 
     def add(self, kind: Kind, name: str, step: int, statistics: Statistics, layer: int = 0, type: str = "") -> None:
         """Add the statistics of one tensor at one step."""

@@ -103,6 +103,10 @@ class ModeStack:
         """The modes, the outermost first."""
         return [self._at(place) for place in range(self._length())]
 
+    def any(self) -> bool:
+        """Whether a mode is on."""
+        return self._length() > 0
+
     def set(self, wanted: list[Any]) -> None:
         """Make these the modes, also where an interrupt comes on the way."""
         try:
@@ -203,7 +207,7 @@ class functions_unobserved(unobserved):  # noqa: N801
 
 def hidden() -> AbstractContextManager[None]:
     """`unobserved` where the user has a mode on; where none is, nothing, which costs less."""
-    return unobserved() if dispatch_modes.modes() or function_modes.modes() else _nothing
+    return unobserved() if dispatch_modes.any() or function_modes.any() else _nothing
 
 
 _nothing = nullcontext()

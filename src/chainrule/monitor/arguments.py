@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.source import is_library
@@ -36,11 +36,22 @@ class WatchedModels:
     def meet(self, roots: Iterable[nn.Module]) -> None:
         """Name the parameters as a recording does, once their model has run."""
         models = self.whole() or [root for root in roots if any(True for _ in root.parameters())]
-        known = {id(item): name for name, item in self.named().items()}
-        for model in models:
-            prefix = f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else ""
+        for prefix, model in self._prefixed(models):
             for path, parameter in model.named_parameters():
                 self.names.setdefault(id(parameter), prefix + without_wrappers(path))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters and buffers by their names in a recording."""
+        return {
+            prefix + path: tensor
+            for prefix, model in self._prefixed(self.whole())
+            for path, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+
+    def _prefixed(self, models: list[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+        known = {id(item): name for name, item in self.named().items()}
+        for model in models:
+            yield f"{known.get(id(model), type(model).__name__)}." if len(models) > 1 else "", model
 
     def forget(self) -> None:
         """Drop every reference to the user's objects."""

@@ -1,36 +1,39 @@
-"""Looks at every step of the training, watched or not: at its learning rates, and at whether its update lost numbers.
+"""Looks at every step of the training, watched or not: at its loss and rates, and at whether its update lost numbers.
 
 The look costs a few microseconds. It reads the rates and, after the update, one small parameter of each optimizer (a
 bias, or the scale of a norm) from the first layers, because what a backward pass loses spreads there from where it
-began. On the CPU the result is read at once. On another device it stays there until the next watched step, so the
-training never waits.
+began. A hook on such a parameter, which each backward pass between watched steps calls, reads the loss from which the
+pass began, and whether the parameter's gradient is finite. On the CPU all results are read at once. On another device
+they stay there until the next watched step, so the training never waits.
 """
 
 from __future__ import annotations
 
-import math
 import sys
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from types import FrameType
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _get_sequence_nr as nodes_made
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.source import Site, is_library
-from chainrule.graph.history import Noticed
-from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
+from chainrule.graph.history import Noticed, Unwatched
+from chainrule.graph.reexecution import dispatch_modes, function_modes, hidden, unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
+from chainrule.monitor.backward_pass import KNOWN, loss_of_pass
 
-NEAR = 8  # parameters from the first on, among which a small one is looked for
+NEAR, SMALL = 8, 16384  # parameters from the first on, among which one of so few numbers or a bias is looked for
 CHANGE = 2.0  # times the rate of the step before; more is noticed
 CHANGES = 500  # changes of the rates that are noticed, at most
 MANY = 65536  # numbers, of which only some are looked at
 WAITING = 256  # looks whose result waits on the device, at most
-KNOWN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
 
 class EveryStep:
@@ -44,10 +47,67 @@ class EveryStep:
         self._chosen: list[weakref.ref[Tensor]] = []
         self._lost: bool | None = None  # whether numbers are lost now; None: nothing was looked at so far
         self._waiting: list[tuple[int, bool, Tensor]] = []
+        self._thread = threading.get_ident()
+        self._losses: list[Tensor | float | None] = []  # of the passes of this step
+        self._strange = False  # the latest pass lost numbers
+        self._nodes = 0  # that autograd had made until the latest step
+        self._seen = False  # whether the gradient was read in a pass of this step
+        self._before = False  # whether the strange pass began with lost parameters
+        self._between: list[tuple[int, int, list[Tensor | float | None], float]] = []
+
+    def passed(self, parameter: Tensor, scaled: bool = False) -> float | None:
+        """See a backward pass that reached this parameter; the loss, if it lost numbers and the one before did not.
+
+        Where a GradScaler has `scaled` the loss, infinity is as it should be.
+        """
+        loss = loss_of_pass(self._thread)
+        if loss is None or loss.device.type != "cpu":
+            with hidden():
+                self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
+            return None
+        if dispatch_modes.any() or function_modes.any():
+            with unobserved():
+                number, total = loss.item(), _total_of(parameter.grad)
+        else:
+            number, total = loss.item(), _total_of(parameter.grad)
+        self._losses.append(number)
+        lost = number != number if scaled else not (isfinite(number) and isfinite(total))
+        before, self._strange, self._seen = self._strange, lost, True
+        if not self._strange or before:
+            return None
+        with hidden():
+            self._before = _is_lost(parameter)  # by the update of the step before, whose pass was finite
+        return None if self._before else number
+
+    def end(self, step: int, watched: bool, scale: float | None, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
+        """Look at a step that has just ended. One that was `watched` shows by itself where numbers are lost."""
+        nodes, losses, seen = nodes_made(), self._losses, self._seen
+        if losses:
+            self._losses, self._seen = [], False
+            if not watched:
+                self._between.append((step, nodes - self._nodes, losses, scale or 1.0))
+        self._nodes = nodes
+        if seen and not self._strange and not watched:  # what its update may have lost, the next pass shows
+            self._lost = False
+            return self._changed(step, optimizers)
+        return self.look(step, watched, optimizers)
+
+    def skip(self) -> None:
+        """A GradScaler has skipped a step."""
+        self._losses, self._nodes, self._seen = [], nodes_made(), False
+
+    def unwatched(self, passes: int) -> Iterator[Unwatched]:
+        """The steps since the last call of which the losses are known: those of as many passes as a watched step."""
+        between, self._between = self._between, []
+        with unobserved():
+            for step, nodes, losses, scale in between:
+                known = [float(each) for each in losses if each is not None]
+                if len(known) == len(losses) == passes:
+                    yield Unwatched(step, sum(known) / scale, nodes)
 
     def look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
-        """Look at a step that has just ended. One that was `watched` shows by itself where numbers are lost."""
-        if dispatch_modes.modes() or function_modes.modes():
+        """Look at the parameters after a step."""
+        if dispatch_modes.any() or function_modes.any():
             with unobserved():  # which takes longer than the look
                 return self._look(step, watched, optimizers)
         before = torch.is_grad_enabled()
@@ -71,7 +131,7 @@ class EveryStep:
             if total is None:
                 continue
             if total.device.type == "cpu":
-                lost = lost or not math.isfinite(total.item())
+                lost = lost or not isfinite(total.item())
             else:
                 at_once = False
                 self._waiting.append((step, watched, total))
@@ -85,22 +145,28 @@ class EveryStep:
         lost: dict[tuple[int, bool], bool] = {}
         with unobserved():
             for step, watched, total in waiting:
-                lost[step, watched] = lost.get((step, watched), False) or not math.isfinite(total.item())
+                lost[step, watched] = lost.get((step, watched), False) or not isfinite(total.item())
         for (step, watched), is_lost in lost.items():
             yield from self._judge(step, watched, is_lost)
 
     def _judge(self, step: int, watched: bool, lost: bool, now: Sequence[Optimizer] = ()) -> Iterator[Noticed]:
         """The loss of numbers that were there before; the parameters of `now` can be read in detail."""
         before, self._lost = self._lost, lost
+        self._strange = self._strange and (lost or not watched)
         if lost and before is False and not watched:
             yield self._noticed(step, now)
+        self._before = False
 
     def _noticed(self, step: int, now: Sequence[Optimizer]) -> Noticed:
         if not now:
             return Noticed(step, self._rates, lost=True)
         frame = user_frame()
         names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
-        loss = None if frame is None else _loss_in(frame)
+        if self._before:
+            step, loss = step - 1, self._between[-2][2][-1] if len(self._between) > 1 else None
+            loss = loss if type(loss) is float and self._between[-2][0] == step else None
+        else:
+            loss = None if frame is None else _loss_in(frame)
         place = "" if frame is None else str(Site(frame.f_code, frame.f_lasti).place())
         return Noticed(step, self._rates, True, tuple(names), loss, place)
 
@@ -133,12 +199,28 @@ def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
         first = [each for each in optimizer.param_groups[0]["params"][:NEAR] if has_numbers(own_part(each))]
         first = [each for each in first if each.dtype in KNOWN and each.layout is torch.strided]
         if first:
-            yield next((each for each in first if each.dim() < 2), first[0])
+            yield first_small(first)
+
+
+def first_small(parameters: Sequence[Tensor]) -> Tensor:
+    """The first one that is small, or a bias or the scale of a norm: what a pass loses spreads to the first layers."""
+    return next((each for each in parameters if each.numel() <= SMALL or each.dim() < 2), parameters[0])
+
+
+def is_captured(tensor: Tensor) -> bool:
+    """Whether what is computed with it now goes into a CUDA graph."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _total_of(grad: Tensor | None) -> float:
+    """The sum of a gradient that has just arrived; 0 if it cannot be read."""
+    total = None if grad is None or grad.layout is not torch.strided else _total(grad)
+    return 0.0 if total is None else total.item()
 
 
 def _total(parameter: Tensor) -> Tensor | None:
     """The sum of its numbers, of many only of some: finite if all of them are. None: it cannot be read now."""
-    if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_captured(parameter):
         return None
     part = own_part(parameter)
     if part.numel() > MANY:
@@ -162,7 +244,7 @@ def user_frame() -> FrameType | None:
 def _loss_in(frame: FrameType) -> float | None:
     """The loss among the variables of this code: a number with a gradient, one that is not finite first."""
     there = [
-        (math.isfinite(number), "loss" not in name, number)
+        (isfinite(number), "loss" not in name, number)
         for name, each in frame.f_locals.items()
         if type(each) is Tensor and each.grad_fn is not None and each.numel() == 1 and each.dtype in KNOWN
         for number in (each.item(),)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from chainrule.recording import Recording
 
 WINDOW = 256  # watched steps of the course; older ones are dropped when there are twice as many
+UNWATCHED = 4096  # steps between them of which the loss is kept
 SHARE = 0.005  # of the training's time, at most, to examine its course
 OnFinding = bool | Callable[[Found], Any]
 
@@ -51,7 +52,7 @@ class Examiner:
         self._kept: dict[Hashable, Any] = {}  # what checks know of earlier steps
         self._seen: set[tuple[str, str]] = set()  # findings of single steps above a note
         self._pending = False  # a step came after the last examination of the course
-        self._unfinished: int | None = None
+        self._partly: set[int] = set()  # steps examined for non-finite numbers alone
         self._examined = 0  # the last step in an examination of the course
         self._rest_until = 0.0
 
@@ -101,18 +102,25 @@ class Examiner:
         ]
         if reported:
             self._in_steps[facts.step] = reported
-            self._unfinished, self._pending = facts.step, True
+            self._partly.add(facts.step)
+            self._pending = True
 
     def finish(self) -> list[Found]:
-        """Examine the course once more if a step came after the last examination."""
+        """Examine the course once more, at the end of the watch."""
         self.fresh = ()
-        return self._examine_course() if self._pending else []
+        return self._examine_course(ended=True) if self.history.steps or self._pending else []
 
-    def notice(self, noticed: Noticed) -> list[Found]:
-        """Add what a look at a step noticed; lost numbers have the course examined at once."""
+    def notice(self, noticed: Noticed, shown: Sequence[Finding] = ()) -> list[Found]:
+        """Add what a look at a step noticed, and what the step showed when it was run again.
+
+        Lost numbers have the course examined at once.
+        """
+        if shown:
+            self._in_steps[noticed.step] = shown
+            self._partly.add(noticed.step)
         self.history.noticed.append(noticed)
         self.fresh, self._pending = (), True
-        return self._examine_course() if noticed.lost else []
+        return self._examine_course() if noticed.lost or noticed.loss is not None else []
 
     def requested(self, on_finding: OnFinding) -> str | None:
         """The first new finding that requests a step in full: one above a note, or the choice of a function."""
@@ -122,12 +130,12 @@ class Examiner:
             chosen = [found for found in self.fresh if on_finding and found.severity != "note"]
         return f"{chosen[0].id}: {chosen[0].where}" if chosen else None
 
-    def _examine_course(self) -> list[Found]:
+    def _examine_course(self, ended: bool = False) -> list[Found]:
         began = time.monotonic()
         first = self.history.steps[0].step if self.history.steps else 0
         earlier = [each for each in self._found.values() if each.since is not None and each.since < first]
         found = findings_over_time(
-            self.history, self._in_steps, unfinished=self._unfinished, earlier=earlier, **self._options
+            self.history, self._in_steps, partly=self._partly, earlier=earlier, ended=ended, **self._options
         )
         seen = [Found.of(each) for each in found]
         changed = [each for each in (*seen, *self._passed(seen)) if self._found.get((each.id, each.where)) != each]
@@ -161,11 +169,13 @@ class Examiner:
         """Drop all but the last `WINDOW` steps."""
         history = self.history
         if history.first_loss is None:  # which later losses are compared with
-            losses = [each.loss for each in history.steps[:3] if each.loss is not None]
-            history.first_loss = min(losses, default=None)
+            losses = [(each.step, each.loss) for each in history.steps[:3] if each.loss is not None]
+            losses += [(each.step, each.loss) for each in history.unwatched[:3]]
+            history.first_loss = min([loss for _, loss in sorted(losses)[:3]], default=None)
         first = history.steps[-WINDOW].step
         history.steps[:] = [facts for facts in history.steps if facts.step >= first]
         history.noticed[:] = [noticed for noticed in history.noticed if noticed.step >= first]
+        history.unwatched[:] = [each for each in history.unwatched if each.step >= first][-UNWATCHED:]
         self._in_steps = {step: found for step, found in self._in_steps.items() if step >= first}
         for key, series in list(history.series.items()):
             kept = [place for place, step in enumerate(series.steps) if step >= first]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule.graph.reexecution import hidden, unobserved
+from chainrule.monitor.every_step import NEAR, first_small
 from chainrule.monitor.updates_by_hand import some_bits
 
 ENDED, RUNNING, MORE = 20, 100, 8  # passes at the end of the watch, before it, and as a multiple of an earlier step's
@@ -20,13 +22,15 @@ LOOK = 10  # the pass at which the parameter is read, to see later whether anyth
 class PassesWithoutStep:
     """The passes since the last step: those of a recording, and those that a hook on one parameter sees without one.
 
-    The hook is called once for each backward pass, counts, and takes nothing. A pass in eval mode does not count: it
-    belongs to an evaluation (an adversarial example, a saliency map), unless the training itself runs in that mode.
+    The hook is called once for each backward pass, counts, calls `passed` with the parameter, and takes nothing. A pass
+    in eval mode does not count: it belongs to an evaluation (an adversarial example, a saliency map), unless the
+    training itself runs in that mode.
     """
 
-    def __init__(self, guard: Callable[..., Any], too_many: Callable[[], None]) -> None:
-        self._guard = guard
-        self._too_many = too_many
+    def __init__(
+        self, guard: Callable[..., Any], too_many: Callable[[], None], passed: Callable[[Tensor], None]
+    ) -> None:
+        self._guard, self._too_many, self._passed = guard, too_many, passed
         self._usual = 0  # passes before an earlier step at most
         self._passes = 0
         self._parameter: Tensor | None = None
@@ -45,7 +49,7 @@ class PassesWithoutStep:
             with hidden():
                 if known is None or known.grad is None or not known.requires_grad:
                     self.leave()
-                    self._parameter = next(_with_gradient(optimizer), None)
+                    self._parameter = _first_with_gradient(optimizer)
 
     def count(self, module: nn.Module | None) -> None:
         """Count from now on, until a step is recorded; `module` is the one whose forward pass begins a step."""
@@ -90,10 +94,17 @@ class PassesWithoutStep:
         if self._module is not None and not self._module.training:
             return
         self._passes += 1
+        self._passed(parameter)
         if self._passes == LOOK and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._bits = some_bits(parameter)
         if self._passes % RUNNING == 0:
             self._too_many()
+
+
+def _first_with_gradient(optimizer: Optimizer) -> Tensor | None:
+    """A parameter with a gradient, of the first layers."""
+    first = list(islice(_with_gradient(optimizer), NEAR))
+    return first_small(first) if first else None
 
 
 def _with_gradient(optimizer: Optimizer) -> Iterator[Tensor]:

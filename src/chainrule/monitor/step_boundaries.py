@@ -23,7 +23,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.autograd.function import Function
 from torch.optim.optimizer import Optimizer
@@ -43,6 +43,7 @@ EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # 
 MANY_PASSES, MANY_OPERATIONS = 256, 200_000  # of one step, after which its recording takes too much memory
 
 _current_pass = torch._C._current_graph_task_id
+_compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback  # what compiles the functions that are called now
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _step_code: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
 
@@ -58,6 +59,7 @@ class Calls:
     stepping: Callable[[bool], None]  # an optimizer's step begins, with a closure or without
     end: Callable[[str], None]  # a training step ended; why it was not recorded although it was wanted
     give_up: Callable[[], None]  # the recording of this step has become too large
+    passed: Callable[[Tensor], None]  # a backward pass reached this parameter, in a step that is not recorded
     unstepped: Callable[[int, int], None]  # backward passes run and no optimizer steps: how many, how many as a rule
     say: Callable[[str], None]  # warn once
     recorder: Callable[[], record | None]  # of the step that is being recorded
@@ -81,7 +83,7 @@ class Boundaries:
         self._foreign = 0  # steps of optimizers that are not watched since one that is
         self._models, self._calls = models, calls
         self._by_hand = UpdatesByHand(whole)
-        self._without_step = PassesWithoutStep(calls.guard, self._too_many)
+        self._without_step = PassesWithoutStep(calls.guard, self._too_many, calls.passed)
         self._thread = threading.get_ident()
         self._outermost: Optimizer | None = None
         self._first: nn.Module | None = None
@@ -250,15 +252,15 @@ class Boundaries:
         self.stepped_by_hook = True
         self._ended = self.rounds.stepped(optimizer) or self._ended
         if self._ended and (not in_backward() or not self._recording):
-            self.finish()
+            self.finish(counted=True)
 
     @property
     def missed(self) -> str:
         """Why this step, which was to be recorded, is not being recorded so far; "" if it is."""
         return self._missed if self._armed and not self._recording else ""
 
-    def finish(self) -> None:
-        """End the training step, and wait for the next."""
+    def finish(self, counted: bool = False) -> None:
+        """End the training step, and wait for the next. `counted`: with the step of an optimizer, which was counted."""
         missed = self.missed
         if missed and self._compiled():
             missed = "it ran in code that was compiled meanwhile"
@@ -267,7 +269,8 @@ class Boundaries:
         elif self._armed:
             self._adapt()
         self._armed = self._recording = False
-        self._without_step.stepped(None, self._recorded_passes())
+        if not counted:
+            self._without_step.stepped(None, self._recorded_passes())
         self._calls.end(missed)
         self.evaluations.clear()
         self.rounds.pass_over()
@@ -363,11 +366,17 @@ def _is_stepping(optimizer: Optimizer | None) -> bool:
 
 
 def _uncompiled(guard: Callable[..., Any], hook: Callable[..., None]) -> Callable[..., None]:
-    """A guarded hook that is not compiled with an optimizer's compiled step, nor is any function that it calls.
+    """A guarded hook that is not compiled with an optimizer's compiled step, nor is any function that it calls."""
+    # The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
+    disabled: Callable[..., None] = torch._disable_dynamo(lambda *given: guard(hook, *given))  # type: ignore[attr-defined]
 
-    The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
-    """
-    called: Callable[..., None] = torch._disable_dynamo(lambda *given: guard(hook, *given))  # type: ignore[attr-defined]
+    def called(*given: Any) -> None:
+        if is_compiling() or compiler() is not None:
+            disabled(*given)
+        else:  # which costs less
+            guard(hook, *given)
+
+    is_compiling, compiler = torch.compiler.is_compiling, _compiler
     return called
 
 

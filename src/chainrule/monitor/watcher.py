@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule._version import __version__
@@ -25,7 +25,7 @@ from chainrule.capture.source import Site
 from chainrule.diagnostics.modes import always_drops
 from chainrule.errors import ChainruleError, StorageError, warn
 from chainrule.gc_control import gc_paused
-from chainrule.graph.history import History, Noticed, StepFacts, Unstepped
+from chainrule.graph.history import History, StepFacts, Unstepped, Unwatched
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import (
@@ -37,7 +37,8 @@ from chainrule.monitor.arguments import (
     steps_done,
     unwrapped,
 )
-from chainrule.monitor.every_step import EveryStep, rates_of, user_frame
+from chainrule.monitor.between_steps import BetweenSteps, Seen
+from chainrule.monitor.every_step import rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.loaders import restarts
@@ -130,7 +131,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._due = self._full_due = self.step_number + 1
             self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
             self._scaler = ScalerView(scaler)
-            self._every_step = EveryStep(self._models.names)
+            self._between = BetweenSteps(self._models)
             self._ranks = WatchingRanks()
             self._examining = self._ranks.leads  # the other ranks record for rank 0, which stores and examines
             self._on_finding = self._examining and on_finding
@@ -139,7 +140,7 @@ class watch:  # noqa: N801 (read as a verb)
                 Calls(
                     guard=self._guard, wanted=self._wanted, begin=self._begin, within=self._step.within,
                     stepping=self._stepping, end=self._end, give_up=self._give_up, say=self._warn,
-                    unstepped=self._unstepped, recorder=lambda: self._step.session,
+                    passed=self._passed, unstepped=self._unstepped, recorder=lambda: self._step.session,
                 ),
             )  # fmt: skip
             if to is not None and self._ranks.leads:
@@ -201,6 +202,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: atexit.unregister(self._end_of_process),
             lambda: self._close_file("interrupted"),
             lambda: self._models.forget(),
+            lambda: self._between.again.forget(),
         ))  # fmt: skip
         self._closed = True
 
@@ -212,7 +214,8 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
-            lambda: self._notice(self._every_step.read()),
+            lambda: self._add_unwatched(self._between.unwatched()),
+            lambda: self._notice(self._between.rest()),
             self._store_ready,
             lambda: self._examine_unfinished(unfinished, error, missed),
             lambda: self._find(self._examiner.finish, since=self.step_number),
@@ -279,6 +282,10 @@ class watch:  # noqa: N801 (read as a verb)
         self._step.stepping(closure)
         self._count_skipped(self._scaler.skipped())
 
+    def _passed(self, parameter: Tensor) -> None:
+        if self._examining:
+            self._between.passed(self.step_number + 1, parameter, self._scaler.scaler is not None, self._examined)
+
     def _unstepped(self, passes: int, usual: int) -> None:
         """Backward passes run and no optimizer steps, unless a GradScaler skips the steps."""
         if count := self._scaler.skipped():
@@ -305,14 +312,20 @@ class watch:  # noqa: N801 (read as a verb)
             self._store_ready()
         if self._examining:
             now = self._boundaries.rounds.current
-            self._notice(self._every_step.look(self.step_number, recording is not None, now))
+            self._notice(self._between.ended(self.step_number, recording is not None, self._scaler.scale, now))
 
-    def _notice(self, noticed: Iterable[Noticed]) -> None:
-        """Store and examine what a look at a step noticed."""
-        for each in noticed:
+    def _notice(self, seen: Iterable[Seen]) -> None:
+        """Store and examine what was noticed of a step."""
+        for noticed, found in seen:
             if self.writer is not None:
-                self.writer.add_noticed(each)
-            self._find(partial(self._examiner.notice, each), since=each.step)
+                self.writer.add_noticed(noticed)
+            self._find(partial(self._examiner.notice, noticed, found), since=noticed.step)
+
+    def _add_unwatched(self, steps: list[Unwatched]) -> None:
+        if steps and not self._ranks.active:
+            self.history.unwatched += steps
+            if self.writer is not None:
+                self.writer.add_unwatched(steps)
 
     @apart()
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
@@ -320,6 +333,7 @@ class watch:  # noqa: N801 (read as a verb)
         """Read and examine the step just recorded, and hand it over to be stored."""
         cache = StatisticsCache()
         figures, facts = self._read(recording, cache)
+        self._add_unwatched(self._between.unwatched(0 if self._step.closure else facts.passes))
         found = self._examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
         if self._full is not None:
             reason, self._full = self._full, None
@@ -327,6 +341,8 @@ class watch:  # noqa: N801 (read as a verb)
         names = "" if self._models.whole() else prefix_of(recording.graph)
         self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
         self._store_ready(recording)
+        if self.every > 1 and not facts.full:
+            self._between.again.keep(facts.step, recording)
 
     def _store_ready(self, recording: Recording | None = None) -> None:
         """Store and examine the steps whose parts are there; `recording` is that of the step that has just ended."""
@@ -437,6 +453,7 @@ class watch:  # noqa: N801 (read as a verb)
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
             self._ranks.put(Step(facts, []))
+            self._notice(self._between.skipped())
         if count:
             self._store_ready()
 

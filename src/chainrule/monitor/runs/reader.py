@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import zlib
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, get_args
 import numpy as np
 
 from chainrule.errors import ChainruleError, MissingError, StorageError
-from chainrule.graph.history import History, Kind, Noticed, Series, StepFacts
+from chainrule.graph.history import History, Kind, Noticed, Series, StepFacts, Unwatched
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format, found
 from chainrule.monitor.runs.found import Found
@@ -137,6 +138,11 @@ class RunReader:
         return [_noticed(row) for row in self._of_run(columns, "noticed", "step")]
 
     @_reads
+    def unwatched(self) -> list[Unwatched]:
+        """The loss of each step between two watched ones, where it is known."""
+        return [each for row in self._of_run("step, losses", "unwatched", "step") for each in _unwatched(row[1])]
+
+    @_reads
     def losses(self) -> list[tuple[int, float]]:
         """The loss of each watched step that has one."""
         return [(step, float(loss)) for step, loss in self._of_run("step, loss", "step", "step") if loss is not None]
@@ -229,6 +235,11 @@ class RunReader:
         history.noticed = [
             each
             for each in self.noticed()
+            if (first is None or each.step >= first) and (last is None or each.step <= last)
+        ]
+        history.unwatched = [
+            each
+            for each in self.unwatched()
             if (first is None or each.step >= first) and (last is None or each.step <= last)
         ]
         return history
@@ -388,3 +399,11 @@ def _noticed(row: Sequence[Any]) -> Noticed:
     if not _are(str, names):
         raise ValueError(f"parameters cannot be {parameters[:60]}")
     return Noticed(step, _rates(rates), bool(lost), tuple(names), None if loss is None else float(loss), place)
+
+
+def _unwatched(text: str) -> Iterator[Unwatched]:
+    for row in json.loads(text):
+        step, loss, nodes = row
+        if not _are(int, (step, nodes)) or not (loss is None or _are((int, float), (loss,))):
+            raise ValueError(f"the loss of a step cannot be {row}")
+        yield Unwatched(step, math.nan if loss is None else float(loss), nodes)

@@ -8,6 +8,7 @@ that cannot be written (a full disk) wait and are tried again. The thread never 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import sys
@@ -21,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from chainrule.errors import StorageError
-from chainrule.graph.history import Kind, Noticed, StepFacts
+from chainrule.graph.history import Kind, Noticed, StepFacts, Unwatched
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format
 from chainrule.monitor.runs.found import Found
@@ -103,6 +104,11 @@ class Writer:
         row = {name: getattr(noticed, name) for name in ("step", "lost", "place")}
         lists = {name: json.dumps(list(getattr(noticed, name))) for name in ("rates", "parameters")}
         self._items.put(lambda: self._insert("noticed", run=self.run, loss=_real(noticed.loss), **row, **lists))
+
+    def add_unwatched(self, steps: Sequence[Unwatched]) -> None:
+        """Add the losses of steps between two watched ones."""
+        rows = [[each.step, each.loss if math.isfinite(each.loss) else None, each.nodes] for each in steps]
+        self._items.put(lambda: self._insert("unwatched", run=self.run, step=rows[-1][0], losses=json.dumps(rows)))
 
     def find(self, found: Found) -> None:
         """Add a finding; it replaces the one with the same id and tensor."""
@@ -269,7 +275,13 @@ class Writer:
 
     def _cut(self, run: int, start: int) -> None:
         """Delete the steps of a run after `start`."""
-        for table, column in (("step", "step"), ("noticed", "step"), ("recording", "step"), ("finding", "since")):
+        for table, column in (
+            ("step", "step"),
+            ("noticed", "step"),
+            ("unwatched", "step"),
+            ("recording", "step"),
+            ("finding", "since"),
+        ):
             self._execute(f"DELETE FROM {table} WHERE run = ? AND {column} > ?", (run, start))
         mine = "layout IN (SELECT id FROM layout WHERE run = ?)"
         self._execute(f"DELETE FROM histogram WHERE {mine} AND step > ?", (run, start))

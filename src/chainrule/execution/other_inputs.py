@@ -1,0 +1,81 @@
+"""Runs a recorded step with other inputs and parameters: what a similar step that was not recorded computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chainrule.errors import ReplayError
+from chainrule.execution.experiment import nothing_left_behind
+from chainrule.execution.recomputation_plan import RecomputationPlan
+from chainrule.execution.recompute import Reexecution
+from chainrule.graph.graph import Graph, Node, Value
+from chainrule.graph.snapshot import Parameter, Snapshot
+
+
+def leaves_of_loss(graph: Graph) -> list[Value]:
+    """The values that the loss of the only backward pass was computed from and that no operation made.
+
+    Raises ReplayError if there are several passes, or none that began from a value.
+    """
+    losses = [each.loss for each in graph.backwards if each.loss is not None]
+    if len(losses) != 1 or len(graph.backwards) != 1:
+        raise ReplayError("the step has not one backward pass")
+    needed = graph.ancestors(losses)
+    return [value for value in graph.values if value.index in needed and value.operation is None]
+
+
+def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:
+    """The step with the numbers that its operations give on these leaves, without updates.
+
+    Random operations draw what they drew. Raises ReplayError if an operation does not run on them.
+    """
+    bare = _bare(graph, leaves)
+    losses = [each.loss for each in bare.backwards if each.loss is not None]
+    plan = RecomputationPlan(bare, {*losses, *bare.ancestors(losses)})
+    again = Reexecution(bare, {}, plan)
+    with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+        again.forward()
+        again.backward()
+        found = again.graph(())
+    parameters = {name: _with_gradient(each, found.values) for name, each in found.parameters.items()}
+    return replace(found, parameters=parameters, notes=graph.notes)
+
+
+def _bare(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:
+    """The step without any number or statistic but those of its leaves, and the seed of its backward pass."""
+    values = tuple(
+        replace(value, snapshot=Snapshot.of(leaves[value.index].detach()) if value.index in leaves else
+                _without(value.snapshot), gradient=value.gradient and _without(value.gradient))
+        for value in graph.values
+    )  # fmt: skip
+    fed = {edge.node for node in graph.nodes if node.executions for edge in node.edges}
+    return replace(
+        graph, values=values, nodes=tuple(_bare_node(node, node.index in fed) for node in graph.nodes), updates=(),
+        parameters={name: replace(each, gradient=None, end=None) for name, each in graph.parameters.items()},
+        failures=(),
+    )  # fmt: skip
+
+
+def _bare_node(node: Node, fed: bool) -> Node:
+    executions = tuple(
+        replace(
+            each,
+            arrived=tuple(g and _without(g) for g in each.arrived) if fed else each.arrived,
+            sent=tuple(g and _without(g) for g in each.sent),
+        )
+        for each in node.executions
+    )
+    return replace(node, executions=executions)
+
+
+def _without(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, held=None, statistics=None)
+
+
+def _with_gradient(parameter: Parameter, values: tuple[Value, ...]) -> Parameter:
+    gradient = None if parameter.value is None else values[parameter.value].gradient
+    return replace(parameter, gradient=gradient)
