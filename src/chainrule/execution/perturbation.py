@@ -14,12 +14,18 @@ from torch import Tensor
 from chainrule.execution.experiment import CannotRunError, nothing_left_behind, written_by
 from chainrule.execution.lineage import Lineage
 from chainrule.execution.recompute import cloned, run_again
+from chainrule.graph.comparison import same_statistics
 from chainrule.graph.graph import Graph, Operation, references
+from chainrule.graph.snapshot import Snapshot
+from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach, tensors_in
 
 
 class Perturbation:
     """The part of a step between two values; without `until`, all that the source reaches.
+
+    `data` are the numbers of the source, and `base` those of `until`. Where they were not kept, the source is made
+    again by its operation, and `until` has the recorded statistics.
 
     Raises CannotRunError where it cannot run again, or does not give the recorded numbers.
     """
@@ -39,14 +45,24 @@ class Perturbation:
                 reached |= outputs
                 if outputs & wanted:
                     self._operations.append(operation)
-        data = graph.values[source].data
-        if data is None:
-            raise CannotRunError("its numbers were not kept")
+        self.data = self._numbers(source)
         if until is not None:
             self._check(wanted)
-            recorded, again = graph.values[until].data, self.run(data)
-            if recorded is None or not same(recorded, again.get(until, recorded)).all():
+            recorded, again = graph.values[until].snapshot, self.run(self.data).get(until)
+            base = recorded.data if again is None else again
+            if base is None or not _is_recorded(base, recorded):
                 raise CannotRunError("run again, the operations between them do not give the same numbers")
+            self.base = base
+
+    def _numbers(self, value: int) -> Tensor:
+        known = self.graph.values[value]
+        if known.data is not None:
+            return known.data
+        made = None if known.operation is None else self.graph.operations[known.operation]
+        if made is None or value not in made.outputs or written_by(made.function):
+            raise CannotRunError("its numbers were not kept")
+        with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+            return self._run(made, {})[made.outputs.index(value)]
 
     def _check(self, wanted: set[int]) -> None:
         """Raise CannotRunError where a value is not just what its operation returns."""
@@ -119,6 +135,14 @@ def _filled(graph: Graph, arguments: dict[str, Any], found: dict[int, Tensor]) -
         elif value in found:
             filled[name] = [found[value] if place == item else each for place, each in enumerate(filled[name])]
     return filled
+
+
+def _is_recorded(made: Tensor, recorded: Snapshot) -> bool:
+    """Whether a tensor is the recorded one, by its numbers or else by its statistics."""
+    if recorded.data is not None:
+        return bool(same(recorded.data, made).all())
+    known = recorded.statistics
+    return known is not None and same_statistics(Statistics.of(made), known, torch.finfo(torch.float32).eps)
 
 
 def same(one: Tensor, other: Tensor) -> Tensor:
