@@ -137,12 +137,14 @@ def _uniform(context: StepContext) -> Iterator[Finding]:
 
 @UNIFORM.over_time
 def _uniform_for_long(run: Run) -> Iterator[Finding]:
-    yield from _for_long(UNIFORM, run)
-    for stretch in run.stretches(UNIFORM.id):
-        # Nothing was asked of the tokens until then, which `carried` leaves out as it has ended.
-        late = stretch.ended and stretch.whole and _has_lasted(UNIFORM, stretch)
-        if late and (found := carry(stretch, lasts=1)) is not None:
-            yield replace(found, severity=UNIFORM.severity)
+    late = {}
+    for stretch in run.stretches(UNIFORM.id, first_row=True):
+        # Nothing was asked of the tokens until it ended, which `carried` leaves out.
+        found = carry(stretch, lasts=1) if stretch.whole and stretch.ended and _has_lasted(UNIFORM, stretch) else None
+        if found is not None:
+            late[found.where] = replace(found, severity=UNIFORM.severity)
+    yield from late.values()
+    yield from (found for found in _for_long(UNIFORM, run) if found.where not in late)
 
 
 def _spread(weights: Tensor) -> float:
@@ -370,8 +372,8 @@ def _adds_nothing(context: StepContext, mask: int | None, scores: int, tokens: i
     apart, tokens = found.high - found.low, context.values[scores].shape[tokens]
     if known.requires_grad or "parameter" in behind or not apart or tokens < FEW:
         return ""
-    name = context.name(mask)
-    if context.values[context.source(mask)].shape[-1:] == (1,) and known.shape[-1] in (1, tokens):
+    name = context.name(context.source(mask))
+    if known.shape[-1] == 1:
         return f"{name} adds one number to the scores of all tokens, and a softmax stays as it is then"
     between = found.norm**2 / found.elements - (found.low + found.high) * found.mean + found.low * found.high
     if apart > SHALLOW or abs(between) > 1e-5 * apart**2:  # the mean of (x - low) (x - high)
@@ -391,10 +393,10 @@ def _is_square(context: StepContext, mask: int) -> bool:
 
 
 def _is_open(context: StepContext, mask: int, hides: bool) -> bool:
-    """Whether a mask hides nothing: a float of zeros, or a boolean without the one that `hides`."""
+    """Whether a mask hides nothing: a float of one number, or a boolean without the one that `hides`."""
     known = context.values[context.source(mask)]
     if known.dtype == torch.bool:
         wrong: Callable[[Tensor], Tensor] = torch.any if hides else lambda data: ~data.all()
         return known.data is not None and not bool(wrong(dense(known.data)))
     statistics = context.statistics(known.index)
-    return statistics is not None and statistics.zeros == statistics.elements
+    return statistics is not None and not statistics.not_finite and statistics.low == statistics.high

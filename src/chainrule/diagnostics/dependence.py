@@ -258,9 +258,10 @@ def _future(context: StepContext) -> Iterator[Finding]:
                 if walk is None or not (witness := _moved(context, walk, each.prediction, wrong)):
                     continue
                 path, first = walk.path(until, partial(_sees_later, walk))
+                made = f"{step_of(context.graph, path[first])}{_module(context, path[first])}"
                 yield FUTURE.found(
                     context.name(until),
-                    f"{why}, and {step_of(context.graph, path[first])} lets positions see later ones.",
+                    f"{why}, and {made} lets positions see later ones.",
                     (
                         f"Positions lie along axis {axis} of {context.name(given.index)} {given.shape}.",
                         witness,
@@ -403,6 +404,13 @@ def _layer_of(context: StepContext, walk: Reaches) -> int | None:
         if any(context.values[context.source(each)].kind == "parameter" for each in operands(made)):
             return value
     return None
+
+
+def _module(context: StepContext, value: int) -> str:
+    """The module that made a value: ` in blocks.1`."""
+    made = context.producer(value)
+    module = context.graph.calls[made.call].module if made is not None and made.call is not None else ""
+    return f" in {module}" if module else ""
 
 
 def _place(context: StepContext, value: int) -> Place | None:

@@ -132,6 +132,7 @@ def _longest_path(context: StepContext) -> list[int]:
 
 def _found(check: Check, context: StepContext, layers: Layers) -> Finding:
     norms, (first, _), weight = layers.norms, layers.norms[0], layers.recurrent
+    made = context.graph.operations[context.values[first].operation or 0]
     shown = norms if len(norms) <= 8 else [*norms[:4], *norms[-4:]]
     listed = ", ".join(f"{context.name(value)} {number(norm)}" for value, norm in shown)
     ends = " (the first and last four)" if len(norms) > 8 else ""
@@ -147,5 +148,5 @@ def _found(check: Check, context: StepContext, layers: Layers) -> Finding:
         f"{title}: {words.format(number(layers.ratio))}.",
         (f"That is a factor of {number(layers.ratio ** (1 / steps))} per {thing}.",
          f"Norms of the gradients of {len(norms)} layers' outputs, from first to last{ends}: {listed}."),
-        place=context.values[first].place,
+        place=context.values[first].place or context.place(made),
     )  # fmt: skip

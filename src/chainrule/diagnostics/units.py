@@ -223,7 +223,7 @@ SATURATED = Check(
     source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention", thresholds=("flat", "scores"),
     lasts=3)  # fmt: skip
 
-APART = 0.25  # instead of `flat`, for attention whose scores lie far apart
+APART = 1 / 3  # instead of `flat`, for attention whose scores lie far apart
 
 
 @SATURATED.in_step
@@ -269,7 +269,7 @@ def _passed_back(slope: Slope, operation: Operation, shape: tuple[int, ...], kno
 SYMMETRIC = Check(
     "symmetric-units", "Units are equal and stay equal", "warning",
     what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation. Over "
-    "a run it lasts, unless every weight of several layers begins at 0.",
+    "a run it lasts, unless every weight of three layers or more begins at 0.",
     why="Equal units with equal gradients stay equal for ever, so the layer is no better than one unit.",
     advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); zeros are "
     "fine for biases, and for the last layer of a branch.",
@@ -282,7 +282,7 @@ ALL_ZERO = "Every weight begins at 0"
 @SYMMETRIC.in_step
 def _symmetric(context: StepContext) -> Iterator[Finding]:
     weights = {weight for _, weight, _ in context.weighed}
-    all_zero = len(weights) > 1 and all(is_zero(context.statistics(weight)) for weight in weights)
+    all_zero = len(weights) > 2 and all(is_zero(context.statistics(weight)) for weight in weights)
     for name, parameter in context.graph.parameters.items():
         if parameter.value not in weights or not has_numbers(parameter.grad) or not has_numbers(parameter.before):
             continue

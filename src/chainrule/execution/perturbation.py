@@ -6,6 +6,8 @@ that the moved value reaches, and that lead to the value that is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,11 @@ class Perturbation:
                 reached |= outputs
                 if outputs & wanted:
                     self._operations.append(operation)
+        self._constants: dict[int, Tensor] = {}
+        with _apart():
+            for operation in self._makers({source, *reached}):
+                made = zip(operation.outputs, self._run(operation, self._constants), strict=False)
+                self._constants.update((index, out) for index, out in made if index is not None)
         self.data = self._numbers(source)
         if until is not None:
             self._check(wanted)
@@ -61,8 +68,22 @@ class Perturbation:
         made = None if known.operation is None else self.graph.operations[known.operation]
         if made is None or value not in made.outputs or written_by(made.function):
             raise CannotRunError("its numbers were not kept")
-        with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+        with _apart():
             return self._run(made, {})[made.outputs.index(value)]
+
+    def _makers(self, reached: set[int]) -> list[Operation]:
+        """The operations that make what this part takes, if it is not reached and was not kept."""
+        found: dict[int, Operation] = {}
+        waiting = [value for operation in self._operations for *_, value in references(operation.arguments)]
+        while waiting:
+            known = self.graph.values[waiting.pop()]
+            index = known.operation
+            if known.index in reached or known.has_numbers or known.earlier is not None or index is None:
+                continue
+            if index not in found and known.index in self.graph.operations[index].outputs:
+                found[index] = self.graph.operations[index]
+                waiting += [value for *_, value in references(found[index].arguments)]
+        return [found[index] for index in sorted(found)]
 
     def _check(self, wanted: set[int]) -> None:
         """Raise CannotRunError where a value is not just what its operation returns."""
@@ -98,13 +119,10 @@ class Perturbation:
 
     def run(self, data: Tensor) -> dict[int, Tensor]:
         """The values that are reached, where the source has these numbers."""
-        found: dict[int, Tensor] = {self.source: data}
-        with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+        found = {**self._constants, self.source: data}
+        with _apart():
             for operation in self._operations:
-                try:
-                    outs = self._run(operation, found)
-                except Exception as error:
-                    raise CannotRunError(f"{operation.name} does not run again: {error}") from error
+                outs = self._run(operation, found)
                 made = zip(operation.outputs, outs, strict=False)
                 found.update((index, out) for index, out in made if index is not None and index != self.source)
             if self.until is not None and self.graph.values[self.until].earlier is not None:
@@ -123,7 +141,17 @@ class Perturbation:
         arguments |= {name: cloned(arguments[name]) for name in arguments if name in written_by(operation.function)}
         if operation.random_state is not None:
             torch.set_rng_state(operation.random_state)
-        return tensors_in(run_again(operation, arguments))
+        try:
+            return tensors_in(run_again(operation, arguments))
+        except Exception as error:
+            raise CannotRunError(f"{operation.name} does not run again: {error}") from error
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Nothing that runs here is seen, or leaves anything behind."""
+    with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+        yield
 
 
 def _filled(graph: Graph, arguments: dict[str, Any], found: dict[int, Tensor]) -> dict[str, Any]:
