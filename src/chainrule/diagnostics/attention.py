@@ -293,8 +293,8 @@ def hidden_places(context: StepContext, scores: int) -> Tensor | None:
         facts, fill = facts_of(made.name), made.arguments.get("value")
         mask = argument(made, facts.mask) if facts.mask else _added(context, made)
         data = None if mask is None else _numbers(context, mask)
-        made_shapes = [context.values[out].shape for out in made.outputs if out is not None]
-        if data is None or made_shapes != [shape] or facts.mask and not facts.replaces_masked or isinstance(fill, Ref):
+        shapes = [context.values[out].shape for out in made.outputs if out is not None]
+        if data is None or shapes != [shape] or isinstance(fill, Ref) or (facts.mask and not facts.replaces_masked):
             return None
         hides = dense(data) & (fill is not None and fill < -HIDDEN) if facts.mask else dense(data) < -HIDDEN
         hidden = hidden | hides.to(hidden.device)

@@ -24,6 +24,7 @@ from chainrule.execution.lineage import Lineage
 from chainrule.execution.perturbation import Perturbation
 from chainrule.graph.graph import Operation, Place, Value
 from chainrule.graph.names import element
+from chainrule.graph.snapshot import has_numbers
 from chainrule.rules.facts import base_name, facts_of
 
 FEWEST = 4
@@ -75,9 +76,7 @@ def _compared(context: StepContext) -> list[Compared]:
 
 def _inputs(context: StepContext, until: int) -> list[Value]:
     """The data behind a value: rows of indices, or of more than one axis of numbers."""
-    return [
-        each for each in _sources(context, until) if len(each.shape) >= (3 if each.dtype.is_floating_point else 2)
-    ]
+    return [each for each in _sources(context, until) if len(each.shape) >= (3 if each.dtype.is_floating_point else 2)]
 
 
 def _sources(context: StepContext, until: int) -> list[Value]:
@@ -159,7 +158,7 @@ def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
     """Which element changes that should not where a position is moved, in words; "" where none does."""
     places = sorted({0, walk.size // 2, walk.size - 1})
     try:
-        part = Perturbation(context.graph, walk.source, of.index, walk.lineage)
+        part = Perturbation(context.graph, walk.source, of.index, walk.lineage, _updated(context))
         base = part.base
         seen = measured(part.data, walk.axis or 0, lambda given: part.run(given).get(of.index, base), positions=places)
     except CannotRunError:
@@ -170,6 +169,16 @@ def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
     place = tuple(found[0].tolist())
     moved = f"position {int(seen.bounds.last[place]) - 1} of {context.name(walk.source)} along axis {walk.axis}"
     return f"Moving {moved} alone moves {element(context.name(of.index), place)}."
+
+
+def _updated(context: StepContext) -> dict[int, Tensor]:
+    """The parameters whose numbers were not kept, after their update: what moves something does so with these too."""
+    known = ((member.value, member.after) for member in context.members)
+    return {
+        value: after
+        for value, after in known
+        if value is not None and has_numbers(after) and not context.values[value].has_numbers
+    }
 
 
 def _of_another(seen: Bounds, of: Value, size: int) -> Tensor:

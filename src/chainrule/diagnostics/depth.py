@@ -23,9 +23,9 @@ TIMES = 10  # uses of one weight on the path, from which on they are time steps
 MOSTLY = 0.6  # of the examined steps; how far a recurrence throws the gradient differs much from batch to batch
 
 WHAT = (
-    "The gradient of the first layer's output is far {} than that of the last layer's, by a line through the logarithms "
-    "of all their norms. Of the time steps of a recurrent network, the median norm of the first third is compared with "
-    "that of the last."
+    "The gradient of the first layer's output is far {} than that of the last layer's, by a line through the "
+    "logarithms of all their norms. Of the time steps of a recurrent network, the median norm of the first third is "
+    "compared with that of the last."
 )
 VANISHING = Check(
     "vanishing-gradient", "Gradients vanish through depth", "warning",
@@ -40,7 +40,8 @@ EXPLODING = Check(
     "warning over a run if it does so at most steps and the gradient is not clipped.",
     why="No learning rate fits all layers: one that lets the last layers learn makes the first ones diverge.",
     advice="Use a smaller initialisation (He, Xavier; orthogonal for an RNN), add norms, and clip the gradient.",
-    source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015", thresholds=("depth_growth", "time_growth"), lasts=3)  # fmt: skip
+    source="Pascanu, Mikolov and Bengio, 2013; He et al., 2015", thresholds=("depth_growth", "time_growth"),
+    lasts=3)  # fmt: skip
 
 
 @VANISHING.in_step

@@ -220,8 +220,8 @@ SATURATED = Check(
     "Attention whose scores lie far apart is saturated sooner.",
     why="The gradient is multiplied by that slope, so earlier layers learn little or nothing.",
     advice="Use a smaller initialisation, a norm before it, scores divided by the root of their width; or a ReLU.",
-    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention", thresholds=("flat", "scores"),
-    lasts=3)  # fmt: skip
+    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention",
+    thresholds=("flat", "scores"), lasts=3)  # fmt: skip
 
 APART = 1 / 3  # instead of `flat`, for attention whose scores lie far apart
 
@@ -268,8 +268,8 @@ def _passed_back(slope: Slope, operation: Operation, shape: tuple[int, ...], kno
 
 SYMMETRIC = Check(
     "symmetric-units", "Units are equal and stay equal", "warning",
-    what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation. Over "
-    "a run it lasts, unless every weight of three layers or more begins at 0.",
+    what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation. "
+    "Over a run it lasts, unless every weight of three layers or more begins at 0.",
     why="Equal units with equal gradients stay equal for ever, so the layer is no better than one unit.",
     advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); zeros are "
     "fine for biases, and for the last layer of a branch.",
