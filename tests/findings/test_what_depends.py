@@ -198,7 +198,8 @@ def test_what_is_no_target_of_the_next_position() -> None:
 
 
 def test_what_a_measurement_takes_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chainrule.capture.retention.SMALL", 256)  # the letters are kept, and no gate
+    for module in ("retention", "borrowed"):  # the letters are kept, and no weight and no gate
+        monkeypatch.setattr(f"chainrule.capture.{module}.SMALL", 256)
 
     class Reader(nn.Module):
         def __init__(self) -> None:
