@@ -11,7 +11,7 @@ TEST := OMP_NUM_THREADS=$(THREADS) $(RUN) pytest -q -n $(WORKERS) --dist workste
 READY := .venv/ready
 PEERS := .venv-peers
 
-.PHONY: demo test test-all test-steady bed golden check check-page screenshots bench bench-peers bench-gpu clean
+.PHONY: demo test test-all test-steady bed golden check check-page docs screenshots bench bench-peers bench-gpu clean
 
 demo: $(READY)
 	$(RUN) chainrule demo $(ARGS)
@@ -48,6 +48,10 @@ node_modules: package.json
 	npm install --no-audit --no-fund
 	@touch $@
 
+# Builds the documentation site into build/site. Warnings are errors, and every link is checked.
+docs: $(READY)
+	.venv/bin/python docs/build.py
+
 # Takes pictures of the page for review, and those of the README. Needs chromium and playwright.
 screenshots: $(READY)
 	$(RUN) tests.browser.screenshots build/screenshots docs/images
@@ -80,6 +84,6 @@ $(PEERS)/ready: pyproject.toml constraints.txt $(PINNED)
 	@echo 'Setting up $(PEERS) (once). It takes some minutes.'
 	$(PYTHON) -m venv $(PEERS)
 	$(INSTALL) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) -c constraints.txt -e '.[fast]' transformers
+	$(INSTALL) -c constraints.txt -e . transformers
 	$(INSTALL) --no-deps -r $(PINNED) || grep -v '^#' $(PINNED) | xargs -n 1 $(INSTALL) --no-deps || true
 	@touch $@

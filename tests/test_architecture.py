@@ -24,6 +24,7 @@ ROOMS = (
     ("views",),
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
     ("monitor",),
+    ("tools",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
@@ -131,6 +132,7 @@ DEEP = {
 PATCHED = {
     "capture", "capture.retention", "capture.writes", "monitor", "monitor.examine",
     "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
+    "tools.mcp_server", "tools.pytest_plugin",
 }  # fmt: skip
 """The other modules in which tests replace something: a limit, a clock, a function by one that fails."""
 

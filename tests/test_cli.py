@@ -5,11 +5,12 @@ from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+import chainrule
 import chainrule.script
 from chainrule.cli import commands
-from chainrule.document import Document
 from chainrule.script import ScriptRun
 
 TRAINING = """
@@ -62,20 +63,26 @@ class Calls(list):
         return ScriptRun(**{"script": script, "step": options["step"], **self.outcome})
 
 
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return 3 * upstream
+
+
 def recording(verdict="agrees"):
-    verification = SimpleNamespace(
-        passed=verdict == "agrees",
-        verdict=verdict,
-        rows=("row",),
-        document=lambda: Document(("the verification",), (), ()),
-    )
-    return SimpleNamespace(
-        nodes=("node",),
-        graph=SimpleNamespace(calls=("call",)),
-        findings=lambda: (),
-        show=lambda brief: print(f"the walk, {brief=}"),
-        verify=lambda **options: verification,
-    )
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    with chainrule.record() as made:
+        doubled = Wrong.apply(weight) if verdict == "disagrees" else 2 * weight
+        if verdict == "not checked":
+            doubled.register_hook(lambda gradient: 3 * gradient)
+        doubled.sum().backward()
+    made.show = lambda brief: print(f"the walk, {brief=}")
+    assert made.verify().verdict == verdict
+    return made
 
 
 @pytest.fixture
@@ -176,7 +183,7 @@ def test_show_says_what_a_file_is_not(invoke, tmp_path):
 
 def test_run_passes_everything_on(invoke, ran):
     result = invoke("run", "train.py", "data.csv", "--step", "3", "--brief", "--stop", "--", "--epochs", "1", "--")
-    assert ran == [("train.py", ("data.csv", "--epochs", "1", "--"), {"step": 3, "stop": True})]
+    assert ran == [("train.py", ("data.csv", "--epochs", "1", "--"), {"step": 3, "stop": True, "module": False})]
     assert (result.exit_code, result.output) == (0, "the walk, brief=True\n")
 
 
@@ -207,9 +214,9 @@ def test_the_status_of_run(invoke, ran, outcome, status):
 def test_the_status_of_verify(invoke, ran, outcome, status):
     ran.outcome |= outcome
     result = invoke("verify", "train.py", "--step", "2", "--", "-x")
-    assert ran == [("train.py", ("-x",), {"step": 2, "stop": True})]
+    assert ran == [("train.py", ("-x",), {"step": 2, "stop": True, "module": False})]
     assert result.exit_code == status
-    assert ("the verification" in result.stdout) == bool(getattr(ran.outcome["recording"], "nodes", ()))
+    assert ("Verification" in result.stdout) == bool(getattr(ran.outcome["recording"], "nodes", ()))
 
 
 def test_nothing_to_verify_is_said(invoke, ran):

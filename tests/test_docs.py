@@ -32,7 +32,9 @@ from chainrule.examples import worked_example
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "chainrule"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The libraries on this page take seconds to import, and warn by themselves.
+MARKS = {"loops.md": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d+(?:e[-+]?\d+)?")
 COLUMNS = 100
@@ -161,7 +163,7 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.printed
 @pytest.mark.trains
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page.name, ()), id=page.name) for page in PAGES])
 def test_examples_of_a_page_print_what_it_says(page, workplace):
     for block, real in outputs(page):
         assert same(block.text, real), (
@@ -190,6 +192,14 @@ def test_the_page_of_rules_is_up_to_date():
     written = reference.RULES.read_text(encoding="utf-8") if reference.RULES.exists() else ""
     # Which kernel runs depends on the machine, so a rule's formula may; the rules themselves and their order may not.
     assert headings(written) == headings(reference.rules_page()), f"docs/rules.md is old: run `{reference.COMMAND}`"
+
+
+@pytest.mark.parametrize("path", [reference.SCHEMA, reference.LLMS], ids=lambda path: path.name)
+def test_the_files_for_programs_are_up_to_date(path):
+    made = {reference.SCHEMA: reference.schema.text, reference.LLMS: reference.llms_page}[path]()
+    assert path.read_text(encoding="utf-8") == made, f"docs/{path.name} is old: run `{reference.COMMAND}`"
+    links = re.findall(r"\]\(([^)]+)\)", made) if path == reference.LLMS else []
+    assert all((path.parent / link).is_file() for link in links)
 
 
 def headings(page: str) -> list[str]:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from chainrule.errors import ChainruleError
+from chainrule.tools.reporter import Reporter, json_option, rank, result_options, say
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
     from chainrule.script import ScriptRun
+    from chainrule.tools.result import Result
 
-DISAGREES = 1
 NOTHING = 2  # also click's status for wrong usage
 
 
@@ -52,6 +55,7 @@ class ScriptCommand(click.Command):
 
 
 script_argument = click.argument("script", type=click.Path())
+module_option = click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as for python -m.")
 script_arguments = click.argument("args", nargs=-1, metavar="[-- ARGS...]")
 step_option = click.option(
     "--step",
@@ -111,7 +115,8 @@ def commands() -> None:
 @click.option("--train", type=click.IntRange(min=0), default=0, metavar="N", help="Train for N more steps afterwards.")
 @brief_option
 @click.option("--html", "output", type=click.Path(dir_okay=False), metavar="FILE", help="Write the page to a file.")
-def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | None) -> None:
+@json_option
+def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | None, json: bool) -> None:
     """Work out one step of a small network, number by number.
 
     \b
@@ -121,46 +126,68 @@ def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | No
       chainrule demo --html step.html
     """
     from chainrule.demo import show_demo
+    from chainrule.tools.result import Result, of_recording
 
-    show_demo(optimizer=optimizer, logits=logits, train=train, brief=brief, output=output)
+    reporter = Reporter(json=json)
+    recording = show_demo(optimizer=optimizer, logits=logits, train=train, brief=brief, output=output, show=not json)
+    if json:
+        of_step = partial(Result, "demo", "demo", step=1)
+        reporter.give(reporter.accept(of_recording(of_step, recording, recording.document(brief))))
 
 
 @commands.command(cls=ScriptCommand)
 @script_argument
 @script_arguments
+@module_option
 @step_option
 @brief_option
 @output_option
 @explain_option
 @click.option("--stop", is_flag=True, help="End the script right after the step.")
-def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str | None, stop: bool) -> NoReturn:
+@result_options
+def run(
+    script: str,
+    args: tuple[str, ...],
+    module: bool,
+    step: int,
+    brief: bool,
+    output: str | None,
+    stop: bool,
+    **results: Any,
+) -> NoReturn:
     """Run SCRIPT as python would, and show its N-th training step.
 
     The script is not changed, runs on to its end, and its exit status is passed on. The status is 2 if the step never
-    came.
+    came, and 1 where --fail-on says so.
 
     \b
     Examples:
       chainrule run train.py
       chainrule run train.py --step 100 --stop -- --epochs 1
-      chainrule run train.py -o step.html
+      chainrule run -m package.train -o step.html
     """
     from chainrule.recording import check_output
     from chainrule.script import run_script
+    from chainrule.tools.result import Result, explained
 
     if output is not None:
         check_output(output)  # the script may run for hours
         output = os.path.abspath(output)  # and change its folder
-    outcome = run_script(script, args, step=step, stop=stop)
+    reporter = Reporter(**results)
+    outcome = run_script(script, args, step=step, stop=stop, module=module)
     _say_shortfall(outcome)
+    status = outcome.status or (0 if outcome.complete else NOTHING)
+    result = partial(Result, "run", script, step=step, steps=outcome.steps)
     if outcome.recording is not None and outcome.recording.graph.calls:
-        _show(outcome.recording, brief, output)
-    sys.exit(outcome.status or (0 if outcome.complete else NOTHING))
+        sys.exit(_show(outcome.recording, brief, output, reporter, result, status, outcome))
+    found = result(summary=outcome.shortfall or "", findings=explained(outcome))
+    sys.exit(reporter.finish(reporter.accept(found, whole=False), status))
 
 
 @commands.command(cls=ScriptCommand)
 @script_argument
 @script_arguments
+@module_option
 @step_option
 @click.option(
     "--only",
@@ -174,11 +201,20 @@ def run(script: str, args: tuple[str, ...], step: int, brief: bool, output: str 
     metavar="SHARE",
     help="Only a random share of the nodes, the same one each time: 0.1 is a tenth.",
 )
-def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...], sample: float | None) -> NoReturn:
+@result_options
+def verify(
+    script: str,
+    args: tuple[str, ...],
+    module: bool,
+    step: int,
+    only: tuple[str, ...],
+    sample: float | None,
+    **results: Any,
+) -> NoReturn:
     """Check every gradient of one training step of SCRIPT.
 
-    Each autograd node is compared with our rule and with a finite difference. The script ends right after the step.
-    So is every optimizer's update with its formula. The exit status is 1 where something disagrees, and 2 where there
+    Each autograd node is compared with our rule and with a finite difference, and every optimizer's update with its
+    formula. The script ends right after the step. The exit status is 1 where something disagrees, and 2 where there
     was nothing to verify, or where something of your own (an autograd.Function, a custom operator, a hook that changed
     a gradient) could not be checked.
 
@@ -187,30 +223,42 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
       chainrule verify train.py
       chainrule verify train.py --step 10 -- --epochs 1
       chainrule verify train.py --only 'h.3.*' --sample 0.1
+      chainrule verify -m package.train --sarif results.sarif
     """
     from rich.console import Console
 
     from chainrule.script import run_script
+    from chainrule.tools.result import Result, explained, of_verification
     from chainrule.views.terminal import render
 
-    outcome = run_script(script, args, step=step, stop=True)
+    reporter = Reporter(**results, by_default="error")
+    outcome = run_script(script, args, step=step, stop=True, module=module)
     _say_shortfall(outcome)
+    result = partial(Result, "verify", script, step=step, steps=outcome.steps)
     if outcome.recording is None or not outcome.recording.nodes:
+        summary = outcome.shortfall or ""
         if outcome.complete:
-            _say(
+            summary = (
                 f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
             )
-        sys.exit(outcome.status or NOTHING)
-    verification = outcome.recording.verify(only=only or None, sample=sample)
-    render(verification.document(), Console())
-    if verification.verdict == "disagrees":
-        sys.exit(DISAGREES)
-    sys.exit(outcome.status or (0 if outcome.complete and verification.passed else NOTHING))
+            say(summary)
+        found = result(summary=summary, findings=explained(outcome))
+        sys.exit(reporter.finish(reporter.accept(found, whole=False), outcome.status or NOTHING))
+    check = outcome.recording.verify(only=only or None, sample=sample)
+    if not rank() and not reporter.json:
+        render(check.document(), Console())
+    found = of_verification(result, check, outcome.recording.loss, outcome)
+    found = reporter.accept(found, whole=outcome.complete and not check.left_out)
+    passed = outcome.complete and (check.passed or (check.proved and found.is_accepted))
+    if rank() and not passed:
+        say(found.summary)
+    sys.exit(reporter.finish(found, outcome.status or (0 if passed else NOTHING)))
 
 
 @commands.command(cls=ScriptCommand)
 @script_argument
 @script_arguments
+@module_option
 @click.option(
     "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step."
 )
@@ -227,34 +275,46 @@ def verify(script: str, args: tuple[str, ...], step: int, only: tuple[str, ...],
 )
 @click.option("--plain", is_flag=True, help="Lines instead of the dashboard.")
 @explain_option
+@result_options
 def watch(
     script: str,
     args: tuple[str, ...],
+    module: bool,
     every: int,
     to: str | None,
     full_every: int | None,
     on_finding: bool,
     steps: int | None,
     plain: bool,
+    **results: Any,
 ) -> NoReturn:
     """Run SCRIPT as python would, and watch its whole training.
 
     Some steps are recorded as they run: loss, learning rates, and the size of every gradient, weight and update. What
-    is unhealthy is said while it runs. The script is not changed, and its exit status is passed on.
+    is unhealthy is said while it runs. The script is not changed, and its exit status is passed on, but for the 1 of
+    --fail-on.
 
     \b
     Examples:
       chainrule watch train.py --every 50 --to run.db -- --epochs 1
+      chainrule watch -m package.train --fail-on warning
       chainrule show run.db -o run.html
     """
     from chainrule.monitor.script import watch_script
+    from chainrule.tools.result import Result, issues_of
 
+    reporter = Reporter(**results)
     options = {"every": every, "to": to, "full_every": full_every, "on_finding": on_finding}
-    outcome = watch_script(script, args, options, total=steps, plain=plain)
+    outcome = watch_script(script, args, options, total=steps, plain=plain or rank() > 0, module=module)
     for line in outcome.lines():
-        _say(line)
-    _say(outcome.sentence(script))
-    sys.exit(outcome.status)
+        say(line)
+    if not rank():
+        say(outcome.sentence(script))
+    result = Result(
+        "watch", script, summary=outcome.sentence(script), steps=outcome.steps, watched=outcome.watched,
+        file=outcome.kept, findings=issues_of(outcome.findings),
+    )  # fmt: skip
+    sys.exit(reporter.finish(reporter.accept(result), outcome.status))
 
 
 @commands.command()
@@ -262,7 +322,8 @@ def watch(
 @brief_option
 @output_option
 @explain_option
-def show(file: str, brief: bool, output: str | None) -> None:
+@result_options
+def show(file: str, brief: bool, output: str | None, **results: Any) -> NoReturn:
     """Show a step or a whole run from its FILE.
 
     A step is saved as FILE.safetensors, and a run that is watched as FILE.db.
@@ -275,44 +336,83 @@ def show(file: str, brief: bool, output: str | None) -> None:
       chainrule show run.db -o run.html
     """
     from chainrule.monitor import runs
+    from chainrule.tools.result import Result
 
+    reporter = Reporter(**results)
     if runs.is_run(file) or file.lower().endswith(".db"):
-        _show_run(file, output)
-        return
+        sys.exit(_show_run(file, output, reporter))
     from chainrule.recording import load
 
-    _show(load(file), brief, output)
+    sys.exit(_show(load(file), brief, output, reporter, partial(Result, "show", file), 0))
 
 
-def _show(recording: Recording, brief: bool, output: str | None) -> None:
-    if output is None:
-        recording.show(brief=brief)
-    else:
+def _show(
+    recording: Recording,
+    brief: bool,
+    output: str | None,
+    reporter: Reporter,
+    result: Callable[..., Result],
+    status: int,
+    script: ScriptRun | None = None,
+) -> int:
+    """Show a step, or write it to a file, and hand out the result; returns the exit status."""
+    from chainrule.tools.result import of_recording
+
+    if rank():
+        pass  # the first rank shows its own step
+    elif output is not None:
         recording.save(output)
-        _say(f"the step is written to {output}")
+        say(f"the step is written to {output}")
+    elif not reporter.json:
+        recording.show(brief=brief)
+    if not reporter.wanted:
+        return status
+    document = recording.document(brief) if reporter.json else None
+    return reporter.finish(reporter.accept(of_recording(result, recording, document, script)), status)
 
 
-def _show_run(file: str, output: str | None) -> None:
+def _show_run(file: str, output: str | None, reporter: Reporter) -> int:
     from chainrule.monitor import runs
+    from chainrule.tools.result import Result, head_of, issues_of
     from chainrule.views.terminal import render
 
     with runs.open(file) as run:
-        if output is None:
-            render(run.document())
-        else:
+        if output is not None:
             run.save(output)
-            _say(f"the run is written to {output}")
+            say(f"the run is written to {output}")
+        elif not reporter.json:
+            render(run.document())
+        steps, document = run.steps(), run.document()
+        result = Result(
+            "show", file, steps=steps[-1].step if steps else 0, watched=len(steps), file=file,
+            findings=issues_of(run.findings()), document=document, summary=head_of(document),
+        )  # fmt: skip
+    return reporter.finish(reporter.accept(result), 0)
+
+
+@commands.command()
+def mcp() -> None:
+    """Serve five tools to an assistant, by the Model Context Protocol on stdin and stdout.
+
+    The tools explain a step of a script, verify it, watch a training, list findings, and take a gradient apart. The
+    scripts that the assistant names are run. It needs `pip install 'chainrule[mcp]'`.
+
+    \b
+    Examples:
+      chainrule mcp
+    """
+    try:
+        from chainrule.tools.mcp_server import serve
+    except ModuleNotFoundError as error:
+        raise Failure(f"chainrule mcp needs the package {error.name}: pip install 'chainrule[mcp]'.") from error
+    serve()
 
 
 def _say_shortfall(outcome: ScriptRun) -> None:
     if outcome.shortfall:
-        _say(outcome.shortfall)
+        say(outcome.shortfall)
     for found in outcome.explanations:
-        _say(str(found))
-
-
-def _say(sentence: str) -> None:
-    click.echo(f"chainrule: {sentence}", err=True)
+        say(str(found))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from chainrule.examples import worked_example
 from chainrule.examples.worked_example import X, Y, build, train_step
-from chainrule.recording import record
+from chainrule.recording import Recording, record
 
 
 def show_demo(
@@ -19,16 +19,20 @@ def show_demo(
     train: int = 0,
     brief: bool = False,
     output: str | None = None,
+    show: bool = True,
     console: Console | None = None,
-) -> None:
-    """Show one training step and the cost after it; with `train` more steps also the predictions."""
+) -> Recording:
+    """Show one training step and the cost after it; with `train` more steps also the predictions.
+
+    Without `show` the step is recorded for the caller, and not printed.
+    """
     console = console or Console(highlight=False)
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:
         before = train_step(model, loss, update)
-    if output is None:
+    if output is None and show:
         recording.show(brief=brief)
-    else:
+    elif output is not None:
         recording.save(output)
         console.print(f"The step is written to {output}", markup=False)
 
@@ -43,6 +47,7 @@ def show_demo(
                 train_step(model, loss, update)
         console.print(f"After {train} more steps the cost is {cost():.4f}.")
         console.print(_predictions(model))
+    return recording
 
 
 @torch.no_grad()

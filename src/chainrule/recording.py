@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from chainrule.document import Document
     from chainrule.verification_result import Verification
 
+Patterns = str | Iterable[str] | None
 QUICKLY_VERIFIED = 300  # nodes up to which a page shows verdicts without being asked
 
 
@@ -231,18 +232,18 @@ class Recording:
 
     @apart()
     def verify(
-        self, *, only: str | Iterable[str] | None = None, sample: float | None = None, memory: int | None = None
+        self, *, only: Patterns = None, sample: float | None = None, alike: int | None = None, memory: int | None = None
     ) -> Verification:
         """Check the gradients at every node: our rule, autograd and finite differences, side by side.
 
         `only` limits it to nodes whose name, module or value matches a pattern, or one of several (`h.3.*` is a block
-        and all in it); `sample` to a random share of them (0.1 is a tenth), the same one each time. The result says
-        what was left out. `memory` is how many bytes the check of one node may take: 2 GiB by default. On a terminal a
-        progress bar is shown on standard error.
+        and all in it); `sample` to a random share of them (0.1 is a tenth), the same one each time; `alike` to the
+        first so many that one line made alike, as in a loop. The result says what was left out. `memory` is how many
+        bytes the check of one node may take: 2 GiB by default. On a terminal standard error shows the progress.
 
         Raises MissingError where `only` names nothing, RequestError for a share or a memory that means nothing.
         """
-        whole = only is None and sample is None and memory is None
+        whole = only is None and sample is None and alike is None and memory is None
         if whole and self._verification is not None:
             return self._verification
         from chainrule.report.headline import with_names
@@ -251,7 +252,7 @@ class Recording:
 
         memory = MEMORY if memory is None else memory
         with bar("verifying nodes") as progress:
-            check = verify(self.graph, only=only, sample=sample, memory=memory, progress=progress)
+            check = verify(self.graph, only=only, sample=sample, alike=alike, memory=memory, progress=progress)
         found = Verification.of(with_names(check, self.graph, lambda: self.derivation))
         if whole:
             self._verification = found

@@ -1,5 +1,7 @@
 """Writes the reference pages, docs/rules.md and docs/findings.md, from the registries: `python -m chainrule.reference`.
 
+It also writes docs/result.schema.json from the dataclasses of a result, and docs/llms.txt from the pages' first lines.
+
 A rule's formulas may depend on how its operation was called, so each rule is shown on its first sample that reaches it.
 The samples are recorded as a user's code is: this module stands above the rules, and no rule imports it.
 """
@@ -21,9 +23,11 @@ from chainrule.diagnostics.causes import EFFECTS
 from chainrule.diagnostics.check import check_id
 from chainrule.recording import record
 from chainrule.rules import Applied, Latex, Rule, Sample, registered
+from chainrule.tools import schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES, FINDINGS = DOCS / "rules.md", DOCS / "findings.md"
+SCHEMA, LLMS = DOCS / "result.schema.json", DOCS / "llms.txt"
 COMMAND = "python -m chainrule.reference"
 
 RULES_HEAD = r"""# The rules
@@ -226,9 +230,41 @@ def _escape_words(text: str) -> str:
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>\\|])", r"\\\1", part) for part in parts)
 
 
+# -- for programs -----------------------------------------------------------------------------------------------------
+
+LLMS_HEAD = """# chainrule
+
+> Records one ordinary training step of an unmodified PyTorch model, derives and checks every derivative in it, and
+> watches whole trainings for what is unhealthy.
+
+In code: `with chainrule.record() as recording:` around a training step, then `recording.show()`, `.verify()`,
+`.findings()` and `.why("fc1.weight", (0, 1))`. For a script as it is: `chainrule run`, `chainrule verify` and
+`chainrule watch`, all with `--json`. For an assistant: `chainrule mcp`.
+
+## Pages
+
+"""
+
+
+def llms_page() -> str:
+    """What a language model reads first: what there is, and a line for each page."""
+    pages = sorted(DOCS.rglob("*.md"), key=lambda path: (len(path.relative_to(DOCS).parts), path.as_posix()))
+    return LLMS_HEAD + "".join(f"- {_entry_of(path)}\n" for path in pages)
+
+
+def _entry_of(path: Path) -> str:
+    """A page by its title and its first sentence."""
+    text = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    title, _, rest = text.strip().removeprefix("# ").partition("\n")
+    words = next((each for each in rest.split("\n\n") if re.match(r"\s*[\w`*\[]", each)), "")
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(words.split()))
+    sentence = re.split(r"(?<=[.?]) ", plain)[0].removesuffix(":")
+    return f"[{title.strip()}]({path.relative_to(DOCS).as_posix()}): {sentence}"
+
+
 def main() -> None:
-    """Rewrite docs/rules.md and docs/findings.md."""
-    for path, page in ((RULES, rules_page), (FINDINGS, findings_page)):
+    """Rewrite the pages."""
+    for path, page in ((RULES, rules_page), (FINDINGS, findings_page), (SCHEMA, schema.text), (LLMS, llms_page)):
         path.write_text(page(), encoding="utf-8")
         print(f"{path.relative_to(DOCS.parent)} is written", file=sys.stderr)
 

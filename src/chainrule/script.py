@@ -1,4 +1,4 @@
-"""Runs an unmodified training script as `python SCRIPT` would, and records one of its training steps.
+"""Runs an unmodified training script as `python SCRIPT` or `python -m MODULE` would, and records one of its steps.
 
 PyTorch calls global hooks around every `optimizer.step()`: training step N runs from the end of the optimizer's step
 N-1 (or the start of the script) to the end of step N. PyTorch is imported before the script begins, so environment
@@ -13,11 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
+from functools import partial
+from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import find_spec
 from itertools import dropwhile
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from types import CodeType, FrameType, ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch.optim.optimizer import (
     Optimizer,
@@ -38,6 +41,7 @@ Ending = Literal["ended", "exited", "crashed", "was interrupted", "was stopped"]
 Session = Callable[[Namespace], AbstractContextManager[Recording]]
 """Makes the context manager that records. The dict is empty until the step ends, and then has all names in scope."""
 
+LAUNCHERS = {"torchrun": "torchrun --nproc-per-node 2", "accelerate": "accelerate launch"}
 INTERRUPTED = 130  # what a shell reports for a process ended by SIGINT
 
 
@@ -104,37 +108,41 @@ def run_script(
     *,
     step: int = 1,
     stop: bool = False,
+    module: bool = False,
     session: Session | None = None,
 ) -> ScriptRun:
     """Run `script` to its end, or with `stop` to the end of training step `step`, which is recorded.
 
-    Output, exit status and tracebacks are the script's own; its exceptions end here.
-    Raises RecordingError if the file cannot be read.
+    With `module` it is the name of a module, as for `python -m`. Output, exit status and tracebacks are the script's
+    own; its exceptions end here. Raises RecordingError if the file cannot be read, or the module not be found.
     """
-    source = _read(script)
-    with _as_main(script, arguments) as namespace:
+    with _as_main(script, arguments, module) as (namespace, code):
         recorder = _StepRecorder(session or (lambda names: record(namespace=names)), namespace, step, stop)
-        ending, status = _execute(source, namespace, recorder)
+        ending, status = _execute(code, namespace, recorder)
     return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording, recorder.failure)
 
 
 def run_inside(
-    script: str, arguments: Sequence[str], around: Callable[[Namespace], AbstractContextManager[Any]]
+    script: str,
+    arguments: Sequence[str],
+    around: Callable[[Namespace], AbstractContextManager[Any]],
+    module: bool = False,
 ) -> tuple[Ending, int]:
     """Run `script` to its end inside a context manager made with its globals; gives its ending and exit status.
 
-    Raises RecordingError if the file cannot be read.
+    Raises RecordingError if the file cannot be read, or the module not be found.
     """
-    source = _read(script)
-    with _as_main(script, arguments) as namespace:
-        return _execute(source, namespace, around(namespace))
+    with _as_main(script, arguments, module) as (namespace, code):
+        return _execute(code, namespace, around(namespace))
 
 
-def _execute(source: bytes, namespace: Namespace, around: AbstractContextManager[Any]) -> tuple[Ending, int]:
-    """Run a script's source; its exceptions are printed as Python prints them, and end here."""
+def _execute(
+    code: Callable[[], CodeType], namespace: Namespace, around: AbstractContextManager[Any]
+) -> tuple[Ending, int]:
+    """Run a script's code; its exceptions are printed as Python prints them, and end here."""
     try:
         with around:
-            exec(compile(source, namespace["__file__"], "exec", dont_inherit=True), namespace)
+            exec(code(), namespace)
     except _StepRecorded:
         return "was stopped", 0
     except SystemExit as error:
@@ -150,32 +158,65 @@ def _read(script: str) -> bytes:
     try:
         return Path(script).read_bytes()
     except OSError as error:
-        raise RecordingError(
-            f"cannot open {script}: {error.strerror}. Give the path of a Python file, as to `python`."
-        ) from error
+        raise RecordingError(f"cannot open {script}: {error.strerror}. {_advice_on(script)}") from error
+
+
+def _advice_on(script: str) -> str:
+    if script in LAUNCHERS:
+        return f"Let the launcher start chainrule: `{LAUNCHERS[script]} -m chainrule watch train.py`."
+    return "Give the path of a Python file, as to `python`."
+
+
+def _find(module: str) -> ModuleSpec:
+    """The module that `python -m` would run: of a package, its `__main__`."""
+    hint = "Give its name as to `python -m`, in the folder that it is imported from."
+    try:
+        spec = find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = find_spec(f"{module}.__main__")
+    except (ImportError, ValueError) as error:
+        raise RecordingError(f"cannot find the module {module}: {error}. {hint}") from error
+    if spec is None:
+        raise RecordingError(f"cannot find the module {module}, or it is a package without `__main__`. {hint}")
+    if not isinstance(spec.loader, InspectLoader) or not spec.has_location:
+        raise RecordingError(f"the module {module} has no Python code. {hint}")
+    return spec
 
 
 @contextmanager
-def _as_main(script: str, arguments: Sequence[str]) -> Iterator[Namespace]:
+def _as_main(script: str, arguments: Sequence[str], module: bool) -> Iterator[tuple[Namespace, Callable[[], CodeType]]]:
     """Make the script `__main__`, with the argv and the import path that Python would give it."""
-    path = os.path.abspath(script)
-    module = ModuleType("__main__")
-    module.__dict__.update(
-        __file__=path,
-        __cached__=None,
-        __builtins__=builtins,
-        __annotations__={},
-        __loader__=SourceFileLoader("__main__", path),
-        __package__=None,
-    )
     before = sys.modules["__main__"], sys.argv, sys.path[:]
-    sys.modules["__main__"], sys.argv = module, [script, *arguments]
-    if not sys.flags.safe_path:
-        sys.path[0] = os.path.dirname(os.path.realpath(script))
     try:
-        yield module.__dict__
+        if not sys.flags.safe_path:
+            sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
+        main, code = _module(script) if module else _file(script)
+        sys.modules["__main__"], sys.argv = main, [main.__dict__["__file__"] if module else script, *arguments]
+        yield main.__dict__, code
     finally:
         sys.modules["__main__"], sys.argv, sys.path[:] = before
+
+
+def _file(script: str) -> tuple[ModuleType, Callable[[], CodeType]]:
+    source, path = _read(script), os.path.abspath(script)
+    main = _main(path, SourceFileLoader("__main__", path))
+    return main, lambda: compile(source, path, "exec", dont_inherit=True)
+
+
+def _module(name: str) -> tuple[ModuleType, Callable[[], CodeType]]:
+    spec = _find(name)
+    assert isinstance(spec.loader, InspectLoader)
+    main = _main(str(spec.origin), spec.loader)
+    main.__dict__.update(__package__=spec.parent, __spec__=spec, __cached__=spec.cached)
+    return main, partial(cast("Callable[[str], CodeType]", spec.loader.get_code), spec.name)
+
+
+def _main(path: str, loader: Any) -> ModuleType:
+    module = ModuleType("__main__")
+    module.__dict__.update(
+        __file__=path, __cached__=None, __builtins__=builtins, __annotations__={}, __loader__=loader, __package__=None
+    )
+    return module
 
 
 class _StepRecorded(BaseException):

@@ -116,18 +116,21 @@ def _is(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
-def compared(browser: Any, program: Program, changes: list[dict[str, Any]]) -> dict[str, Any]:
-    text = PROGRAM.read_text(encoding="utf-8")
-    module = "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
+@pytest.fixture(scope="module")
+def empty_page(browser: Any) -> Any:
+    """A page without a document, in which programs run."""
     page = browser.new_page()
-    try:
-        return page.evaluate(COMPARED, [module, json.loads(json.dumps(encoded(program))), changes])
-    finally:
-        page.close()
+    yield page
+    page.close()
+
+
+def compared(page: Any, program: Program, changes: list[dict[str, Any]]) -> dict[str, Any]:
+    module = "data:text/javascript;base64," + base64.b64encode(PROGRAM.read_bytes()).decode()
+    return page.evaluate(COMPARED, [module, json.loads(json.dumps(encoded(program))), changes])
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_what_follows_a_change_is_what_pytorch_gives(name: str, browser: Any) -> None:
+def test_what_follows_a_change_is_what_pytorch_gives(name: str, empty_page: Any) -> None:
     torch.manual_seed(0)
     trained = STEPS[name]()
     document = document_of(trained)
@@ -136,12 +139,12 @@ def test_what_follows_a_change_is_what_pytorch_gives(name: str, browser: Any) ->
     as_recorded = {"row": -1, "place": 0, "number": 0, **facts_of(trained)}
     generator = random.Random(1)
     changes = [as_recorded, *(changed(trained, document.program, generator) for _ in range(2 if name in FAST else 5))]
-    found = compared(browser, document.program, changes)
+    found = compared(empty_page, document.program, changes)
     assert found["wrong"] == []
     assert found["compared"] > 100
 
 
-def test_a_wrong_program_is_noticed(browser: Any) -> None:
+def test_a_wrong_program_is_noticed(empty_page: Any) -> None:
     torch.manual_seed(0)
     trained = STEPS["mlp"]()
     program = document_of(trained).program
@@ -149,7 +152,7 @@ def test_a_wrong_program_is_noticed(browser: Any) -> None:
     place, line = next((n, each) for n, each in enumerate(program.code) if each[0] == "mul")
     code = (*program.code[:place], ("add", *line[1:]), *program.code[place + 1 :])
     as_recorded = {"row": -1, "place": 0, "number": 0, **facts_of(trained)}
-    assert compared(browser, replace(program, code=code), [as_recorded])["wrong"]
+    assert compared(empty_page, replace(program, code=code), [as_recorded])["wrong"]
 
 
 def test_the_page_knows_every_primitive() -> None:
@@ -281,7 +284,7 @@ def test_why_a_step_has_no_lab() -> None:
     assert "another gradient of weight" in program.without
 
 
-def test_a_program_holds_while_the_labels_that_count_do(browser: Any) -> None:
+def test_a_program_holds_while_the_labels_that_count_do(empty_page: Any) -> None:
     """`cross_entropy` divides by the number of labels that are not ignored, which is read as a number."""
     torch.manual_seed(0)
     model, x, y = nn.Linear(2, 3), torch.randn(3, 2), torch.tensor([0, 2, 1])
@@ -294,8 +297,8 @@ def test_a_program_holds_while_the_labels_that_count_do(browser: Any) -> None:
     other = {"row": labels, "place": 0, "number": 1, **nothing}
     ignored = {"row": labels, "place": 0, "number": -100, **nothing}
     some_row = {str(program.loss): [0.0]}
-    assert compared(browser, program, [other])["wrong"] == []
-    assert compared(browser, program, [{**ignored, "values": some_row}])["wrong"]
+    assert compared(empty_page, program, [other])["wrong"] == []
+    assert compared(empty_page, program, [{**ignored, "values": some_row}])["wrong"]
 
 
 def test_a_document_keeps_its_program(runs: Document) -> None:

@@ -1,7 +1,7 @@
 """The table of what cannot be checked, over PyTorch's OpInfo database: reason, how many nodes, and which.
 
 python -m tests.opinfo.unchecked                  # print it
-python -m tests.opinfo.unchecked --write          # and put it into docs/limitations.md, between its two marks
+python -m tests.opinfo.unchecked --write          # and put it into docs/verify.md, between its two marks
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import chainrule
 from tests.opinfo.sweep import _run, _variants, database, dtype_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "limitations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "verify.md"
 BEGIN, END = "<!-- unchecked: begin -->", "<!-- unchecked: end -->"
 NAMED = 4  # node kinds that are named in a row
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=2, help="how many samples of each operation (0: all)")
     parser.add_argument("--only", default="", help="a part of the names of the operations to try")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/limitations.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/verify.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -267,9 +267,12 @@ def element(name: str, index: Index) -> str:
 # -- selection by patterns --------------------------------------------------------------------------------------------
 
 
-def select_nodes(graph: Graph, only: str | Iterable[str] | None, sample: float | None) -> tuple[list[Node], str]:
+def select_nodes(
+    graph: Graph, only: str | Iterable[str] | None, sample: float | None, alike: int | None = None
+) -> tuple[list[Node], str]:
     """The nodes that patterns name, or a random share of them, in the graph's order; and in words which these are.
 
+    `alike` takes only the first so many of those that one line made of one operation and equal shapes.
     Raises MissingError where `only` names nothing, RequestError where `sample` is no share.
     """
     if sample is not None and not 0 < sample <= 1:
@@ -286,7 +289,24 @@ def select_nodes(graph: Graph, only: str | Iterable[str] | None, sample: float |
         drawn = random.Random(0).sample(range(len(nodes)), count)  # the same nodes each time
         nodes = [nodes[place] for place in sorted(drawn)]
         words.append(f"a random share of {sample:.3g}")
+    if alike is not None:
+        first = list(_first_of_each(graph, nodes, alike))
+        if len(first) < len(nodes):
+            words.append(f"the first {alike} of each line and operation")
+        nodes = first
     return nodes, ", of these ".join(words)
+
+
+def _first_of_each(graph: Graph, nodes: Iterable[Node], alike: int) -> Iterator[Node]:
+    seen: Counter[object] = Counter()
+    for node in nodes:
+        reached = [*node.outputs, *(edge.value for edge in node.edges), node.leaf]
+        shapes = tuple(None if each is None else graph.values[each].shape for each in reached)
+        at = (node.place.file, node.place.line) if node.place is not None else None
+        key = (node.name, node.function_class, at, bool(node.executions), shapes)
+        seen[key] += 1
+        if seen[key] <= alike or node.leaf is not None:
+            yield node
 
 
 def values_named(graph: Graph, pattern: str) -> list[int]:

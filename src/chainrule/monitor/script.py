@@ -61,11 +61,12 @@ def watch_script(
     *,
     total: int | None = None,
     plain: bool = False,
+    module: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Run `script` as python would, watched with these options; the dashboard goes to stderr.
 
-    Raises RecordingError if the script cannot be read.
+    With `module` it is the name of a module, as for `python -m`. Raises RecordingError if it cannot be read.
     """
     console = console or Console(stderr=True)
     outcome = Outcome(options.get("every", 1))
@@ -89,5 +90,5 @@ def watch_script(
             outcome.findings = watching.findings
             outcome.kept = options.get("to") if watching.writer is not None else None
 
-    _, outcome.status = run_inside(script, arguments, around)
+    _, outcome.status = run_inside(script, arguments, around, module)
     return outcome

@@ -403,7 +403,7 @@ def matrix(data: Data) -> str | None:
     if data.dim() == 0:
         value = number(data.item())
         return rf"({value})" if value.startswith("-") else value
-    rows = data.reshape(-1, data.shape[-1]).tolist()
+    rows = (data if data.layout is torch.strided else data.to_dense()).reshape(-1, data.shape[-1]).tolist()
     body = r" \\ ".join(" & ".join(number(each) for each in row) for row in rows)
     return rf"\begin{{pmatrix}} {body} \end{{pmatrix}}"
 

@@ -71,6 +71,7 @@ def verify(
     *,
     only: str | Iterable[str] | None = None,
     sample: float | None = None,
+    alike: int | None = None,
     memory: int = MEMORY,
     progress: Callable[[int, int], None] | None = None,
 ) -> GradientCheck:
@@ -78,13 +79,14 @@ def verify(
 
     `only` is a pattern, or several: a part of a node's name, of its operation's, of a module's path, or of the name of
     one of its outputs. A pattern with dots or a `*` matches whole parts of a path (`h.3.*`). `sample` draws the same
-    nodes each time. `memory` is the number of bytes that the check of one node may take: elements are measured in
-    chunks that fit, and a node whose operation does not fit at all is not checked. `progress(done, total)` is called
-    after each node. Raises MissingError where `only` names nothing, RequestError for a value that means nothing.
+    nodes each time, and `alike` the first so many of those that one line made of one operation and equal shapes.
+    `memory` is the number of bytes that the check of one node may take: elements are measured in chunks that fit, and a
+    node whose operation does not fit at all is not checked. `progress(done, total)` is called after each node. Raises
+    MissingError where `only` names nothing, RequestError for a value that means nothing.
     """
     if memory <= 0:
         raise RequestError(f"memory={memory!r} leaves nothing to work with. Give the bytes a check may take, above 0.")
-    nodes, chosen = select_nodes(graph, only, sample)
+    nodes, chosen = select_nodes(graph, only, sample, alike)
     senders = _senders(graph)
     rows, explained = [], 0
     with nothing_left_behind():

@@ -121,8 +121,12 @@ class GradientCheck:
         """The verdict on the whole step: `agrees` where it passed."""
         if self.failures or any(update.verdict == "disagrees" for update in self.updates):
             return "disagrees"
-        proved = any(row.verdict in ("agrees", "by convention") for row in self.rows)
-        return "agrees" if proved and not self.unchecked else "not checked"
+        return "agrees" if self.proved and not self.unchecked else "not checked"
+
+    @property
+    def proved(self) -> bool:
+        """Whether anything was checked and found right."""
+        return any(row.verdict in ("agrees", "by convention") for row in self.rows)
 
     @property
     def idle(self) -> tuple[Row, ...]:

@@ -28,7 +28,7 @@ from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
-VERSION = 3
+VERSION = 4
 SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 OTHERS = "it is a database of another program"
 PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
@@ -75,6 +75,7 @@ CREATE TABLE finding (
     id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES run, finding TEXT NOT NULL, severity TEXT NOT NULL,
     name TEXT NOT NULL, place TEXT NOT NULL, since INTEGER, until INTEGER, text TEXT NOT NULL, evidence TEXT NOT NULL,
     advice TEXT NOT NULL, rows TEXT NOT NULL, size INTEGER NOT NULL, because TEXT NOT NULL,
+    file TEXT NOT NULL,
     UNIQUE (run, finding, name)
 );
 CREATE TABLE recording (

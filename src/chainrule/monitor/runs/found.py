@@ -12,7 +12,7 @@ from typing import Any
 class Found:
     """One finding, with the steps since which and until which it holds (None: open).
 
-    `because` names the finding that most likely caused it, as `id: where`.
+    `because` names the finding that most likely caused it, as `id: where`. `file` is the path of the file in `place`.
     """
 
     id: str
@@ -27,6 +27,7 @@ class Found:
     rows: tuple[int, ...] = ()
     size: int = 0
     because: str = ""
+    file: str = ""
 
     @classmethod
     def of(cls, finding: Any) -> Found:
@@ -34,7 +35,7 @@ class Found:
         return cls(
             finding.id, finding.severity, finding.where, finding.sentence, tuple(finding.evidence), finding.advice,
             str(finding.place or ""), finding.since, finding.until, tuple(finding.rows), finding.size,
-            finding.because,
+            finding.because, finding.place.file if finding.place else "",
         )  # fmt: skip
 
     def row(self) -> dict[str, Any]:
