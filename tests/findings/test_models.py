@@ -267,6 +267,10 @@ MASKS = {
     "distances": lambda scores: scores - 0.1 * (torch.arange(8)[:, None] - torch.arange(8)).abs(),
     "in place": lambda scores: scores.masked_fill_(FUTURE, -math.inf),
     "per sample": lambda scores: scores.masked_fill(torch.zeros(len(scores), 1, 8).bool(), -math.inf),
+    "nothing to pad": lambda scores: scores + torch.zeros(len(scores), 1, 8),
+    "the first operand": lambda scores: FUTURE * -1e4 + scores,
+    "minus the largest": lambda scores: scores - scores.amax(-1, keepdim=True).detach(),
+    "plus the negative of the largest": lambda scores: scores + -scores.amax(-1, keepdim=True).detach(),
 }
 
 
@@ -282,6 +286,11 @@ OPEN = {
     "times": lambda scores: scores * ~FUTURE,
     "beyond the corner": lambda scores: scores.masked_fill(torch.ones(8, 8).triu(8).bool(), -math.inf),
     "zeros": lambda scores: scores + torch.zeros(8, 8),
+    "ones": lambda scores: scores + torch.ones(8, 8),
+    "zeros and ones": lambda scores: scores + (~FUTURE).float(),
+    "the first operand": lambda scores: FUTURE * -1.0 + scores,
+    "padding as zeros and ones": lambda scores: scores + (torch.arange(8) < 5).float().expand(len(scores), 1, 8),
+    "of queries instead of keys": lambda scores: scores + -1e9 * (torch.arange(8) < 5).float()[:, None],
 }
 
 

@@ -161,8 +161,9 @@ def test_an_optimizer_of_another_model_names_what_it_holds_and_what_learns():
     model = copy.deepcopy(model)
     (finding,) = found_in(model, optimizer, "nothing-to-step")
     assert (finding.severity, finding.since) == ("error", 1)
-    assert finding.text == "SGD stepped, and none of its 4 parameters has a gradient."
-    assert finding.evidence[0].endswith("0.weight, 0.bias, 2.weight, 2.bias have one.")
+    learning = "0.weight, 0.bias, 2.weight, 2.bias have one"
+    assert finding.text == f"SGD stepped, and none of its 4 parameters has a gradient: {learning}."
+    assert finding.evidence[0].startswith("It holds parameter0")
     assert finding.evidence[1] == "0 of 4 parameters with a gradient are in it."
 
 

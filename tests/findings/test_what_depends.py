@@ -154,6 +154,73 @@ def test_what_may_see_all_positions() -> None:
         assert not found(loss)
 
 
+def test_a_batch_that_the_step_draws_or_chooses_from_a_text() -> None:
+    text, layer, many = torch.randint(V, (60,)), encoder(), torch.randint(V, (40, T + 1))
+
+    def batches() -> list[Callable[[], tuple[Tensor, Tensor]]]:
+        def drawn() -> tuple[Tensor, Tensor]:
+            rows = torch.randint(V, (N, T + 1))
+            return rows[:, :-1], rows[:, 1:]
+
+        def chosen() -> tuple[Tensor, Tensor]:
+            rows = many[torch.randint(40, (N,))]
+            return rows[:, :-1], rows[:, 1:]
+
+        def stacked() -> tuple[Tensor, Tensor]:
+            at = torch.randint(60 - T - 1, (N,)).tolist()
+            return torch.stack([text[i : i + T] for i in at]), torch.stack([text[i + 1 : i + T + 1] for i in at])
+
+        return [drawn, chosen, stacked]
+
+    for batch in batches():
+        for mask in (None, MASK):
+
+            def loss(batch: Callable[[], tuple[Tensor, Tensor]] = batch, mask: Tensor | None = mask) -> Tensor:
+                x, y = batch()
+                return of_letters(OUT(layer(LETTERS(x), mask)), y)
+
+            assert set(found(loss)) == (set() if mask is not None else {"sees-the-future"})
+
+
+def test_what_is_no_target_of_the_next_position() -> None:
+    layer = encoder()
+
+    def second() -> Tensor:
+        rows = torch.randint(V, (N, T))
+        return F.cross_entropy(OUT(layer(LETTERS(rows)).mean(1)), rows[:, 1])
+
+    def recalled() -> Tensor:
+        rows = torch.randn(N, T, C)
+        return F.mse_loss(HEAD(layer(rows).mean(1)), rows[:, 1:4, 0])
+
+    assert not found(second)
+    assert not found(recalled)
+
+
+def test_what_a_measurement_takes_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("retention", "borrowed"):  # the letters are kept, and no weight and no gate
+        monkeypatch.setattr(f"chainrule.capture.{module}.SMALL", 256)
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.letters, self.out = nn.Embedding(V, C), nn.Linear(2 * C, V)
+            self.both = nn.GRU(C, C, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.both(self.letters(x))[0])
+
+    model = Reader()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chainrule.watch(model, optimizer, every=1, on_finding=False) as watch:
+        for _ in range(2):
+            x, y = letters()
+            of_letters(model(x), y).backward()
+            optimizer.step()
+    (seen,) = (each for each in watch.findings if each.id == "sees-the-future")
+    assert any(line.startswith("Moving position") for line in seen.evidence)
+
+
 # -- inputs that are ignored ------------------------------------------------------------------------------------------
 
 

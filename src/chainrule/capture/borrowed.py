@@ -26,7 +26,7 @@ from chainrule.capture.guard import Guard
 from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import unobserved
 
-SMALL = 32 * 1024  # bytes up to which a copy costs no more than borrowing
+SMALL = 16 * 1024  # bytes up to which a copy costs no more than borrowing
 SAMPLES = 32  # numbers of a borrowed tensor that are remembered
 
 

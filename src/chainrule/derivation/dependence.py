@@ -145,10 +145,8 @@ def _axis(walk: Reaches, until: int, of: str) -> AxisDependence:
     except CannotRunError as error:
         words = f"{said(bound, None, of)}. Structure; not measured: {error}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=str(error))
-    data, base = walk.graph.values[walk.source].data, walk.graph.values[until].data
-    assert data is not None
-    assert base is not None
-    seen = measured(data, axis, lambda given: part.run(given).get(until, base))
+    base = part.base
+    seen = measured(part.data, axis, lambda given: part.run(given).get(until, base))
     if seen.count == 0:
         words = f"{said(bound, None, of)}. Structure; not measured: {seen.unknown}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=seen.unknown)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.run_context import Run, Stretch, carry
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import Operation, Ref
@@ -45,6 +45,13 @@ def _attentions(context: StepContext) -> Iterator[Attention]:
         shape = context.values[out].shape
         if len(shape) > 1 and operation.arguments.get("dim") in (-1, len(shape) - 1) and _weighs_values(context, out):
             yield Attention(operation, scores, out)
+
+
+def spread_of_scores(context: StepContext, attention: Attention) -> float:
+    """The standard deviation of scores before masks; 0 where it is not known."""
+    taken = [given for _, given in _towards(context, attention.scores) if given is not None]
+    known = context.statistics(taken[-1] if taken else attention.scores)
+    return 0.0 if known is None else known.std
 
 
 def called(context: StepContext, operation: Operation) -> str:
@@ -85,15 +92,19 @@ def _in_call(context: StepContext, operation: Operation) -> bool:
 def _for_long(check: Check, run: Run, since_start: bool = False) -> Iterator[Finding]:
     """What lasted over enough steps has the severity of the check."""
     for stretch, found in check.carried(run):
-        lasting = len(stretch.steps) >= check.lasts and stretch.steps[-1] - stretch.steps[0] >= SPAN
-        ok = lasting and not stretch.ended and (stretch.whole or not since_start)
+        ok = _has_lasted(check, stretch) and (stretch.whole or not since_start)
         yield replace(found, severity=check.severity) if ok else found
+
+
+def _has_lasted(check: Check, stretch: Stretch) -> bool:
+    return len(stretch.steps) >= check.lasts and stretch.steps[-1] - stretch.steps[0] >= SPAN
 
 
 UNIFORM = Check(
     "uniform-attention", "Attention gives every token the same weight", "warning",
     what="The weights of an attention differ by less than a rounding of small scores from 1/n, for n tokens that the "
-    "mask leaves. In one step it is a note; a warning once it has lasted 40 steps and 5 examined ones.",
+    "mask leaves. In one step it is a note; a warning once it has lasted 40 steps and 5 examined ones, and one that "
+    "ended later if it was so from the first step on.",
     why="The layer is a mean over the tokens: queries and keys have no effect, and learn nothing.",
     advice="Look at the scores: a query or key projection that is 0, a division that is too large, or a mask of large "
     "finite numbers that hides all tokens alike.",
@@ -126,7 +137,14 @@ def _uniform(context: StepContext) -> Iterator[Finding]:
 
 @UNIFORM.over_time
 def _uniform_for_long(run: Run) -> Iterator[Finding]:
-    return _for_long(UNIFORM, run)
+    late = {}
+    for stretch in run.stretches(UNIFORM.id, first_row=True):
+        # Nothing was asked of the tokens until it ended, which `carried` leaves out.
+        found = carry(stretch, lasts=1) if stretch.whole and stretch.ended and _has_lasted(UNIFORM, stretch) else None
+        if found is not None:
+            late[found.where] = replace(found, severity=UNIFORM.severity)
+    yield from late.values()
+    yield from (found for found in _for_long(UNIFORM, run) if found.where not in late)
 
 
 def _spread(weights: Tensor) -> float:
@@ -180,30 +198,38 @@ def _one_token_for_long(run: Run) -> Iterator[Finding]:
 NO_MASK = Check(
     "mask-without-effect", "A mask hides nothing", "warning",
     what="The result of masked_fill is not used though its operand goes on to a softmax; masked scores are filled with "
-    "a number among the others, or multiplied by 0; or a square mask, the same for all samples, hides no place.",
+    "a number among the others, or multiplied by 0; a mask that is added takes two values that lie close to each "
+    "other, or one value for all tokens of a query; or a square mask, the same for all samples, hides no place.",
     why="Nothing fails, and tokens see what they must not: the future, or padding.",
     advice="Assign the result of masked_fill (or use masked_fill_), fill with float('-inf') before the softmax, and "
     "build the mask for the convention of the function that takes it.",
     source="PyTorch's documentation of Tensor.masked_fill, nn.MultiheadAttention and scaled_dot_product_attention, in "
     "which True means the opposite", lasts=2)  # fmt: skip
 HIDDEN = 20.0  # how far below the largest score a masked one has a weight of e^-20
+SHALLOW = 5.0  # between the two values of a mask that is added: a hidden token keeps e^-5 of its weight, or more
 
 
 @NO_MASK.in_step
 def _mask_without_effect(context: StepContext) -> Iterator[Finding]:
     yield from _dropped(context)
     for each in attentions(context):
-        for made in _towards(context, each.scores):
+        for made, _ in _towards(context, each.scores):
             facts = facts_of(made.name)
             words = _among_others(context, made) if facts.replaces_masked else ""
             words = words or (_times_zero(context, made) if facts.multiplies else "")
             words = words or (_hides_nothing(context, made) if facts.mask or facts.adds else "")
+            words = words or _adds_nothing(context, _added(context, made), each.scores)
             if words:
                 yield _found(context, made, words)
     for operation in context.graph.operations:
         mask = argument(operation, "attn_mask") if "scaled_dot_product" in operation.name else None
-        if mask is not None and _is_square(context, mask) and _is_open(context, mask, hides=False):
+        key = argument(operation, "key")
+        if mask is None or key is None:
+            continue
+        if _is_square(context, mask) and _is_open(context, mask, hides=False):
             yield _found(context, operation, f"the mask {context.name(mask)} hides no place")
+        elif words := _adds_nothing(context, mask, key, tokens=-2):
+            yield _found(context, operation, words)
 
 
 def _found(context: StepContext, operation: Operation, words: str) -> Finding:
@@ -240,17 +266,21 @@ def _onward(context: StepContext, value: int) -> list[int]:
             if out is not None]  # fmt: skip
 
 
-def _towards(context: StepContext, scores: int) -> Iterator[Operation]:
-    """The operations that lead up to scores: masks, scalings, additions of what is not learnt."""
+def _towards(context: StepContext, scores: int) -> Iterator[tuple[Operation, int | None]]:
+    """The operations that lead up to scores, each with the scores it takes: masks, additions of what is not learnt."""
     while (made := context.producer(scores)) is not None:
-        facts, given = facts_of(made.name), argument(made, "self")
-        masks = bool(facts.mask or facts.adds or facts.multiplies) and len(operands(made)) > 1
-        if masks:
-            yield made
-        if given is None or not (masks or _keeps_order(context, made)):
+        facts, given, other = facts_of(made.name), argument(made, "self"), argument(made, "other")
+        if argument(made, "batch1") is not None:  # a product to which a mask is added
+            yield made, None
             return
-        other = argument(made, "other")
-        if masks and other is not None and context.values[other].requires_grad:
+        masks = bool(facts.mask or facts.adds or facts.multiplies) and len(operands(made)) > 1
+        if other is not None and context.values[other].requires_grad:
+            if given is None or context.values[given].requires_grad:
+                return
+            given = other
+        if masks:
+            yield made, given
+        if given is None or not (masks or _keeps_order(context, made)):
             return
         scores = given
 
@@ -259,16 +289,14 @@ def hidden_places(context: StepContext, scores: int) -> Tensor | None:
     """Where masks hide a place of scores; None if the numbers of one of them are not known."""
     shape = context.values[scores].shape
     hidden = torch.zeros(shape, dtype=torch.bool)
-    for made in _towards(context, scores):
-        facts, given = facts_of(made.name), argument(made, "self")
-        if given is None or context.values[given].shape != shape:
-            return None
-        mask = argument(made, facts.mask or "other")
+    for made, _ in _towards(context, scores):
+        facts, fill = facts_of(made.name), made.arguments.get("value")
+        mask = argument(made, facts.mask) if facts.mask else _added(context, made)
         data = None if mask is None else _numbers(context, mask)
-        fill = made.arguments.get("value")
-        if data is None or not (facts.replaces_masked or facts.adds) or isinstance(fill, Ref):
+        shapes = [context.values[out].shape for out in made.outputs if out is not None]
+        if data is None or shapes != [shape] or isinstance(fill, Ref) or (facts.mask and not facts.replaces_masked):
             return None
-        hides = dense(data) < -HIDDEN if facts.adds else dense(data) & (fill is not None and fill < -HIDDEN)
+        hides = dense(data) & (fill is not None and fill < -HIDDEN) if facts.mask else dense(data) < -HIDDEN
         hidden = hidden | hides.to(hidden.device)
     return hidden
 
@@ -327,6 +355,35 @@ def _hides_nothing(context: StepContext, operation: Operation) -> str:
     return f"the mask {context.name(mask)} hides no place"
 
 
+def _added(context: StepContext, operation: Operation) -> int | None:
+    """What an operation adds to scores, or to the product that they are, and is not learnt."""
+    product = argument(operation, "batch1") is not None
+    names = ("self",) if product else ("other", "self") if facts_of(operation.name).adds else ()
+    taken = (argument(operation, name) for name in names)
+    return next((each for each in taken if each is not None and not context.values[each].requires_grad), None)
+
+
+def _adds_nothing(context: StepContext, mask: int | None, scores: int, tokens: int = -1) -> str:
+    """A mask that adds two numbers close to each other, or one to all tokens of a query; they lie along `tokens`."""
+    known, found = (None, None) if mask is None else (context.values[mask], context.statistics(context.source(mask)))
+    if mask is None or known is None or found is None or not known.shape or not known.dtype.is_floating_point:
+        return ""
+    behind = (context.values[each].kind for each in (mask, *context.graph.ancestors([mask])))
+    apart, tokens = found.high - found.low, context.values[scores].shape[tokens]
+    if known.requires_grad or "parameter" in behind or not apart or tokens < FEW:
+        return ""
+    name = context.name(context.source(mask))
+    if known.shape[-1] == 1:
+        return f"{name} adds one number to the scores of all tokens, and a softmax stays as it is then"
+    between = found.norm**2 / found.elements - (found.low + found.high) * found.mean + found.low * found.high
+    if apart > SHALLOW or abs(between) > 1e-5 * apart**2:  # the mean of (x - low) (x - high)
+        return ""
+    return (
+        f"{name} adds {number(found.low)} or {number(found.high)}, and a token that gets the smaller one keeps "
+        f"{number(math.exp(-apart))} of its weight"
+    )
+
+
 def _is_square(context: StepContext, mask: int) -> bool:
     """Whether it is one for all samples, with as many rows as columns."""
     known = context.values[context.source(mask)]
@@ -336,10 +393,10 @@ def _is_square(context: StepContext, mask: int) -> bool:
 
 
 def _is_open(context: StepContext, mask: int, hides: bool) -> bool:
-    """Whether a mask hides nothing: a float of zeros, or a boolean without the one that `hides`."""
+    """Whether a mask hides nothing: a float of one number, or a boolean without the one that `hides`."""
     known = context.values[context.source(mask)]
     if known.dtype == torch.bool:
         wrong: Callable[[Tensor], Tensor] = torch.any if hides else lambda data: ~data.all()
         return known.data is not None and not bool(wrong(dense(known.data)))
     statistics = context.statistics(known.index)
-    return statistics is not None and statistics.zeros == statistics.elements
+    return statistics is not None and not statistics.not_finite and statistics.low == statistics.high

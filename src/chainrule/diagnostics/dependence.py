@@ -24,7 +24,8 @@ from chainrule.execution.lineage import Lineage
 from chainrule.execution.perturbation import Perturbation
 from chainrule.graph.graph import Operation, Place, Value
 from chainrule.graph.names import element
-from chainrule.rules.facts import facts_of
+from chainrule.graph.snapshot import has_numbers
+from chainrule.rules.facts import base_name, facts_of
 
 FEWEST = 4
 """The positions along an axis from which on one is looked at."""
@@ -80,14 +81,29 @@ def _compared(context: StepContext) -> list[Compared]:
 
 
 def _inputs(context: StepContext, until: int) -> list[Value]:
-    """The data from outside the step behind a value: rows of indices, or of more than one axis of numbers."""
-    before = context.once(("ancestors", until), lambda: context.graph.ancestors([until]))
-    leaves = [context.values[each] for each in sorted(before) if each in context.data]
-    return [
-        each
-        for each in leaves
-        if each.operation is None and len(each.shape) >= (3 if each.dtype.is_floating_point else 2)
-    ]
+    """The data behind a value: rows of indices, or of more than one axis of numbers."""
+    return [each for each in _sources(context, until) if len(each.shape) >= (3 if each.dtype.is_floating_point else 2)]
+
+
+def _sources(context: StepContext, until: int) -> list[Value]:
+    """The data behind a value, as the step was given it, drew it, or chose it from the rows of a larger tensor."""
+
+    def find() -> list[Value]:
+        before = sorted(context.graph.ancestors([until]) & context.data)
+        return [context.values[each] for each in before if context.values[each].shape and _begins(context, each)]
+
+    return context.once(("sources", until), find)
+
+
+def _begins(context: StepContext, value: int) -> bool:
+    made = context.producer(value)
+    if made is None:
+        return not all(_chooses(use) for use in context.uses.get(value, ()))
+    return _chooses(made) or (made.random_state is not None and not operands(made))
+
+
+def _chooses(operation: Operation) -> bool:
+    return base_name(operation.name) in ("index", "index_select", "stack")
 
 
 def _walk(context: StepContext, source: int, axis: int, until: int) -> Reaches:
@@ -146,13 +162,11 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
 
 def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
     """Which element changes that should not where a position is moved, in words; "" where none does."""
-    data = context.values[walk.source].data
+    places = sorted({0, walk.size // 2, walk.size - 1})
     try:
-        part = Perturbation(context.graph, walk.source, of.index, walk.lineage)
-        places, base = sorted({0, walk.size // 2, walk.size - 1}), of.data
-        if data is None or base is None:
-            return ""
-        seen = measured(data, walk.axis or 0, lambda given: part.run(given).get(of.index, base), positions=places)
+        part = Perturbation(context.graph, walk.source, of.index, walk.lineage, _updated(context))
+        base = part.base
+        seen = measured(part.data, walk.axis or 0, lambda given: part.run(given).get(of.index, base), positions=places)
     except CannotRunError:
         return ""
     found = wrong(seen.bounds, of, walk.size).expand(of.shape).nonzero()
@@ -161,6 +175,16 @@ def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
     place = tuple(found[0].tolist())
     moved = f"position {int(seen.bounds.last[place]) - 1} of {context.name(walk.source)} along axis {walk.axis}"
     return f"Moving {moved} alone moves {element(context.name(of.index), place)}."
+
+
+def _updated(context: StepContext) -> dict[int, Tensor]:
+    """The parameters whose numbers were not kept, after their update: what moves something does so with these too."""
+    known = ((member.value, member.after) for member in context.members)
+    return {
+        value: after
+        for value, after in known
+        if value is not None and has_numbers(after) and not context.values[value].has_numbers
+    }
 
 
 def _of_another(seen: Bounds, of: Value, size: int) -> Tensor:
@@ -242,16 +266,17 @@ def _sees(context: StepContext) -> list[Finding]:
 def _future(context: StepContext) -> Iterator[Finding]:
     for each in _compared(context):
         until = each.prediction.index
-        for given in _sequences(context, until):
+        for given in _sources(context, until):
             for axis, size in enumerate(given.shape):
                 why, wrong = _leak(context, each, given, axis) if size >= FEWEST else ("", _of_a_later)
                 walk = _walk(context, given.index, axis, until) if why else None
                 if walk is None or not (witness := _moved(context, walk, each.prediction, wrong)):
                     continue
                 path, first = walk.path(until, partial(_sees_later, walk))
+                made = f"{step_of(context.graph, path[first])}{_module(context, path[first])}"
                 yield FUTURE.found(
                     context.name(until),
-                    f"{why}, and {step_of(context.graph, path[first])} lets positions see later ones.",
+                    f"{why}, and {made} lets positions see later ones.",
                     (
                         f"Positions lie along axis {axis} of {context.name(given.index)} {given.shape}.",
                         witness,
@@ -260,12 +285,6 @@ def _future(context: StepContext) -> Iterator[Finding]:
                     place=_place(context, path[first]),
                 )
                 return
-
-
-def _sequences(context: StepContext, until: int) -> list[Value]:
-    before = context.once(("ancestors", until), lambda: context.graph.ancestors([until]))
-    leaves = [context.values[each] for each in sorted(before) if each in context.data]
-    return [each for each in leaves if each.operation is None and each.shape]
 
 
 def _leak(context: StepContext, each: Compared, given: Value, axis: int) -> tuple[str, Wrong]:
@@ -334,7 +353,8 @@ def _of_its_target(each: Compared, target: Bounds, seen: Bounds, of: Value, size
         wanted = wanted.unsqueeze(1)
     if len(wanted.shape) != len(of.shape) or bool(target.mixed(size).any()) or not bool((wanted > 0).any()):
         return torch.zeros((), dtype=torch.bool)
-    shifted = int(wanted[wanted > 0].min()) == 2 and int(seen.first.max()) == size  # targets from position 1, inputs 0
+    several = len(wanted[wanted > 0].unique()) >= FEWEST
+    shifted = several and int(wanted[wanted > 0].min()) == 2 and int(seen.first.max()) == size  # from positions 1 and 0
     return (wanted > 0) & (seen.last >= wanted) & shifted
 
 
@@ -399,6 +419,13 @@ def _layer_of(context: StepContext, walk: Reaches) -> int | None:
         if any(context.values[context.source(each)].kind == "parameter" for each in operands(made)):
             return value
     return None
+
+
+def _module(context: StepContext, value: int) -> str:
+    """The module that made a value: ` in blocks.1`."""
+    made = context.producer(value)
+    module = context.graph.calls[made.call].module if made is not None and made.call is not None else ""
+    return f" in {module}" if module else ""
 
 
 def _place(context: StepContext, value: int) -> Place | None:

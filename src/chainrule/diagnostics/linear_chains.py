@@ -15,7 +15,8 @@ NO_ACTIVATION = Check(
     "no-activation", "Two linear layers without an activation between them", "warning",
     what="A linear layer or a convolution is followed by others with nothing but linear operations between them. A "
     "narrow layer between two wide ones, a depthwise or transposed convolution, a frozen layer, the projections of an "
-    "attention and the gates of a recurrent layer are meant so and are not reported.",
+    "attention and the gates of a recurrent layer are meant so and are not reported. Nor is it where a layer takes the "
+    "same value and its result is dropped (`no-gradient`): that is what is missing between them.",
     why="The two are one linear function: the second adds parameters, and nothing that the network could express.",
     advice="Put a nonlinearity (nn.ReLU, nn.GELU) between them, or drop one of the two.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.1: a composition of linear functions is linear",
@@ -33,6 +34,8 @@ def _no_activation(context: StepContext) -> Iterator[Finding]:
             continue  # its output projection
         followers = chains.followers(out)
         if not followers or any(_special(context, each) or chains.is_factor(each, out) for each in followers):
+            continue
+        if not all(chains.reaches_a_loss(each) for each in followers):
             continue
         given, second = _width(context, first, given=True), sum(_width(context, each) for each in followers)
         inner = max(_width(context, each, given=True) for each in followers)
@@ -55,6 +58,7 @@ class _Chains:
     def __init__(self, context: StepContext) -> None:
         self._context = context
         self._made = {out for *_, out in context.weighed}
+        self._before_losses = {*context.losses, *context.graph.ancestors(context.losses)}
 
     def followers(self, value: int) -> list[Operation]:
         """The layers that take a value; none if anything else takes it too."""
@@ -74,6 +78,10 @@ class _Chains:
                     return []
         weights = (_weight(self._context, each) for each in found)
         return found if all(each is not None and self._context.values[each].requires_grad for each in weights) else []
+
+    def reaches_a_loss(self, layer: Operation) -> bool:
+        """Whether a backward pass begins after it."""
+        return not self._before_losses.isdisjoint(self._learning(layer))
 
     def is_attention(self, value: int) -> bool:
         """Whether it is a product of activations, or attention by one kernel."""

@@ -80,16 +80,18 @@ class Run:
                     at[step] = finding
         return seen
 
-    def stretches(self, id: str) -> Iterator[Stretch]:
-        """The last unbroken row of every place at which a check found something."""
+    def stretches(self, id: str, first_row: bool = False) -> Iterator[Stretch]:
+        """The last unbroken row, or the first, of every place at which a check found something."""
         examined = sorted(self.step_findings)
         full = {each.step for each in self.steps if each.full}
         for at in self.seen.get(id, {}).values():
             asked = [step for step in examined if step in full] if full >= set(at) else examined
             asked = [step for step in asked if step not in self.partly or step in at]
-            first = last = asked.index(max(at))
+            first = last = asked.index(min(at) if first_row else max(at))
             while first and asked[first - 1] in at:
                 first -= 1
+            while last + 1 < len(asked) and asked[last + 1] in at:
+                last += 1
             steps = tuple(asked[first : last + 1])
             yield Stretch(steps, tuple(at[step] for step in steps), last + 1 < len(asked), first == 0)
 

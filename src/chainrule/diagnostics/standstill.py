@@ -182,9 +182,9 @@ def _nothing_to_step(context: StepContext) -> Iterator[Finding]:
         has = plural(len(learning), "has one", "have one")
         yield NOTHING_TO_STEP.found(
             _name_of(graph, update),
-            f"{update.optimizer} stepped, and none of its {len(names)} parameters has a gradient.",
-            (f"It holds {listed(names)}; {listed(learning)} {has}.",
-             f"0 of {len(learning)} parameters with a gradient are in it."),
+            f"{update.optimizer} stepped, and none of its {len(names)} parameters has a gradient: {listed(learning)} "
+            f"{has}.",
+            (f"It holds {listed(names)}.", f"0 of {len(learning)} parameters with a gradient are in it."),
             severity="note",
         )  # fmt: skip
 

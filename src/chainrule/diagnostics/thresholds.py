@@ -40,6 +40,8 @@ class Thresholds:
         "He et al., 2015, and Glorot and Bengio, 2010: a healthy initialisation keeps it near 1")
     depth_growth: float = _limit(1e4, "gradient norm of the first layers / of the last", "a larger one is exploding",
         "the same; Pascanu et al., 2013, for recurrent networks")
+    time_growth: float = _limit(10.0, "gradient norm of the first time steps / of the last",
+        "a larger one at most steps is exploding", "our runs: at most 5; Pascanu et al., 2013")
     accumulated: float = _limit(1e-3, "relative difference", "how far `.grad` may be from what backward sent",
         "rounding of bfloat16")
     tiny: float = _limit(0.5, "share of the gradient's nonzero elements", "a larger share below 2^-16 is an underflow",
@@ -66,6 +68,8 @@ class Thresholds:
     # attention
     uniform: float = _limit(5e-4, "deviation of the weights / their mean", "less is uniform attention",
         "our runs: small initial weights give 0.01 or more")
+    scores: float = _limit(10.0, "standard deviation of the scores", "more is far apart",
+        "Vaswani et al., 2017: it is 1 if they are divided by the root of the width; our runs: at most 4")
     one_token: float = _limit(0.98, "mean weight of a head's first token", "more is attention to one token alone",
         "Xiao et al., Efficient streaming language models with attention sinks, 2024: sinks leave some to the others")
     to_padding: float = _limit(0.01, "share of the attention", "more on padding is reported", "our runs: 0 with a mask")

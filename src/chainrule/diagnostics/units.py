@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Step
+from chainrule.diagnostics.attention import attentions, spread_of_scores
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
@@ -215,11 +216,14 @@ def _at_kinks(context: StepContext) -> Iterator[Finding]:
 SATURATED = Check(
     "saturated", "A sigmoid, a tanh or a softmax is saturated", "warning",
     what="The mean slope of a hidden sigmoid or tanh over its elements is close to 0: E[a(1 - a)] or E[1 - a^2]. For "
-    "a softmax (of attention, for example) the mean of 1 - sum p^2 over its rows is close to 0: each row is one-hot.",
+    "a softmax (of attention, for example) the mean of 1 - sum p^2 over its rows is close to 0: each row is one-hot. "
+    "Attention whose scores lie far apart is saturated sooner.",
     why="The gradient is multiplied by that slope, so earlier layers learn little or nothing.",
     advice="Use a smaller initialisation, a norm before it, scores divided by the root of their width; or a ReLU.",
-    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention", thresholds=("flat",),
-    lasts=3)  # fmt: skip
+    source="Glorot and Bengio, 2010; Vaswani et al., 2017, 3.2.1, for the softmax of attention",
+    thresholds=("flat", "scores"), lasts=3)  # fmt: skip
+
+APART = 1 / 3  # instead of `flat`, for attention whose scores lie far apart
 
 
 @SATURATED.in_step
@@ -230,14 +234,16 @@ def _saturated(context: StepContext) -> Iterator[Finding]:
         if slope is None or out is None or known is None or known.not_finite or known.elements < 2:
             continue
         part, evidence = _passed_back(slope, operation, context.values[out].shape, known)
-        if not part < context.thresholds.flat or context.is_output(out):
+        spread = next((spread_of_scores(context, each) for each in attentions(context) if each.weights == out), 0.0)
+        apart = spread > context.thresholds.scores
+        if not part < (APART if apart else context.thresholds.flat) or context.is_output(out):
             continue
         name = base_name(operation.name).strip("_")
         yield SATURATED.found(
             context.name(out),
             f"The {name} {context.name(out)} is saturated: it passes back {100 * part:.2g} % of the largest possible "
             "gradient.",
-            (evidence, context.between(out)),
+            (evidence, f"Its scores have a standard deviation of {number(spread)}." if apart else context.between(out)),
             place=context.values[out].place,
             # A softmax may well become sure of itself; a fault is one that is so from the start, see `_since_start`.
             severity="note" if slope.of_rows else "warning",
@@ -262,16 +268,21 @@ def _passed_back(slope: Slope, operation: Operation, shape: tuple[int, ...], kno
 
 SYMMETRIC = Check(
     "symmetric-units", "Units are equal and stay equal", "warning",
-    what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation.",
+    what="Rows of a weight and their gradients are equal, or all of both is 0, as after a constant initialisation. "
+    "Over a run it lasts, unless every weight of three layers or more begins at 0.",
     why="Equal units with equal gradients stay equal for ever, so the layer is no better than one unit.",
     advice="Draw the weights at random (PyTorch's default, or nn.init.kaiming_normal_, xavier_uniform_); zeros are "
     "fine for biases, and for the last layer of a branch.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 8.4", thresholds=("same",), lasts=2)  # fmt: skip
 
 
+ALL_ZERO = "Every weight begins at 0"
+
+
 @SYMMETRIC.in_step
 def _symmetric(context: StepContext) -> Iterator[Finding]:
     weights = {weight for _, weight, _ in context.weighed}
+    all_zero = len(weights) > 2 and all(is_zero(context.statistics(weight)) for weight in weights)
     for name, parameter in context.graph.parameters.items():
         if parameter.value not in weights or not has_numbers(parameter.grad) or not has_numbers(parameter.before):
             continue
@@ -283,8 +294,10 @@ def _symmetric(context: StepContext) -> Iterator[Finding]:
         size = before.shape[0]
         if not before.any() and not grad.any():
             rows = list(range(size))
-            text = f"The weight {name} is 0, and so is its whole gradient: it can never leave this point."
+            text = f"The weight {name} is 0, and so is its whole gradient: nothing moves it."
             evidence = [f"The norm of {name} is 0, and the norm of its gradient is 0."]
+            if all_zero:
+                evidence.append(f"All {len(weights)} weights of the step are 0.")
         else:
             rows = _equal_rows(before, grad, context.thresholds.same)
             if len(rows) < 2:
@@ -296,7 +309,19 @@ def _symmetric(context: StepContext) -> Iterator[Finding]:
                 f"{listed([number(each) for each in grad[row].tolist()])}."
                 for row in rows[:2]
             ]
-        yield SYMMETRIC.found(name, text, evidence, place=context.place_of(parameter), rows=rows, size=size)
+        yield SYMMETRIC.found(
+            name, text, evidence, place=context.place_of(parameter), rows=rows, size=size,
+            title=ALL_ZERO if all_zero else "",
+        )  # fmt: skip
+
+
+@SYMMETRIC.over_time
+def _symmetric_for_long(run: Run) -> Iterator[Finding]:
+    """Weights that all begin at 0 leave that point by one layer at each step, and learn hardly anything for long."""
+    for stretch in run.stretches(SYMMETRIC.id):
+        all_zero = stretch.whole and stretch.findings[0].title == ALL_ZERO
+        if (found := carry(stretch, 1 if all_zero else SYMMETRIC.lasts)) is not None:
+            yield found
 
 
 def _may_be_symmetric(context: StepContext, parameter: Parameter) -> bool:

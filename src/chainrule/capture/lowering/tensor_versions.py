@@ -201,8 +201,8 @@ class SnapshotsInPlace(Snapshots):
         return _bare(tensor, self._cache.statistics(tensor, self._wants_histogram(tensor)))
 
     def of_after(self, tensor: Tensor) -> Snapshot:
-        """Without numbers and unmeasured where it is too large to be kept."""
-        return _bare(tensor) if _is_large(tensor) else super().of(tensor)
+        """The user's own tensor, unmeasured: it is as the step left it."""
+        return super().of(tensor)
 
 
 def _is_large(tensor: Tensor) -> bool:
