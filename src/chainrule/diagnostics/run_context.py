@@ -23,7 +23,8 @@ from chainrule.numbers import number
 RARE = 0.25  # share of the steps: what fewer of them compute is another task
 BEGINNING = 5  # steps
 GROWN = 1.25  # times the numbers of a step at the start
-FOLLOWS = 0.5  # correlation of the loss with the numbers of a step: it is their sum
+FOLLOWS = 0.5  # correlation of the loss with the numbers of a step, or with the size of its data: it is their sum
+VARIED = 2.0  # upper quartile of the sizes of a step's data over the lower one; far less for batches of one kind
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class Run:
 
     @cached_property
     def grows(self) -> bool:
-        """Whether the steps of the last half compute more, or their data is larger, or the loss follows their size.
+        """Whether the steps of the last half compute more, or their data is larger, or the loss follows either.
 
         An episode gets longer, or its returns larger, as a policy gets better.
         """
@@ -219,6 +220,8 @@ class Run:
             known = {step: each.norm / math.sqrt(each.elements) for step, each in series if each.elements}
             norms = [[known[step] for step in half if step in known] for half in halves]
             if all(norms) and median(norms[1]) > self.thresholds.loss_rise * median(norms[0]):
+                return True
+            if _follows(losses, [known[step] for step in steps if step in known]):
                 return True
         return False
 
@@ -253,6 +256,14 @@ def carry(stretch: Stretch, lasts: int) -> Finding | None:
         shown, severity=severity, since=stretch.steps[0], until=stretch.steps[-1] if stretch.ended else None,
         evidence=(*shown.evidence, *held), rows=stretch.rows or shown.rows,
     )  # fmt: skip
+
+
+def _follows(losses: Sequence[float], sizes: Sequence[float]) -> bool:
+    """Whether losses follow sizes that differ much from step to step, as those of tasks do."""
+    if len(sizes) != len(losses) or len(set(losses)) < 2:
+        return False
+    low, high = (sorted(sizes)[int(share * len(sizes))] for share in (0.25, 0.75))
+    return high > VARIED * low and correlation(sizes, losses) > FOLLOWS
 
 
 def is_bias(name: str) -> bool:

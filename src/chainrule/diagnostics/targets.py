@@ -121,7 +121,8 @@ def _root(known: Statistics) -> float:
 INITIAL = Check(
     "initial-loss", "The initial loss is far above that of a guess", "warning",
     what="The first step of a run has a cross-entropy far above that of equal probabilities for all classes: ln C for "
-    "C classes, ln 2 for a binary one. In a single step, which need not be the first, it is a note.",
+    "C classes, ln 2 for a binary one. Logits that depend on the targets, as with a margin, are left out. In a single "
+    "step, which need not be the first, it is a note.",
     why="The network begins sure of wrong answers: the first steps only undo its initialisation.",
     advice="Look at the scale of the last layer's weights and inputs (a smaller initialisation, a norm before it), and "
     "at what comes between logits and loss.",
@@ -137,7 +138,7 @@ def _initial(context: StepContext) -> Iterator[Finding]:
         few = (counted(context, comparison) or 0.0) < FEWEST
         if comparison.scale == "numbers" or few or not guess or mean is None:
             continue
-        if mean - guess <= limit * min(guess, 1.0):
+        if mean - guess <= limit * min(guess, 1.0) or _has_margin(context, comparison):
             continue
         if any(each.severity == "warning" for check in (_out_of_range, over_one) for each in check(context)):
             continue  # that is the cause
@@ -148,6 +149,11 @@ def _initial(context: StepContext) -> Iterator[Finding]:
             (f"ln {classes} = {number(guess)}.", context.between(comparison.prediction)),
             place=context.place(comparison.operation), severity="note",
         )  # fmt: skip
+
+
+def _has_margin(context: StepContext, comparison: Comparison) -> bool:
+    """Whether the prediction was computed with its own targets, as where a margin makes the right class harder."""
+    return comparison.target in context.graph.ancestors([comparison.prediction])
 
 
 @INITIAL.over_time

@@ -56,6 +56,7 @@ class StepFacts:
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
     counts: tuple[int, ...] = ()  # of steps in the state of each optimizer that has such a count, after the step
     evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients
+    estimate: bool = False  # the loss weights its terms by data of either sign, as a policy's does by its advantages
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
 
 APPLICATION = 0x63687264  # "chrd"
-VERSION = 3
+VERSION = 4
 SQLITE = b"SQLite format 3\0"  # the first bytes of every SQLite file
 OTHERS = "it is a database of another program"
 PATIENCE = 2  # seconds that a training waits at its begin for a file that another process has locked
@@ -54,6 +54,7 @@ CREATE TABLE step (
     skipped INTEGER NOT NULL, scale REAL, norm REAL, norm_clipped REAL, passes INTEGER NOT NULL,
     counts TEXT NOT NULL,
     evaluated INTEGER NOT NULL,
+    estimate INTEGER NOT NULL,
     PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
 CREATE TABLE noticed (

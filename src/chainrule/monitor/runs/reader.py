@@ -126,7 +126,7 @@ class RunReader:
     def steps(self) -> list[StepFacts]:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
-        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, evaluated, counts"
+        columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, evaluated, estimate, counts"
         return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
 
     @_reads
@@ -370,11 +370,11 @@ def _are(types: type | tuple[type, ...], items: Iterable[Any]) -> bool:
 
 
 def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
-    step, time, loss, rates, skipped, scale, norm, clipped, passes, evaluated, counts = row
+    step, time, loss, rates, skipped, scale, norm, clipped, passes, evaluated, estimate, counts = row
     return StepFacts(
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
-        step in full, _counts(counts), evaluated,
+        step in full, _counts(counts), evaluated, bool(estimate),
     )  # fmt: skip
 
 

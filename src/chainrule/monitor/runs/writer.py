@@ -293,7 +293,7 @@ class Writer:
             "step", run=self.run, step=facts.step, time=facts.time, loss=_real(facts.loss),
             rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
             norm_clipped=_real(clipped), passes=facts.passes, counts=json.dumps(list(facts.counts)),
-            evaluated=facts.evaluated,
+            evaluated=facts.evaluated, estimate=facts.estimate,
         )  # fmt: skip
         by_kind: dict[str, list[Figure]] = {}
         for figure in figures:
