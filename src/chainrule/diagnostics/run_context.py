@@ -158,6 +158,24 @@ class Run:
         return {name: ratios for name, ratios in found.items() if ratios}
 
     @cached_property
+    def rewritten(self) -> float:
+        """Of the watched steps in a row, the share after which a weight is not what the update made of it.
+
+        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means.
+        """
+        found: dict[int, bool] = {}
+        for series in self.history.of_kind("update"):
+            weight = dict(self.history.series.get(("parameter", series.name), ()))
+            for step, update in series:
+                before, after = weight.get(step), weight.get(step + 1)
+                if before is None or after is None or is_bias(series.name):
+                    continue
+                off = abs(after.mean - before.mean - update.mean)
+                rounding = 1e-5 * (abs(before.mean) + before.std)
+                found[step] = found.get(step, False) or off > 0.1 * abs(update.mean) + rounding
+        return sum(found.values()) / len(found) if found else 0.0
+
+    @cached_property
     def lively(self) -> float:
         """The largest median update ratio of a weight in the second half, when it has grown from 0; 0 without any."""
         halves = [ratios[len(ratios) // 2 :] for ratios in self.ratios.values()]

@@ -13,7 +13,8 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.softmax import over_one
 from chainrule.diagnostics.step_context import StepContext, argument, operands
-from chainrule.graph.graph import Operation
+from chainrule.document import Code
+from chainrule.graph.graph import Operation, Ref
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
@@ -21,7 +22,8 @@ from chainrule.rules.facts import base_name, facts_of
 OUT_OF_RANGE = Check(
     "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
     what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
-    "binary cross-entropy. It is a note if they exceed it by less than a twentieth of their deviation.",
+    "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins and cosines) gets 0. It is a note if they "
+    "exceed the range by less than a twentieth of their deviation.",
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2: output units")  # fmt: skip
@@ -45,6 +47,28 @@ def _out_of_range(context: StepContext) -> Iterator[Finding]:
             context.between(comparison.target), place=context.place(comparison.operation),
             severity="warning" if excess > SLIGHT * known.std else "note",
         )  # fmt: skip
+
+
+OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
+"""The functions whose targets are 1 and -1, and the place of these among the arguments."""
+
+
+@OUT_OF_RANGE.in_step
+def _no_sign(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        if call.name not in OF_SIGNS:
+            continue
+        given = call.keywords.get("target", next(iter(call.arguments[OF_SIGNS[call.name] :]), None))
+        if isinstance(given, Ref) and (known := context.statistics(given.value)) is not None and known.zeros:
+            name = context.name(given.value)
+            yield OUT_OF_RANGE.found(
+                name, (f"{known.zeros} of {known.elements} targets {name} are 0, and ", Code(call.name),
+                       " knows 1 and -1."),
+                ("A sample with the target 0 has a constant loss, or a wrong one, and no gradient that teaches.",
+                 context.between(given.value)),
+                place=call.place, title="Targets of 0 where 1 and -1 are expected",
+                advice="Give the targets as 1 and -1: 2 * target - 1 of labels 0 and 1.",
+            )  # fmt: skip
 
 
 def _excess(context: StepContext, comparison: Comparison, known: Statistics) -> float:

@@ -21,7 +21,8 @@ from chainrule.graph.trees import reach, tensors_in
 class Perturbation:
     """The part of a step between two values; without `until`, all that the source reaches.
 
-    Raises CannotRunError where it cannot run again, or does not give the recorded numbers.
+    A parameter whose numbers were not kept has random ones of its mean and deviation. Raises CannotRunError where it
+    cannot run again, or does not give the recorded numbers.
     """
 
     def __init__(self, graph: Graph, source: int, until: int | None = None, lineage: Lineage | None = None) -> None:
@@ -42,10 +43,11 @@ class Perturbation:
         data = graph.values[source].data
         if data is None:
             raise CannotRunError("its numbers were not kept")
+        self._drawn: dict[int, Tensor] = {}
         if until is not None:
             self._check(wanted)
             recorded, again = graph.values[until].data, self.run(data)
-            if recorded is None or not same(recorded, again.get(until, recorded)).all():
+            if recorded is not None and not self._drawn and not same(recorded, again.get(until, recorded)).all():
                 raise CannotRunError("run again, the operations between them do not give the same numbers")
 
     def _check(self, wanted: set[int]) -> None:
@@ -95,15 +97,26 @@ class Perturbation:
                 self._settled(self.until, len(self.graph.operations), found)
         return found
 
+    def _draw(self, value: int) -> bool:
+        """Whether random numbers stand for a parameter: what depends on what is the same for nearly all weights."""
+        known = self.graph.values[value]
+        statistics = known.snapshot.statistics
+        if value in self._drawn or known.kind != "parameter" or statistics is None or statistics.not_finite:
+            return value in self._drawn
+        generator = torch.Generator().manual_seed(value)
+        drawn = torch.randn(known.shape, generator=generator) * statistics.std + statistics.mean
+        self._drawn[value] = drawn.to(known.dtype)
+        return True
+
     def _run(self, operation: Operation, found: dict[int, Tensor]) -> list[Tensor]:
         for *_, value in references(operation.arguments):
             if value not in found and self.graph.values[value].earlier is not None:
                 self._settled(value, operation.index, found)
-            if value not in found and not self.graph.values[value].has_numbers:
+            if value not in found and not self.graph.values[value].has_numbers and not self._draw(value):
                 raise CannotRunError(f"the numbers of {self.graph.values[value].name} were not kept")
         if operation.function is None:
             raise CannotRunError("the recording does not hold what it ran")
-        arguments: dict[str, Any] = _filled(self.graph, operation.arguments, found)
+        arguments: dict[str, Any] = _filled(self.graph, operation.arguments, self._drawn | found)
         arguments |= {name: cloned(arguments[name]) for name in arguments if name in written_by(operation.function)}
         if operation.random_state is not None:
             torch.set_rng_state(operation.random_state)

@@ -24,8 +24,8 @@ from chainrule.graph.graph import UNSCALE, Event, Graph, Value, references
 from chainrule.graph.history import Kind, RankFacts, StepFacts
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.trees import reach
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
+from chainrule.graph.trees import reach
 from chainrule.monitor.distributed import facts_of_rank
 from chainrule.monitor.runs import Figure
 from chainrule.rules.facts import facts_of as facts_of_operation
