@@ -142,7 +142,7 @@ def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
     """Which element changes that should not where a position is moved, in words; "" where none does."""
     data = context.values[walk.source].data
     try:
-        part = Perturbation(context.graph, walk.source, of.index, walk.lineage)
+        part = Perturbation(context.graph, walk.source, of.index, walk.lineage, draws=True)
         places = sorted({0, walk.size // 2, walk.size - 1})
         if data is None or of.index not in part.run(data):
             return ""
@@ -154,7 +154,8 @@ def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
         return ""
     place = tuple(found[0].tolist())
     moved = f"position {int(seen.bounds.last[place]) - 1} of {context.name(walk.source)} along axis {walk.axis}"
-    return f"Moving {moved} alone moves {element(context.name(of.index), place)}."
+    drawn = ", with random numbers for weights that were not kept" if part.drawn else ""
+    return f"Moving {moved} alone moves {element(context.name(of.index), place)}{drawn}."
 
 
 def _of_another(seen: Bounds, of: Value, size: int) -> Tensor:

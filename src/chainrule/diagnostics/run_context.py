@@ -168,10 +168,10 @@ class Run:
             weight = dict(self.history.series.get(("parameter", series.name), ()))
             for step, update in series:
                 before, after = weight.get(step), weight.get(step + 1)
-                if before is None or after is None or is_bias(series.name):
+                if before is None or after is None or after.not_finite or is_bias(series.name):
                     continue
                 off = abs(after.mean - before.mean - update.mean)
-                rounding = 1e-5 * (abs(before.mean) + before.std)
+                rounding = 1e-5 * (abs(before.mean) + before.std + update.std)
                 found[step] = found.get(step, False) or off > 0.1 * abs(update.mean) + rounding
         return sum(found.values()) / len(found) if found else 0.0
 

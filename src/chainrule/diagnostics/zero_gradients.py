@@ -31,8 +31,9 @@ ZERO_GRADIENT = Check(
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
     "element it was given, a softmax over one element, the difference of a value and itself, or a product with "
     "something that is 0. A function of steps and such a difference are an error in one step; the others are notes "
-    "until they last, as a weight that begins at 0 stops it only at first. Nothing is said where the loss itself is 0, or "
-    "where data, a gate or a number in the code that is 0 stops the gradient of some parameters and others still learn.",
+    "until they last, as a weight that begins at 0 stops it only at first. Nothing is said where the loss itself is "
+    "0, or where data, a gate or a number in the code that is 0 stops the gradient of some parameters and others still "
+    "learn.",
     why="It does not learn, and neither does anything before that operation.",
     advice="Look at the operation that the gradient does not pass, and at what it was given.",
     source="Bengio, Léonard and Courville, 2013, for functions of steps; Lu et al., 2019, for units that are off",

@@ -21,12 +21,14 @@ from chainrule.graph.trees import reach, tensors_in
 class Perturbation:
     """The part of a step between two values; without `until`, all that the source reaches.
 
-    A parameter whose numbers were not kept has random ones of its mean and deviation. Raises CannotRunError where it
+    If it `draws`, a parameter whose numbers were not kept has random ones of its mean and deviation. Raises CannotRunError where it
     cannot run again, or does not give the recorded numbers.
     """
 
-    def __init__(self, graph: Graph, source: int, until: int | None = None, lineage: Lineage | None = None) -> None:
-        self.graph, self.source, self.until = graph, source, until
+    def __init__(
+        self, graph: Graph, source: int, until: int | None = None, lineage: Lineage | None = None, draws: bool = False
+    ) -> None:
+        self.graph, self.source, self.until, self.draws = graph, source, until, draws
         self._lineage = lineage or Lineage(graph)
         wanted = set(range(len(graph.values)) if until is None else reach([until], self._made_from))
         self._operations: list[Operation] = []
@@ -43,11 +45,11 @@ class Perturbation:
         data = graph.values[source].data
         if data is None:
             raise CannotRunError("its numbers were not kept")
-        self._drawn: dict[int, Tensor] = {}
+        self.drawn: dict[int, Tensor] = {}
         if until is not None:
             self._check(wanted)
             recorded, again = graph.values[until].data, self.run(data)
-            if recorded is not None and not self._drawn and not same(recorded, again.get(until, recorded)).all():
+            if recorded is not None and not self.drawn and not same(recorded, again.get(until, recorded)).all():
                 raise CannotRunError("run again, the operations between them do not give the same numbers")
 
     def _check(self, wanted: set[int]) -> None:
@@ -98,15 +100,20 @@ class Perturbation:
         return found
 
     def _draw(self, value: int) -> bool:
-        """Whether random numbers stand for a parameter: what depends on what is the same for nearly all weights."""
-        known = self.graph.values[value]
-        statistics = known.snapshot.statistics
-        if value in self._drawn or known.kind != "parameter" or statistics is None or statistics.not_finite:
-            return value in self._drawn
-        generator = torch.Generator().manual_seed(value)
-        drawn = torch.randn(known.shape, generator=generator) * statistics.std + statistics.mean
-        self._drawn[value] = drawn.to(known.dtype)
-        return True
+        """Whether a value that was not kept has others in its place: what depends on what hardly depends on weights."""
+        known, statistics = self.graph.values[value], self.graph.values[value].snapshot.statistics
+        if value in self.drawn or not self.draws:
+            return value in self.drawn
+        if known.operation is not None and known.earlier is None:
+            operation = self.graph.operations[known.operation]
+            outputs = self._run(operation, {}) if operation.random_state is None else []
+            self.drawn.update(
+                (out, each) for out, each in zip(operation.outputs, outputs, strict=False) if out is not None
+            )
+        elif known.kind == "parameter" and statistics is not None and not statistics.not_finite:
+            drawn = torch.randn(known.shape, generator=torch.Generator().manual_seed(value))
+            self.drawn[value] = (drawn * statistics.std + statistics.mean).to(known.dtype)
+        return value in self.drawn
 
     def _run(self, operation: Operation, found: dict[int, Tensor]) -> list[Tensor]:
         for *_, value in references(operation.arguments):
@@ -116,7 +123,7 @@ class Perturbation:
                 raise CannotRunError(f"the numbers of {self.graph.values[value].name} were not kept")
         if operation.function is None:
             raise CannotRunError("the recording does not hold what it ran")
-        arguments: dict[str, Any] = _filled(self.graph, operation.arguments, self._drawn | found)
+        arguments: dict[str, Any] = _filled(self.graph, operation.arguments, self.drawn | found)
         arguments |= {name: cloned(arguments[name]) for name in arguments if name in written_by(operation.function)}
         if operation.random_state is not None:
             torch.set_rng_state(operation.random_state)
