@@ -21,8 +21,8 @@ from chainrule.graph.trees import reach, tensors_in
 class Perturbation:
     """The part of a step between two values; without `until`, all that the source reaches.
 
-    If it `draws`, a parameter whose numbers were not kept has random ones of its mean and deviation. Raises CannotRunError where it
-    cannot run again, or does not give the recorded numbers.
+    If it `draws`, a parameter whose numbers were not kept has random ones of its mean and deviation. Raises
+    CannotRunError where it cannot run again, or does not give the recorded numbers.
     """
 
     def __init__(
