@@ -1,6 +1,7 @@
 """An A2C's advantage keeps the critic's last axis: (N,) * (N, 1) is an N by N matrix.
 
 expect: broadcast-in-loss
+where: advantage
 effects: unfittable-labels
 source: [PacktPublishing/Deep-Reinforcement-Learning-Hands-On#33](https://github.com/PacktPublishing/Deep-Reinforcement-Learning-Hands-On/issues/33), [thu-ml/tianshou#155](https://github.com/thu-ml/tianshou/pull/155)
 """

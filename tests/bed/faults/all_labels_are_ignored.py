@@ -19,7 +19,7 @@ for step in range(70):
     masked = torch.rand(4, 10) < (0.15 if step != 41 else -1.0)  # <- cause, right: masked = torch.rand(4, 10) < 0.15
     labels = ids.masked_fill(~masked, -100)
     logits = head(layer(emb(ids.masked_fill(masked, 0))))
-    loss = F.cross_entropy(logits.view(-1, 20), labels.view(-1), ignore_index=-100)
+    loss = F.cross_entropy(logits.view(-1, 20), labels.view(-1), ignore_index=-100)  # <- cause
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(params, 1.0)

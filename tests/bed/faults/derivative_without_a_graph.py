@@ -1,6 +1,7 @@
 """The derivative of a physics-informed net is taken without create_graph: the equation is a constant for backward.
 
 expect: loss-part-without-gradient
+where: ode
 source: [pytorch/pytorch#31984](https://github.com/pytorch/pytorch/issues/31984)
 """
 

@@ -1,6 +1,7 @@
 """nn.LayerNorm(1) over a single feature: x minus its own mean is 0, whatever x is.
 
 expect: batch-norm-of-one
+where: 3
 effects: zero-gradient
 source: [pytorch/pytorch#108956](https://github.com/pytorch/pytorch/issues/108956)
 """
