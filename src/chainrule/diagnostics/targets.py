@@ -17,7 +17,7 @@ from chainrule.document import Code
 from chainrule.graph.graph import Operation, Ref
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import base_name, facts_of, facts_of_call
 
 OUT_OF_RANGE = Check(
     "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
@@ -49,16 +49,12 @@ def _out_of_range(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-OF_SIGNS = {"cosine_embedding_loss": 2, "margin_ranking_loss": 2, "hinge_embedding_loss": 1, "soft_margin_loss": 1}
-"""The functions whose targets are 1 and -1, and the place of these among the arguments."""
-
-
 @OUT_OF_RANGE.in_step
 def _no_sign(context: StepContext) -> Iterator[Finding]:
     for call in context.graph.calls:
-        if call.name not in OF_SIGNS:
+        if not (place := facts_of_call(call.name).signed_target):
             continue
-        given = call.keywords.get("target", next(iter(call.arguments[OF_SIGNS[call.name] :]), None))
+        given = call.keywords.get("target", next(iter(call.arguments[place:]), None))
         if isinstance(given, Ref) and (known := context.statistics(given.value)) is not None and known.zeros:
             name = context.name(given.value)
             yield OUT_OF_RANGE.found(

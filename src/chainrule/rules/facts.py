@@ -116,6 +116,7 @@ class Facts:
     compares: bool = False  # a loss between a prediction, `self`, and a `target`
     broadcasts_target: bool = False
     class_target: bool = False  # its target is the index of a class
+    signed_target: int = 0  # the place, among the arguments of a function, of its target of 1 and -1
     takes: str = ""  # what a loss expects: "probabilities", "logits", "scores" (of classes), "log-probabilities"
     not_logarithms: str = ""  # what its results are, where they are certainly not logarithms of probabilities
     channels: bool = False  # units lie along axis 1 of its result
@@ -415,6 +416,8 @@ _add(
     compares=True,
 )
 _add("mse_loss l1_loss smooth_l1_loss huber_loss", broadcasts_target=True)
+_add("cosine_embedding_loss margin_ranking_loss", signed_target=2)
+_add("hinge_embedding_loss soft_margin_loss", signed_target=1)
 _add("binary_cross_entropy", takes="probabilities")
 _add("binary_cross_entropy_with_logits", takes="logits")
 _add("_log_softmax", takes="scores")
