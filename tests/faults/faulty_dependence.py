@@ -89,6 +89,23 @@ def a_recurrent_network_in_both_directions():
     return train(Reader(nn.LSTM(16, 8, batch_first=True, bidirectional=True)), next_letters(), loss=letter_loss)
 
 
+def letters_after_next(gap: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of letters that follow no rule, and the letters so many positions later."""
+    while True:
+        rows = torch.randint(16, (8, 12 + gap))
+        yield rows[:, :12].clone(), rows[:, gap:].clone()
+
+
+@fault("targets-shifted-twice", 3)
+def a_reader_of_letters_whose_targets_are_shifted_twice():
+    return train(Reader(nn.GRU(16, 16, batch_first=True)), letters_after_next(2), loss=letter_loss)
+
+
+@fault("targets-shifted-twice", 3)
+def targets_shifted_by_the_data_the_loop_and_the_loss():
+    return train(Reader(nn.Linear(16, 16)), letters_after_next(3), loss=lambda o, y: F.nll_loss(o.log_softmax(2).mT, y))
+
+
 @fault("ignored-input", 3)
 def the_last_position_of_the_wrong_axis():
     return train(LastOf(nn.LSTM(1, 8)), sequences())

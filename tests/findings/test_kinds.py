@@ -354,3 +354,24 @@ def test_a_divergence_of_probabilities_that_are_no_logarithms():
     assert "nll-without-log" not in found_in(loss(F.log_softmax))
     finding = found_in(loss(F.softmax))["nll-without-log"]
     assert "kl_div expects log-probabilities" in finding.sentence
+
+
+def test_ctc_of_probabilities():
+    layer, x = nn.Linear(4, 5), torch.randn(12, 3, 4)
+    targets, lengths = torch.randint(1, 5, (3, 4)), (torch.full((3,), 12), torch.full((3,), 4))
+
+    def loss(function):
+        return lambda: F.ctc_loss(function(layer(x), dim=2), targets, *lengths).backward()
+
+    assert "nll-without-log" not in found_in(loss(F.log_softmax))
+    assert "ctc_loss expects log-probabilities" in found_in(loss(F.softmax))["nll-without-log"].sentence
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, lambda size: nn.GroupNorm(1, size)])
+def test_a_norm_over_one_number(norm):
+    layer, x = nn.Linear(4, 1), torch.randn(8, 4)
+    alone, several = norm(1), norm(4)
+    found = found_in(lambda: several(x * layer(x)).square().mean().backward())
+    assert "batch-norm-of-one" not in found
+    found = found_in(lambda: alone(layer(x)).square().mean().backward())
+    assert ("batch-norm-of-one" in found) == (norm is not nn.RMSNorm)  # which has no mean, and keeps the sign

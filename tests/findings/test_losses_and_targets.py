@@ -362,6 +362,20 @@ def test_targets_at_the_ends_of_the_range_and_beyond(name):
     assert found(y - (high - low) / 2)["targets-out-of-range"].severity == "warning"
 
 
+@pytest.mark.parametrize("loss", [F.margin_ranking_loss, F.cosine_embedding_loss, F.soft_margin_loss])
+def test_targets_of_zero_where_signs_are_expected(loss):
+    layer, x, y = nn.Linear(4, 3), torch.randn(16, 4), torch.tensor([0.0, 1.0]).repeat(8)
+
+    def found(target):
+        output = layer(x)
+        given = (output[:, 0],) if loss is F.soft_margin_loss else (output, output.detach() + 1)
+        given = tuple(each[:, 0] for each in given) if loss is F.margin_ranking_loss else given
+        return found_in(lambda: loss(*given, target).backward())
+
+    assert "8 of 16 targets" in found(y)["targets-out-of-range"].sentence
+    assert "targets-out-of-range" not in found(2 * y - 1)
+
+
 @pytest.mark.parametrize(
     ("size", "severity"), [(1.0, None), (50.0, None), (1e4, "warning"), (1e-2, None), (1e-5, "note")]
 )
@@ -387,6 +401,17 @@ def test_the_initial_loss_against_a_guess():
     assert of_classes(lambda output, y: F.cross_entropy(40 * output, y))["initial-loss"].severity == "note"
     found = of_classes(lambda output, y: F.binary_cross_entropy_with_logits(40 * output, F.one_hot(y, 10).float()))
     assert "among 2 classes" in found["initial-loss"].sentence
+
+
+def test_a_margin_on_the_right_class_is_no_wrong_start():
+    """Logits that depend on their targets (ArcFace, CosFace) are worse than a guess on purpose."""
+
+    def margin(output, y):
+        cosines = F.normalize(output)
+        return F.cross_entropy(64 * (cosines - 0.35 * F.one_hot(y, 10)), y)
+
+    assert "initial-loss" not in of_classes(margin)
+    assert "initial-loss" in of_classes(lambda output, y: F.cross_entropy(64 * F.normalize(output), y))
 
 
 def classes(*of_steps):

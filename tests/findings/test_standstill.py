@@ -167,6 +167,34 @@ def test_an_optimizer_of_another_model_names_what_it_holds_and_what_learns():
     assert finding.evidence[1] == "0 of 4 parameters with a gradient are in it."
 
 
+def test_a_loss_that_is_made_anew_of_its_number_reaches_nothing():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chainrule.watch(model) as watch:
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss = model(torch.randn(16, 8)).square().mean()
+            torch.tensor(loss.item(), requires_grad=True).backward()
+            optimizer.step()
+    (finding,) = [each for each in watch.findings if each.severity != "note"]
+    assert (finding.id, finding.severity, finding.since) == ("nothing-to-step", "error", 1)
+    assert finding.evidence[0].endswith("no parameter has a gradient after backward().")
+
+
+def test_the_optimizer_of_a_player_that_was_cut_off_has_never_anything():
+    """A generator whose loss is computed from detached fakes, after the step of the discriminator."""
+    generator, critic = nn.Linear(8, 8), network()
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (critic, generator)]
+    with chainrule.watch([generator, critic]) as watch:
+        for _ in range(12):
+            fake = generator(torch.randn(16, 8)).detach()
+            for sign, optimizer in zip((1, -1), optimizers, strict=True):
+                optimizer.zero_grad()
+                (sign * critic(fake).tanh().mean()).backward()
+                optimizer.step()
+    assert {each.id for each in watch.findings if each.severity == "error"} == {"nothing-to-step"}
+
+
 def test_optimizers_that_take_turns_have_something_to_step_at_times():
     one, other = network(), network()
     optimizers = [torch.optim.SGD(each.parameters(), lr=1e-4) for each in (one, other)]

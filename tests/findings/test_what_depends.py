@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import chainrule
 
-KINDS = {"samples-mix", "sees-the-future", "ignored-input"}
+KINDS = {"samples-mix", "sees-the-future", "targets-shifted-twice", "ignored-input"}
 N, T, C, V = 4, 7, 8, 11
 
 
@@ -114,6 +114,39 @@ def test_targets_that_are_the_next_positions(masks: tuple[Tensor | None, ...], c
     seen = found(loss)["sees-the-future"]
     assert "next positions" in seen.sentence or "shifted by one" in seen.sentence
     assert any(line.startswith("Moving position") for line in seen.evidence)
+
+
+def test_targets_two_positions_later_unless_others_are_the_next() -> None:
+    text, cell = torch.randint(V, (N, T + 3)), nn.GRU(C, C, batch_first=True)
+    x, ones, twos, fours = (text[:, by : by + T].clone() for by in (0, 1, 2, 3))
+
+    def loss(*targets: Tensor) -> Tensor:
+        return sum((of_letters(OUT(cell(LETTERS(x))[0]), y) for y in targets), torch.zeros(()))
+
+    shifted = found(lambda: loss(twos))["targets-shifted-twice"]
+    assert (shifted.severity, shifted.sentence) == ("warning", "The targets are the tokens of x 2 positions later.")
+    assert "3 positions later" in found(lambda: loss(fours))["targets-shifted-twice"].sentence
+    assert not found(lambda: loss(ones))
+    assert not found(lambda: loss(ones, twos))  # one head for each of the next tokens
+    assert not found(lambda: F.mse_loss(OUT(cell(LETTERS(x))[0]), F.one_hot(twos, V).float()))
+
+
+def test_weights_that_were_not_kept_are_stood_for_by_random_ones() -> None:
+    """A watch keeps the statistics alone of what is above 16 KiB."""
+    wide, (x, y) = 96, letters()
+    letters_in, out = nn.Embedding(V, wide), nn.Linear(wide, V)
+    layer = nn.TransformerEncoderLayer(wide, 2, 2 * wide, dropout=0.0, batch_first=True)
+    optimizer = torch.optim.SGD([*letters_in.parameters(), *layer.parameters(), *out.parameters()], lr=0.01)
+
+    def seen(mask: Tensor | None) -> bool:
+        with chainrule.record(keep="statistics", namespace={}) as recording:
+            optimizer.zero_grad()
+            of_letters(out(layer(letters_in(x), mask)), y).backward()
+            optimizer.step()
+        return "sees-the-future" in {each.id for each in recording.findings()}
+
+    assert seen(None)
+    assert not seen(MASK)
 
 
 def test_an_operation_that_undoes_a_causal_mask() -> None:

@@ -287,6 +287,95 @@ def test_a_loss_around_zero_has_no_start_to_rise_from():
     assert "learning-rate-too-high" in over_time([0.5] * 5 + [2.0] * 30)
 
 
+def test_a_loss_that_weights_its_terms_by_data_of_either_sign_has_no_start():
+    """As that of a policy does by its advantages; it may lie above 0 for a while, where a critic's is added."""
+    losses = [0.5] * 5 + [2.0] * 30
+    history = rates(course(losses))
+    for facts in history.steps:
+        facts.estimate = True
+    assert "learning-rate-too-high" not in {each.id for each in findings_over_time(history, {})}
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("estimate", [True, False])
+def test_a_watch_notes_whether_data_of_either_sign_weights_the_loss(estimate, tmp_path):
+    policy, critic = nn.Linear(4, 3), nn.Linear(4, 1)
+    optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=0.01)
+    with chainrule.watch([policy, critic], to=tmp_path / "run.db"):
+        for _ in range(3):
+            state, action = torch.randn(16, 4), torch.randint(3, (16,))
+            value = critic(state).squeeze(1)
+            advantage = torch.randn(16) if estimate else torch.rand(16)
+            ratio = (policy(state).log_softmax(1)[torch.arange(16), action] - 1).exp()
+            surrogate = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+            optimizer.zero_grad()
+            (0.5 * (value - torch.randn(16)).square().mean() - surrogate).backward()
+            optimizer.step()
+    with chainrule.runs.open(tmp_path / "run.db") as run:
+        assert [each.estimate for each in run.steps()] == [estimate] * 3
+
+
+def test_losses_that_follow_the_size_of_the_data_have_no_start():
+    """Tasks of different sizes, as sines of other amplitudes: the first may have been a small one."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [0.5, *(0.5 + 4 * torch.rand(39, generator=generator)).tolist()]
+    losses = [0.3 * each**2 for each in sizes]
+    alike = [4.0 + 0.2 * (each - 2.5) for each in sizes]  # no more than batches of one kind differ
+    for data, expected in ((sizes, False), (alike, True)):
+        history = rates(course(losses))
+        for facts, size in zip(history.steps, data, strict=True):
+            history.add("input", "y", facts.step, chainrule.graph.statistics.Statistics.of(size * torch.ones(8)))
+        found = {each.id for each in findings_over_time(history, dict.fromkeys(range(40), ()))}
+        assert ("learning-rate-too-high" in found) == expected
+
+
+@pytest.mark.parametrize("back", [0.0, 0.9])
+def test_large_updates_that_something_else_takes_back_are_a_note(back):
+    """The outer step of Reptile takes back most of five inner ones."""
+    history, weight, statistics = course([1.0] * 40), torch.ones(6, 6), chainrule.graph.statistics.Statistics.of
+    generator, start = torch.Generator().manual_seed(0), weight
+    for step in range(40):
+        update = 0.3 * torch.randn(6, 6, generator=generator)
+        history.add("parameter", "w", step, statistics(weight))
+        history.add("update", "w", step, statistics(update))
+        weight = weight + update
+        if step % 5 == 4:
+            weight = start = weight - back * (weight - start)
+    (found,) = [each for each in findings_over_time(history, {}) if each.id == "update-too-large"]
+    assert found.severity == ("note" if back else "warning")
+
+
+@pytest.mark.trains
+def test_an_update_that_loses_numbers_comes_before_what_it_breaks():
+    """Adam in float16: its eps is 0, and so are the squares of small gradients."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).half()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with chainrule.watch(model) as watch:
+        for _ in range(4):
+            x, y = torch.randn(32, 16).half(), torch.randint(4, (32,))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x).float(), y).backward()
+            optimizer.step()
+    first, *others = sorted((each for each in watch.findings if each.severity == "error"), key=lambda each: each.since)
+    assert first.text.startswith("The update of 0.weight is not finite at step 1")
+    assert "eps" in first.advice
+    assert all(each.because for each in others)
+
+
+@pytest.mark.trains
+def test_one_update_that_replaces_the_weights_is_named_before_the_numbers_are_lost():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e14)
+    with chainrule.watch(model) as watch:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+    above = [each for each in watch.findings if each.severity != "note" and not each.because]
+    assert {each.id for each in above} == {"update-too-large"}
+
+
 def test_a_task_that_is_rare_has_no_spikes():
     """After its first time; the loss falls at first, and that is no peak."""
     usual = [3.0, 2.0, 1.0, *(0.5 + 0.01 * (step % 3) for step in range(57))]

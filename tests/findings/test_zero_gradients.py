@@ -62,6 +62,21 @@ def test_a_function_of_steps_is_an_error_in_one_step(function, name, keep):
     assert all("last.weight" in each.sentence for each in rest)  # trunc gives 0 alone here
 
 
+@pytest.mark.parametrize("keep", ["all", "statistics"])
+def test_a_value_minus_itself_is_an_error_in_one_step(keep):
+    """The ratio of a policy to itself, exp(log_prob - log_prob), with the graph on both sides."""
+    advantage = torch.randn(32, 8)
+
+    def loss(output, old):
+        return -((output - old(output)).exp() * advantage).mean()
+
+    (found,) = found_in(nn.Linear(8, 8), lambda output: loss(output, lambda x: x), keep=keep)
+    assert (found.severity, found.where) == ("error", "weight")
+    assert "is subtracted from itself" in found.evidence[0]
+    assert ".detach()" in found.advice
+    assert not found_in(nn.Linear(8, 8), lambda output: loss(output, torch.Tensor.detach), keep=keep)
+
+
 @pytest.mark.parametrize(
     ("function", "evidence"),
     [

@@ -359,13 +359,48 @@ def _of_its_target(each: Compared, target: Bounds, seen: Bounds, of: Value, size
 
 
 def _is_next(given: Value, target: Value, axis: int) -> bool:
-    """Whether a target is the input, shifted by one position along an axis."""
+    return _is_later(given, target, axis, 1)
+
+
+def _is_later(given: Value, target: Value, axis: int, shift: int) -> bool:
+    """Whether a target is the input, shifted by so many positions along an axis."""
     one, other = given.data, target.data
     if one is None or other is None or one.numel() != other.numel() or one.dtype != other.dtype:
         return False
     other, size = other.reshape(one.shape), one.shape[axis]
-    now, later = one.narrow(axis, 0, size - 1), one.narrow(axis, 1, size - 1)
-    return torch.equal(other.narrow(axis, 0, size - 1), later) and not torch.equal(now, later)
+    now, later = one.narrow(axis, 0, size - shift), one.narrow(axis, shift, size - shift)
+    return torch.equal(other.narrow(axis, 0, size - shift), later) and not torch.equal(now, later)
+
+
+SHIFTED = Check(
+    "targets-shifted-twice", "The targets are shifted twice", "warning",
+    what="The targets are classes, and they are the input's tokens two or three positions later, while no other "
+    "targets are those one position later.",
+    why="The network learns to predict the token after the next one: the loss falls, and what it generates is wrong.",
+    advice="Shift once. Models of transformers shift labels themselves: pass labels=input_ids, with padding as -100.",
+    source="Documentation of transformers, GPT2LMHeadModel: the labels are shifted inside the model")  # fmt: skip
+
+
+@SHIFTED.in_step
+def _shifts(context: StepContext) -> list[Finding]:
+    return _for_all(SHIFTED, context, _shifted)
+
+
+def _shifted(context: StepContext) -> Iterator[Finding]:
+    found: dict[int, tuple[Compared, Value]] = {}
+    for each in _compared(context):
+        for given in _sources(context, each.prediction.index) if facts_of(each.loss.name).class_target else ():
+            shifts = range(1, 4) if len(given.shape) == 2 and given.shape[1] > FEWEST else ()
+            by = next((shift for shift in shifts if _is_later(given, each.target, 1, shift)), 0)
+            found.setdefault(by, (each, given))
+    for by, (each, given) in found.items():
+        if by > 1 and 1 not in found:
+            name = context.name(given.index)
+            yield SHIFTED.found(
+                context.name(each.target.index), f"The targets are the tokens of {name} {by} positions later.",
+                (f"Axis 1 of {name} {given.shape} holds the positions.", "The next token is one position later."),
+                place=context.place(each.loss),
+            )  # fmt: skip
 
 
 IGNORED = Check(

@@ -16,8 +16,8 @@ from chainrule.numbers import number
 RATE_TOO_HIGH = Check(
     "learning-rate-too-high", "The learning rate is too high", "warning",
     what="The loss ends above its start, is thrown far above it, or oscillates; and the updates are large. Losses are "
-    "not compared if they are around 0 at the start, if steps grow, as the episodes of a policy do, or if tasks take "
-    "turns.",
+    "not compared if they are around 0 at the start, or weight terms by data of either sign, as a policy's does; if "
+    "steps grow, as episodes do; if they follow the size of the data; or if tasks take turns.",
     why="Every step overshoots the minimum: the loss does not fall, or falls far more slowly than it could.",
     advice="Divide the rate by 3 or 10; warm it up over the first hundreds of steps; clip the gradient.",
     source="Goodfellow, Bengio and Courville, 2016, 8.3 and 11.4.1; LeCun et al., 1998: beyond twice the inverse of "
@@ -37,6 +37,8 @@ def rate_too_high(run: Run) -> Iterator[Finding]:
         return
     # The loss of a policy, or of a critic, is an estimate around 0: it has no start to rise from.
     if not min(run.first_loss, *(loss for _, loss in run.losses[: int(run.thresholds.enough)])) > 0:
+        return
+    if any(each.estimate for each in run.steps[:BEGINNING]):
         return
     reason = _diverges(run) or _thrown(run) or _swings(run)
     if reason is not None:

@@ -98,7 +98,7 @@ def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
 
 NO_LOGARITHM = Check(
     "nll-without-log", "A negative log-likelihood of numbers that are not logarithms", "warning",
-    what="`nll_loss` or `kl_div` takes probabilities or logits instead of log-probabilities.",
+    what="`nll_loss`, `ctc_loss` or `kl_div` takes probabilities or logits instead of log-probabilities.",
     why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake.",
     advice="Pass it log_softmax of the logits, or pass the logits to cross_entropy, which does both.",
     source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities")  # fmt: skip
@@ -117,12 +117,14 @@ def _no_logarithm(context: StepContext) -> Iterator[Finding]:
                 (f"{DIVERGENCE} takes its input from the logarithm of the target.", context.between(source)),
                 place=call.place,
             )  # fmt: skip
-    for _, given, maker in context.fed_by("log-probabilities", _not_logarithms):
+    for loss, given, maker in context.fed_by("log-probabilities", _not_logarithms):
+        taker = "nll_loss" if facts_of(loss.name).class_target else base_name(loss.name).strip("_")
         made, name = _not_logarithms(facts_of(maker.name)), context.name(given.index)
         function = base_name(maker.name).strip("_")
         yield NO_LOGARITHM.found(
-            name, f"{name} contains {made}, but nll_loss expects log-probabilities, at most 0.",
-            (f"nll_loss takes minus the entry of the right class; `{function}` computed that entry.",
+            name, f"{name} contains {made}, but {taker} expects log-probabilities, at most 0.",
+            (f"{taker} takes minus the entry of the right class; `{function}` computed that entry."
+             if taker == "nll_loss" else f"{taker} adds the entries of the right classes; `{function}` computed them.",
              context.between(given.index)), place=given.place,
         )  # fmt: skip
 

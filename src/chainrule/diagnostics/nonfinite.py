@@ -275,8 +275,7 @@ def _backward_by_statistics(context: StepContext) -> Iterator[Finding]:
 def _forward_over_time(run: Run) -> Iterator[Finding]:
     yield from (found for _, found in _births(run, FORWARD))
     yield from _between(run, FORWARD)
-    if not any(check.id in run.seen for check in (FORWARD, BACKWARD)):
-        yield from _first_of_history(run)
+    yield from _first_of_history(run)
 
 
 @BACKWARD.over_time
@@ -340,12 +339,19 @@ def _at(noticed: Noticed) -> str:
 
 
 ORDER: tuple[SeriesKind, ...] = ("input", "parameter", "value", "gradient", "parameter gradient", "update")
+OF_UPDATE = (
+    "Its gradient was finite, so the optimizer lost it. In float16 the eps=1e-8 of Adam is 0, and so are the squares "
+    "of small gradients: keep the weights in float32 and compute under autocast, or give a larger eps."
+)
 LOST: tuple[SeriesKind, ...] = ("parameter", "parameter gradient", "update")  # the next step depends on these
 
 
 def _first_of_history(run: Run) -> Iterator[Finding]:
-    """From the statistics over time: the first step at which numbers were lost, and its first tensor."""
-    if (step := _first_lost(run)) is None:
+    """From the statistics over time: the first step at which numbers were lost, if no step showed it by itself."""
+    seen = [run.seen.get(check.id, {}).values() for check in (FORWARD, BACKWARD)]
+    shown = [step for places in seen for at in places for step, found in at.items() if found.severity == "error"]
+    step = _first_lost(run)
+    if step is None or min(shown, default=math.inf) <= step:
         return
     bad = [
         (rank, series.layer, series, dict(series)[step])
@@ -357,7 +363,7 @@ def _first_of_history(run: Run) -> Iterator[Finding]:
         rank, _, series, known = min(bad, key=lambda each: each[:2])
         yield (FORWARD if rank <= ORDER.index("value") else BACKWARD).found(
             series.name, f"The {series.kind} of {series.name} is not finite at step {step}; it is the first.",
-            (_count(known),), since=step,
+            (_count(known),), since=step, advice=OF_UPDATE if series.kind == "update" else "",
         )  # fmt: skip
 
 

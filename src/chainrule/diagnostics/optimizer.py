@@ -158,7 +158,8 @@ TOO_LARGE = Check(
     "update-too-large", "Updates are too large for their weights", "warning",
     what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
     "too large, and does not fall. In one step it is a note if the ratio is above ten times that threshold. An update "
-    "that is withdrawn does not count.",
+    "that is withdrawn does not count, and it is a note if the weights are changed by something else every few steps, "
+    "as by Reptile.",
     why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
     advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
     source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
@@ -180,6 +181,7 @@ def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+UNDONE = 0.1  # share of the steps: an inner loop has some ten at most
 FALLS = 0.7  # times the ratios at the start
 PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
 
@@ -187,15 +189,17 @@ PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, 
 @TOO_LARGE.over_time
 def too_large(run: Run) -> Iterator[Finding]:
     """Weights whose updates are too large in the median, or were so once."""
-    if not run.enough:
+    lost = any(id in run.seen for id in ("non-finite-forward", "non-finite-backward"))
+    if not run.enough and not lost:
         return
     limit, window, over = run.thresholds.update_ratio_large, int(run.thresholds.window), []
     judged = {
         name: ratios if run.began_at_its_size(name) else _grown(ratios, limit) for name, ratios in run.ratios.items()
     }
     for name, ratios in judged.items():
-        if len(ratios) >= run.thresholds.enough:
-            last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]])
+        enough = len(ratios) >= run.thresholds.enough
+        if enough or lost:
+            last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]]) if enough else 0.0
             peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0
             if last > limit and not _falls(ratios, window):
                 over.append((last, name, "in the median over the last watched steps", limit))
@@ -203,12 +207,14 @@ def too_large(run: Run) -> Iterator[Finding]:
                 over.append((peak, name, "at their largest, which replaced the weight", PEAK * limit))
     if over:
         worst, name, when, bar = max(over)
+        undone = run.rewritten > UNDONE
         others = listed([other for _, other, *_ in sorted(over, reverse=True)[1:]])
         yield TOO_LARGE.found(
             name, f"Updates of {name} are {number(worst)} times as large as the weight, {when}; {HEALTHY}.",
             (f"{len(over)} of {len(run.ratios)} weights are above {limit:g}{': also ' + others if others else ''}.",
+             f"After {run.rewritten:.0%} of the steps something else changed the weights." if undone else "",
              run.learning_rate),
-            since=next(step for step, ratio in judged[name] if ratio > bar),
+            since=next(step for step, ratio in judged[name] if ratio > bar), severity="note" if undone else "warning",
         )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ RARE = 0.25  # share of the steps: what fewer of them compute is another task
 BEGINNING = 5  # steps
 GROWN = 1.25  # times the numbers of a step at the start
 SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
-FOLLOWS = 0.5  # correlation of the loss with the numbers of a step: it is their sum
+FOLLOWS = 0.5  # correlation of the loss with the numbers of a step, or with the size of its data: it is their sum
+VARIED = 2.0  # upper quartile of the sizes of a step's data over the lower one; far less for batches of one kind
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,24 @@ class Run:
         return {name: ratios for name, ratios in found.items() if ratios}
 
     @cached_property
+    def rewritten(self) -> float:
+        """Of the watched steps in a row, the share after which a weight is not what the update made of it.
+
+        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means.
+        """
+        found: dict[int, bool] = {}
+        for series in self.history.of_kind("update"):
+            weight = dict(self.history.series.get(("parameter", series.name), ()))
+            for step, update in series:
+                before, after = weight.get(step), weight.get(step + 1)
+                if before is None or after is None or after.not_finite or is_bias(series.name):
+                    continue
+                off = abs(after.mean - before.mean - update.mean)
+                rounding = 1e-5 * (abs(before.mean) + before.std + update.std)
+                found[step] = found.get(step, False) or off > 0.1 * abs(update.mean) + rounding
+        return sum(found.values()) / len(found) if found else 0.0
+
+    @cached_property
     def lively(self) -> float:
         """The largest median update ratio of a weight in the second half, when it has grown from 0; 0 without any."""
         halves = [ratios[len(ratios) // 2 :] for ratios in self.ratios.values()]
@@ -234,7 +253,7 @@ class Run:
 
     @cached_property
     def grows(self) -> bool:
-        """Whether the steps of the last half compute more, or their data is larger, or the loss follows their size.
+        """Whether the steps of the last half compute more, or their data is larger, or the loss follows either.
 
         An episode gets longer, or its returns larger, as a policy gets better.
         """
@@ -250,6 +269,8 @@ class Run:
             known = {step: each.norm / math.sqrt(each.elements) for step, each in series if each.elements}
             norms = [[known[step] for step in half if step in known] for half in halves]
             if all(norms) and median(norms[1]) > self.thresholds.loss_rise * median(norms[0]):
+                return True
+            if _follows(losses, [known[step] for step in steps if step in known]):
                 return True
         return False
 
@@ -289,6 +310,14 @@ def carry(stretch: Stretch, lasts: int) -> Finding | None:
         shown, severity=severity, since=stretch.steps[0], until=stretch.steps[-1] if stretch.ended else None,
         evidence=(*shown.evidence, *held), rows=stretch.rows or shown.rows,
     )  # fmt: skip
+
+
+def _follows(losses: Sequence[float], sizes: Sequence[float]) -> bool:
+    """Whether losses follow sizes that differ much from step to step, as those of tasks do."""
+    if len(sizes) != len(losses) or len(set(losses)) < 2:
+        return False
+    low, high = (sorted(sizes)[int(share * len(sizes))] for share in (0.25, 0.75))
+    return high > VARIED * low and correlation(sizes, losses) > FOLLOWS
 
 
 def is_bias(name: str) -> bool:

@@ -18,7 +18,7 @@ PER_BATCH = Check(
     "ExponentialLR and StepLR do. Schedules that end at 0 (linear, cosine, OneCycleLR) and warm-up fall otherwise.",
     why="The rate has collapsed before the network has seen much of its data: it no longer learns.",
     advice="Call scheduler.step() once an epoch, after the loop over batches; or count step_size, gamma and T_max in "
-    "batches.",
+    "batches. ReduceLROnPlateau needs mode='min' for a loss.",
     source="PyTorch's documentation of torch.optim: how to adjust the learning rate",
     thresholds=("collapsed", "collapse_steps"))  # fmt: skip
 DROPS = 3  # equal drops at least: two milestones are a schedule in batches
@@ -41,8 +41,8 @@ def _per_batch(run: Run) -> Iterator[Finding]:
     (first, high), (last, rate) = fall[0], fall[-1]
     yield PER_BATCH.found(
         "learning rate",
-        f"The learning rate falls from {number(high)} to {number(rate)} within {last - first} steps, by equal factors: "
-        "a schedule for epochs is stepped at each batch.",
+        f"The learning rate falls from {number(high)} to {number(rate)} within {last - first} steps, by equal factors, "
+        "as if a schedule for epochs were stepped at each batch.",
         (f"It is {number(rates[-1][1])} at step {rates[-1][0]}, {number(rates[-1][1] / high)} of its largest.",
          f"It was halved about every {number((last - first) * math.log(2) / math.log(high / rate))} steps."),
         since=last,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed, plural
-from chainrule.diagnostics.run_context import SECOND_MOMENTS, Run
+from chainrule.diagnostics.run_context import BEGINNING, SECOND_MOMENTS, Run
 from chainrule.diagnostics.step_context import StepContext, is_zero, rate_of, type_name
 from chainrule.graph.graph import Graph
 from chainrule.graph.snapshot import ParameterUpdate, Update
@@ -160,8 +160,9 @@ def _second_moment(member: ParameterUpdate) -> float | None:
 
 NOTHING_TO_STEP = Check(
     "nothing-to-step", "An optimizer steps, and none of its parameters has a gradient", "error",
-    what="An optimizer's step() runs, none of its parameters has a gradient, and others have one. In one step this is "
-    "a note, as another optimizer may take turns with it; over a run it lasts from the first watched step on.",
+    what="An optimizer's step() runs after a backward pass, and none of its parameters has a gradient: others have "
+    "one, or nothing has. In one step this is a note, as another optimizer may take turns with it; over a run it "
+    "lasts from one of the first watched steps on.",
     why="step() does nothing: what is trained is not what the optimizer holds.",
     advice="Make the optimizer from the parameters of the model that computes the loss, after the last deepcopy(), "
     "load, or replacement of the model or its layers.",
@@ -169,12 +170,19 @@ NOTHING_TO_STEP = Check(
 )  # fmt: skip
 
 
+UNREACHED = (
+    "Call backward() on the loss that was computed from the parameters: a new tensor made of its number, as by "
+    "Variable(loss.data) or torch.tensor(loss), is the end of backward."
+)
+
+
 @NOTHING_TO_STEP.in_step
 def _nothing_to_step(context: StepContext) -> Iterator[Finding]:
     graph = context.graph
     learning = [each.name for each in graph.parameters.values() if each.has_gradient]
-    for update in graph.updates if graph.backwards else ():
-        if not update.parameters or not context.is_idle(update) or not learning:
+    ran = graph.backwards if learning else () if graph.failures else graph.accumulating
+    for update in graph.updates if ran else ():
+        if not update.parameters or not context.is_idle(update):
             continue
         names = [member.name for member in update.parameters]
         if set(names) & set(learning):
@@ -182,17 +190,20 @@ def _nothing_to_step(context: StepContext) -> Iterator[Finding]:
         has = plural(len(learning), "has one", "have one")
         yield NOTHING_TO_STEP.found(
             _name_of(graph, update),
-            f"{update.optimizer} stepped, and none of its {len(names)} parameters has a gradient: {listed(learning)} "
-            f"{has}.",
-            (f"It holds {listed(names)}.", f"0 of {len(learning)} parameters with a gradient are in it."),
-            severity="note",
+            f"{update.optimizer} stepped, and none of its {len(names)} parameters has a gradient"
+            + (f": {listed(learning)} {has}." if learning else "."),
+            (f"It holds {listed(names)}.", f"0 of {len(learning)} parameters with a gradient are in it.")
+            if learning
+            else (f"It holds {listed(names)}; no parameter has a gradient after backward().",),
+            place=None if learning else ran[0].place, severity="note", advice="" if learning else UNREACHED,
         )  # fmt: skip
 
 
 @NOTHING_TO_STEP.over_time
 def _never_anything(run: Run) -> Iterator[Finding]:
     for stretch, found in NOTHING_TO_STEP.carried(run):
-        lasting = stretch.whole and not stretch.ended and len(stretch.steps) >= NOTHING_TO_STEP.lasts
+        began = stretch.steps[0] in sorted(run.step_findings)[:BEGINNING]  # optimizers that take turns start in turn
+        lasting = began and not stretch.ended and len(stretch.steps) >= NOTHING_TO_STEP.lasts
         yield replace(found, severity="error" if lasting else "note")
 
 

@@ -186,9 +186,9 @@ class StepContext:
         return (operation for operation in self.graph.operations if wanted(facts_of(operation.name)))
 
     def fed_by(self, takes: str, makers: Wanted) -> Iterator[tuple[Operation, Value, Operation]]:
-        """(loss, its `self`, the operation that made it): losses that take this, and get a result of `makers`."""
+        """(loss, its first operand, the operation that made it): losses that take this, and get it from `makers`."""
         for operation in self.operations_that(lambda facts: facts.takes == takes):
-            given = argument(operation, "self")
+            given = next(iter(operands(operation)), None)
             maker = self.producer(self.source(given)) if given is not None else None
             if given is not None and maker is not None and makers(facts_of(maker.name)):
                 yield operation, self.values[given], maker

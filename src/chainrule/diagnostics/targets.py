@@ -13,15 +13,17 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.softmax import over_one
 from chainrule.diagnostics.step_context import StepContext, argument, operands
-from chainrule.graph.graph import Operation
+from chainrule.document import Code
+from chainrule.graph.graph import Operation, Ref
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import base_name, facts_of, facts_of_call
 
 OUT_OF_RANGE = Check(
     "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
     what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
-    "binary cross-entropy. It is a note if they exceed it by less than a twentieth of their deviation.",
+    "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins and cosines) gets 0. It is a note if they "
+    "exceed the range by less than a twentieth of their deviation.",
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2: output units")  # fmt: skip
@@ -45,6 +47,24 @@ def _out_of_range(context: StepContext) -> Iterator[Finding]:
             context.between(comparison.target), place=context.place(comparison.operation),
             severity="warning" if excess > SLIGHT * known.std else "note",
         )  # fmt: skip
+
+
+@OUT_OF_RANGE.in_step
+def _no_sign(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        if not (place := facts_of_call(call.name).signed_target):
+            continue
+        given = call.keywords.get("target", next(iter(call.arguments[place:]), None))
+        if isinstance(given, Ref) and (known := context.statistics(given.value)) is not None and known.zeros:
+            name = context.name(given.value)
+            yield OUT_OF_RANGE.found(
+                name, (f"{known.zeros} of {known.elements} targets {name} are 0, and ", Code(call.name),
+                       " knows 1 and -1."),
+                ("A sample with the target 0 has a constant loss, or a wrong one, and no gradient that teaches.",
+                 context.between(given.value)),
+                place=call.place, title="Targets of 0 where 1 and -1 are expected",
+                advice="Give the targets as 1 and -1: 2 * target - 1 of labels 0 and 1.",
+            )  # fmt: skip
 
 
 def _excess(context: StepContext, comparison: Comparison, known: Statistics) -> float:
@@ -122,7 +142,8 @@ def _root(known: Statistics) -> float:
 INITIAL = Check(
     "initial-loss", "The initial loss is far above that of a guess", "warning",
     what="The first step of a run has a cross-entropy far above that of equal probabilities for all classes: ln C for "
-    "C classes, ln 2 for a binary one. In a single step, which need not be the first, it is a note.",
+    "C classes, ln 2 for a binary one. Logits that depend on the targets, as with a margin, are left out. In a single "
+    "step, which need not be the first, it is a note.",
     why="The network begins sure of wrong answers: the first steps only undo its initialisation.",
     advice="Look at the scale of the last layer's weights and inputs (a smaller initialisation, a norm before it), and "
     "at what comes between logits and loss.",
@@ -138,7 +159,7 @@ def _initial(context: StepContext) -> Iterator[Finding]:
         few = (counted(context, comparison) or 0.0) < FEWEST
         if comparison.scale == "numbers" or few or not guess or mean is None:
             continue
-        if mean - guess <= limit * min(guess, 1.0):
+        if mean - guess <= limit * min(guess, 1.0) or _has_margin(context, comparison):
             continue
         if any(each.severity == "warning" for check in (_out_of_range, over_one) for each in check(context)):
             continue  # that is the cause
@@ -149,6 +170,11 @@ def _initial(context: StepContext) -> Iterator[Finding]:
             (f"ln {classes} = {number(guess)}.", context.between(comparison.prediction)),
             place=context.place(comparison.operation), severity="note",
         )  # fmt: skip
+
+
+def _has_margin(context: StepContext, comparison: Comparison) -> bool:
+    """Whether the prediction was computed with its own targets, as where a margin makes the right class harder."""
+    return comparison.target in context.graph.ancestors([comparison.prediction])
 
 
 @INITIAL.over_time

@@ -351,8 +351,10 @@ def _equal_rows(before: Tensor, grad: Tensor, tolerance: float) -> list[int]:
 
 BATCH_NORM_OF_ONE = Check(
     "batch-norm-of-one", "A batch norm in train mode gets one sample", "warning",
-    what="A batch norm that computes its mean and variance from the batch (train mode) gets a batch of one sample.",
-    why="It removes differences between samples; running averages, used in evaluation, follow single samples.",
+    what="A batch norm that computes its mean and variance from the batch (train mode) gets a batch of one sample. Or "
+    "a layer norm or group norm takes each number by itself, as nn.LayerNorm(1) does.",
+    why="It removes differences between samples; running averages, used in evaluation, follow single samples. A number "
+    "minus its own mean is 0.",
     advice="Use a larger batch (drop_last=True for a last one of 1), put the layer into eval mode, or use a norm "
     "within each sample: nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d.",
     source="Ioffe and Szegedy, 2015; Wu and He, Group normalization, 2018: its error grows as the batch gets small",
@@ -379,3 +381,21 @@ def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
         yield BATCH_NORM_OF_ONE.found(
             where, f"The batch norm {where} is in train mode and gets one sample.", evidence, place=call.place
         )
+
+
+@BATCH_NORM_OF_ONE.in_step
+def _norm_of_one_number(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.normalises and not facts.uses_batch):
+        given, (out, *means) = argument(operation, "input"), operation.outputs
+        sizes = {math.prod(context.values[each].shape) for each in (given, *means[:1]) if each is not None}
+        if given is None or out is None or operation.call is None or len(means) < 2 or len(sizes) > 1 or sizes == {1}:
+            continue
+        call = context.graph.calls[operation.call]
+        where = call.module or context.name(out)
+        yield BATCH_NORM_OF_ONE.found(
+            where, f"The norm {where} takes each number by itself: minus its own mean it is 0, whatever it was.",
+            (f"Its input has the shape {context.values[given].shape}, and it computes {min(sizes)} means.",
+             context.between(out)),
+            place=call.place, title="A norm over one number",
+            advice="Leave that norm out, or normalise over an axis with several features.",
+        )  # fmt: skip

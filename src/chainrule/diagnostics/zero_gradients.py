@@ -29,10 +29,11 @@ ZERO_GRADIENT = Check(
     "zero-gradient", "A parameter's gradient is exactly 0", "error",
     what="Every element of a parameter's gradient is 0, and the finding names the operation at which a gradient "
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
-    "element it was given, a softmax over one element, or a product with something that is 0. A function of steps is "
-    "an error in one step; the others are notes until they last, as a weight that begins at 0 stops it only at first. "
-    "Nothing is said where the loss itself is 0, or where data, a gate or a number in the code that is 0 stops the "
-    "gradient of some parameters and others still learn.",
+    "element it was given, a softmax over one element, the difference of a value and itself, or a product with "
+    "something that is 0. A function of steps and such a difference are an error in one step; the others are notes "
+    "until they last, as a weight that begins at 0 stops it only at first. Nothing is said where the loss itself is "
+    "0, or where data, a gate or a number in the code that is 0 stops the gradient of some parameters and others still "
+    "learn.",
     why="It does not learn, and neither does anything before that operation.",
     advice="Look at the operation that the gradient does not pass, and at what it was given.",
     source="Bengio, Léonard and Courville, 2013, for functions of steps; Lu et al., 2019, for units that are off",
@@ -46,6 +47,7 @@ FLAT = (
     "Bring what it is given to where it has a slope: a smaller learning rate or initialisation, or a norm before it; "
     "or use a function that has a slope everywhere."
 )
+ITSELF = "Detach the one that is meant as a constant: (x - x.detach()), as of the old log-probabilities of a policy."
 PRODUCT = "Find out why that factor is 0: units that are off, an initialisation with 0, or a mask."
 IN_CODE = "Look at that number in your code: a weight of 0 (or 1 // 2) switches this part of the loss off."
 
@@ -168,6 +170,9 @@ def _stop(context: StepContext, operation: Operation, given: int) -> Stop | None
         return Stop(name, place, why, ONE_CLASS, grave=True)
     if factor := _zero_factor(context, operation, given):
         return Stop(name, place, arrives.format(factor[0]), factor[1], grave=factor[2])
+    if facts_of(operation.name).difference and len(set(map(context.source, operands(operation)))) == 1:
+        why = arrives.format(f"{context.name(given)} is subtracted from itself, so what one sends the other takes back")
+        return Stop(name, place, why, ITSELF, by_nature=True, grave=True)
     if rule is not None and rule.structure == "elementwise" and set(operands(operation)) == {given}:
         why = arrives.format(f"its slope is 0 at each of {context.name(given)}'s elements")
         own = context.values[context.source(given)].kind == "parameter"

@@ -25,6 +25,7 @@ from chainrule.graph.history import Kind, RankFacts, StepFacts
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
+from chainrule.graph.trees import reach
 from chainrule.monitor.distributed import facts_of_rank
 from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.loaders import Restart
@@ -81,6 +82,7 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
         scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
         counts=context.counts, evaluated=context.beside.passes, dropped=context.beside.dropped,
         distance=context.beside.distance, restarted=_restarted(graph, context),
+        estimate=any(_is_estimate(graph, each.loss, context) for each in counted if each.loss is not None),
     )  # fmt: skip
 
 
@@ -89,6 +91,31 @@ def _restarted(graph: Graph, context: WatchContext) -> str:
         {value.name.partition("@")[0] for value in graph.values if value.kind == "input"} if context.restarts else ()
     )
     return next((text for targets, text in context.restarts if not set(targets).isdisjoint(names)), "")
+
+
+def _is_estimate(graph: Graph, loss: int, context: WatchContext) -> bool:
+    """Whether a term of a loss is weighted by data of either sign: its sign and size then say nothing of the fit."""
+    for value in reach([loss], lambda each: _terms(graph, each)):
+        made_by = graph.values[value].operation
+        if made_by is None or not facts_of_operation(graph.operations[made_by].name).multiplies:
+            continue
+        factors = [graph.values[each] for each in graph.operands(value)]
+        weights = [each for each in factors if not each.requires_grad and each.shape == graph.values[value].shape]
+        known = context.statistics(weights[0].snapshot) if len(weights) == 1 and weights[0].shape else None
+        if known is not None and known.low < 0 < known.high:
+            return True
+    return False
+
+
+def _terms(graph: Graph, value: int) -> list[int]:
+    """What a value is the sum, a multiple or the smaller one of."""
+    made_by = graph.values[value].operation
+    if made_by is None:
+        return []
+    facts, operands = facts_of_operation(graph.operations[made_by].name), graph.operands(value)
+    alone = [each for each in dict.fromkeys(operands) if graph.values[each].requires_grad]
+    follows = facts.sums_operands or facts.chooses or (len(alone) == 1 and facts.linear)
+    return alone if follows and not facts.weighs else []
 
 
 def figures_of(graph: Graph, context: WatchContext) -> Iterator[Figure]:

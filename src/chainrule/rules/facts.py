@@ -70,6 +70,7 @@ class Facts:
     linear_in_numbers: bool = False  # in a plain number that it takes
     sums_operands: bool = False  # each of its operands is a term, up to a factor
     adds: bool = False  # its operands, element by element
+    chooses: bool = False  # the smaller or the larger one of its operands, element by element
     multiplies: bool = False  # its operands, element by element
     scales: bool = False  # one operand, if the other one is a number
     matrix_product: bool = False
@@ -115,6 +116,7 @@ class Facts:
     compares: bool = False  # a loss between a prediction, `self`, and a `target`
     broadcasts_target: bool = False
     class_target: bool = False  # its target is the index of a class
+    signed_target: int = 0  # the place, among the arguments of a function, of its target of 1 and -1
     takes: str = ""  # what a loss expects: "probabilities", "logits", "scores" (of classes), "log-probabilities"
     not_logarithms: str = ""  # what its results are, where they are certainly not logarithms of probabilities
     channels: bool = False  # units lie along axis 1 of its result
@@ -297,6 +299,7 @@ _add("addmm.default", linear={"self": _without_product, "mat1": _zeroed("self"),
 _add("add sub mul multiply subtract", linear_in_numbers=True)
 _add("add sub", sums_operands=True)
 _add("add", adds=True)
+_add("maximum minimum", chooses=True)
 _add("mul", multiplies=True)
 _add("mul div", scales=True)
 _add("mm bmm baddbmm", matrix_product=True)
@@ -413,10 +416,13 @@ _add(
     compares=True,
 )
 _add("mse_loss l1_loss smooth_l1_loss huber_loss", broadcasts_target=True)
+_add("cosine_embedding_loss margin_ranking_loss", signed_target=2)
+_add("hinge_embedding_loss soft_margin_loss", signed_target=1)
 _add("binary_cross_entropy", takes="probabilities")
 _add("binary_cross_entropy_with_logits", takes="logits")
 _add("_log_softmax", takes="scores")
-_add("nll_loss_forward nll_loss2d_forward", takes="log-probabilities", class_target=True)
+_add("nll_loss_forward nll_loss2d_forward _ctc_loss", takes="log-probabilities")
+_add("nll_loss_forward nll_loss2d_forward", class_target=True)
 _add("sub", difference=True)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
