@@ -1,12 +1,12 @@
 import subprocess
 import sys
-from importlib.metadata import version
 from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+import chainrule
 import chainrule.script
 from chainrule.cli import commands
 from chainrule.document import Document
@@ -105,7 +105,7 @@ def test_every_help_has_examples(invoke, command):
 
 
 def test_version(invoke):
-    assert invoke("--version").output == f"chainrule, version {version('chainrule')}\n"
+    assert invoke("--version").output == f"chainrule, version {chainrule.__version__}\n"
 
 
 @pytest.mark.parametrize(

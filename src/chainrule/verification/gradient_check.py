@@ -314,7 +314,7 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Co
 
 def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     graph, node, execution = context.graph, context.node, context.execution
-    differences = differences or context.rule is None
+    differences = differences or not context.trusts_rule
     if all(g is None for g in execution.upstream):
         return _unchecked(node, NO_GRADIENT)
     if not execution.has_numbers or (context.op is not None and not context.op.has_numbers):
@@ -375,7 +375,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return _execution(context, memory, differences=True)
     if experiment is not None and experiment.custom:
         settle_by_convention(experiment, findings)
-    row = judged(graph, node, findings, obstacle, broken, explained)
+    row = judged(graph, node, findings, obstacle, broken, context.rule if explained else None)
     if not differences and row.verdict == "agrees":
         return replace(row, reason=RULE_ALONE)
     if experiment is None or not experiment.custom:
