@@ -11,7 +11,7 @@ import chainrule
 
 SOURCE = Path(chainrule.__file__).parent
 ROOMS = (
-    ("_version", "errors", "document", "numbers", "gc_control", "plugins"),
+    ("_version", "errors", "document", "numbers", "gc_control", "plugins", "pytorch_internals"),
     ("graph",),
     ("rules",),
     ("capture",),
@@ -124,6 +124,8 @@ DEEP = {
     "graph.history", "graph.statistics", "graph.statistics_cache",
     # the program, what it says of single steps and runs, and the pages that are made of the package
     "cli", "diagnostics", "reference", "report", "script",
+    # what stands in for a test of PyTorch's names
+    "pytorch_internals",
 }  # fmt: skip
 """The modules that tests import, apart from the public ones."""
 

@@ -16,6 +16,7 @@ from chainrule.execution.lineage import Lineage
 from chainrule.execution.recompute import cloned, run_again
 from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.trees import reach, tensors_in
+from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast
 
 
 class Perturbation:
@@ -83,7 +84,7 @@ class Perturbation:
     def run(self, data: Tensor) -> dict[int, Tensor]:
         """The values that are reached, where the source has these numbers."""
         found: dict[int, Tensor] = {self.source: data}
-        with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+        with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
             for operation in self._operations:
                 try:
                     outs = self._run(operation, found)

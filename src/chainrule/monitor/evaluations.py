@@ -6,12 +6,12 @@ import weakref
 from collections.abc import Callable, Iterable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.lowering.naming import drops
 from chainrule.graph.reexecution import hidden
 from chainrule.graph.snapshot import has_numbers
+from chainrule.pytorch_internals import _BatchNorm
 
 
 class Evaluations:

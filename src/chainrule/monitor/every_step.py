@@ -24,6 +24,7 @@ from chainrule.graph.history import Noticed
 from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
+from chainrule.pytorch_internals import _set_grad_enabled
 
 NEAR = 8  # parameters from the first on, among which a small one is looked for
 CHANGE = 2.0  # times the rate of the step before; more is noticed
@@ -51,11 +52,11 @@ class EveryStep:
             with unobserved():  # which takes longer than the look
                 return self._look(step, watched, optimizers)
         before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        _set_grad_enabled(False)
         try:
             return self._look(step, watched, optimizers)
         finally:
-            torch._C._set_grad_enabled(before)
+            _set_grad_enabled(before)
 
     def _look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         if (ids := [id(each) for each in optimizers]) != self._of:

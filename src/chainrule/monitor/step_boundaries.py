@@ -35,6 +35,7 @@ from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.passes_without_step import RUNNING, PassesWithoutStep
 from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
+from chainrule.pytorch_internals import _current_graph_task_id, _disable_dynamo, compiled_frames
 
 if TYPE_CHECKING:
     from chainrule.recording import record
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
 MANY_PASSES, MANY_OPERATIONS = 256, 200_000  # of one step, after which its recording takes too much memory
 
-_current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _step_code: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
 
@@ -214,8 +214,7 @@ class Boundaries:
             return True
         if self._wrapped:
             return False
-        dynamo = sys.modules.get("torch._dynamo.utils")
-        return dynamo is not None and bool(dynamo.counters["frames"])
+        return compiled_frames() > 0
 
     # -- the end of a step --------------------------------------------------------------------------------------------
 
@@ -338,7 +337,7 @@ class Boundaries:
 
 def in_backward() -> bool:
     """Whether a backward pass is running in this thread."""
-    return _current_pass() != -1
+    return _current_graph_task_id() != -1
 
 
 def _in_custom_function() -> bool:
@@ -364,7 +363,7 @@ def _uncompiled(guard: Callable[..., Any], hook: Callable[..., None]) -> Callabl
 
     The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
     """
-    called: Callable[..., None] = torch._disable_dynamo(lambda *given: guard(hook, *given))  # type: ignore[attr-defined]
+    called: Callable[..., None] = _disable_dynamo(lambda *given: guard(hook, *given))
     return called
 
 
