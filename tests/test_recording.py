@@ -259,6 +259,20 @@ def test_parts_without_gradient() -> None:
     assert_tied(recording.graph)
 
 
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+def test_each_node_that_a_gradient_went_through_has_its_step(cell: type[nn.RNNBase]) -> None:
+    """PyTorch's GRU writes to parts of one memory, which other parts of it must not hide."""
+    torch.manual_seed(0)
+    rnn = cell(2, 3)
+    with chainrule.record() as recording:
+        rnn(torch.randn(3, 1, 2))[0][-1].sum().backward()
+    steps = recording.derivation.steps
+    walked = {node for step in steps if step.kind == "backward" for node in step.nodes}
+    assert {each.node for each in recording.derivation.nodes if each.operation is not None} <= walked
+    made = {operation for step in steps if step.kind == "forward" for operation in step.operations}
+    assert {recording.graph.nodes[each].operation for each in walked} <= made
+
+
 def test_a_write_that_autograd_does_not_see() -> None:
     x = torch.tensor([-1.0, 2.0], requires_grad=True)
     with chainrule.record() as recording:

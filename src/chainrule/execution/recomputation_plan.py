@@ -71,10 +71,7 @@ class RecomputationPlan:
         """The operations that give the values, in their order."""
 
         def made_of(index: int) -> list[int]:
-            value = self.graph.values[index]
-            if value.has_numbers:
-                return []
-            return [*self.graph.operands(index), *(() if value.earlier is None else (value.earlier,))]
+            return [] if self.graph.values[index].has_numbers else self.graph.operands(index)
 
         missing = [v for v in map(self.graph.values.__getitem__, reach(self.lasting(), made_of)) if not v.has_numbers]
         self.overtaken = [value for value in missing if value.earlier is not None]

@@ -397,9 +397,10 @@ class Graph:
         return set(reach((operand for value in values for operand in self.operands(value)), self.operands))
 
     def operands(self, value: int) -> list[int]:
-        """The operands of the operation that made a value; none for a leaf."""
-        made_by = self.values[value].operation
-        return [] if made_by is None else [operand for *_, operand in references(self.operations[made_by].arguments)]
+        """What a value was made of: the operands of its operation, and what its memory held before a write."""
+        made_by, earlier = self.values[value].operation, self.values[value].earlier
+        operands = [] if made_by is None else [each for *_, each in references(self.operations[made_by].arguments)]
+        return operands if earlier is None else [*operands, earlier]
 
     def filled(self, tree: Any, numbers: bool = True) -> Any:
         """An argument tree with the data of each `Ref`; placeholders where there is none, or without `numbers`."""
