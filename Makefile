@@ -80,6 +80,6 @@ $(PEERS)/ready: pyproject.toml constraints.txt $(PINNED)
 	@echo 'Setting up $(PEERS) (once). It takes some minutes.'
 	$(PYTHON) -m venv $(PEERS)
 	$(INSTALL) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) -c constraints.txt -e '.[fast]' transformers
+	$(INSTALL) -c constraints.txt -e . transformers
 	$(INSTALL) --no-deps -r $(PINNED) || grep -v '^#' $(PINNED) | xargs -n 1 $(INSTALL) --no-deps || true
 	@touch $@
