@@ -77,7 +77,7 @@ __all__ = [
     "unstash",
 ]  # fmt: skip
 
-SEEN = ("2.9.0", "2.13.0")
+SEEN = ("2.11.0", "2.13.0")
 """The versions of PyTorch in which all of these names were found."""
 
 try:
@@ -169,7 +169,7 @@ def stash(key: str, thing: object) -> None:
 
 
 def unstash(key: str) -> None:
-    """Let go of it; in versions that cannot (2.10), None is carried from then on."""
+    """Let go of it; in versions that cannot (2.11), None is carried from then on."""
     if _remove_obj_from_tls is not None:
         _remove_obj_from_tls(key)
     else:
@@ -182,7 +182,7 @@ def stashed(key: str) -> Any:
 
 
 def _steals() -> bool:
-    """Whether `_stash_obj_in_tls` forgets to count the reference that it gives back later, as in 2.9 and 2.10."""
+    """Whether `_stash_obj_in_tls` forgets to count the reference that it gives back later, as before 2.12."""
     before = sys.getrefcount(_probe)
     _stash_obj_in_tls("chainrule", _probe)
     return sys.getrefcount(_probe) == before
@@ -221,7 +221,7 @@ def compiled_frames() -> int:
 
 
 def in_higher_order_compilation() -> bool:
-    """Whether PyTorch compiles what it hands to a higher-order operator; False in versions that do not (2.9)."""
+    """Whether PyTorch compiles what it hands to a higher-order operator; False in versions that do not (2.11)."""
     operators = sys.modules.get("torch._higher_order_ops.utils")
     return bool(getattr(operators, "_in_hop_compile", bool)())
 

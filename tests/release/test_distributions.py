@@ -40,3 +40,10 @@ def test_the_metadata_is_valid(dist):
     files = [str(path) for path in sorted(dist.iterdir())]
     done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
     assert (done.returncode, done.stdout.count("PASSED")) == (0, 2), done.stdout
+
+
+def test_every_place_has_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {chainrule.__version__}\n" in citation
+    assert f"\n## {chainrule.__version__} (" in changelog

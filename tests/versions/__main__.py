@@ -5,7 +5,8 @@
     python -m tests.versions --use /venv/bin/python    an environment that is there already
 
 Each environment is made in a temporary folder, by itself, and removed afterwards: PyTorch with CUDA takes 7 GB.
-`lowest` has each dependency in the lowest version that pyproject.toml declares. What cannot be had is a row with the reason.
+`lowest` has each dependency in the lowest version that pyproject.toml declares. What cannot be had is a row with the
+reason.
 """
 
 from __future__ import annotations
