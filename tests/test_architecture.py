@@ -19,6 +19,7 @@ ROOMS = (
     ("derivation",),
     ("verification",),
     ("diagnostics",),
+    ("lab",),
     ("report",),
     ("views",),
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
@@ -116,7 +117,7 @@ DEEP = {
     # what is worth a test of its own
     "capture.traits", "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "execution.experiment",
     "execution.perturbation", "graph.comparison", "graph.graph", "graph.reexecution", "graph.storage", "graph.trees",
-    "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
+    "lab.tracing", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
     "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",

@@ -67,6 +67,27 @@ def test_assignments_give_names() -> None:
     assert_tied(recording.graph)
 
 
+def test_a_functions_arguments_name_what_is_passed_to_it() -> None:
+    def loss(x: Tensor, w: Tensor, s: Tensor, u: Tensor, scale: float) -> Tensor:
+        by_keyword = torch.mul(input=s, other=u).sum()
+        return x.matmul(w).sum() + w.T.mul(s).sum() + (2 * u - s[:1]).sum() + (scale * s * (1 - u)).sum() + by_keyword
+
+    given = [
+        torch.randn(2, 3),
+        torch.randn(3, 3, requires_grad=True),
+        torch.randn(3),
+        torch.randn(3, requires_grad=True),
+    ]
+    given = dict(zip("xwsu", given, strict=True))
+    with chainrule.record() as recording:
+        loss(**given, scale=3.0).backward()
+    assert {"x", "w", "s", "u"} <= names(recording)
+    assert not {"scale", "parameter", "input"} & names(recording)
+    for name, tensor in given.items():
+        assert torch.equal(recording[name].data, tensor.detach())
+    assert set(recording.parameters) == {"w", "u"}
+
+
 def test_parts_that_are_called_by_themselves_go_by_the_paths_of_their_model() -> None:
     class Autoencoder(nn.Module):
         def __init__(self) -> None:

@@ -386,7 +386,7 @@ def test_a_hook_that_changes_a_leafs_gradient_is_no_fault_of_the_node():
     assert [row.own for row in verification.unchecked] == ["hook"]
     assert not verification.failures
     assert rows(verification, "ExpBackward0")[0].verdict == "agrees"
-    assert "a hook on `parameter` changed its gradient: " in rows(verification, "AccumulateGrad")[0].reason
+    assert "a hook on `x` changed its gradient: " in rows(verification, "AccumulateGrad")[0].reason
 
 
 # -- kinks ------------------------------------------------------------------------------------------------------------

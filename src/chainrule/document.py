@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["value", "gradient", "jacobian", "parameter"]
 """What a tensor holds; views show values and gradients in different hues."""
@@ -212,15 +212,65 @@ class Sum:
     summands: tuple[Summand, ...]
 
 
+Operand = Any
+"""A slot of a program, a slot read through a table, or a number, as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A parameter in a program: what an update makes of it, at the first step and at each later one.
+
+    `state` has, of each tensor that the optimizer keeps of it, its name, its slot, its numbers before the first step
+    (empty: there was none), and what the first step and a later one make of it.
+    """
+
+    row: int
+    first: Operand
+    later: Operand
+    state: tuple[tuple[str, int, tuple[Any, ...], Operand, Operand], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The step as a program of primitive operations (`docs/document.md`), which a page runs again on other numbers.
+
+    Slot i holds `sizes[i]` numbers of the type `types[i]`. `inputs` are the rows whose numbers can be changed, each
+    with its slot; `values` and `gradients` say where the numbers of each row are, and what was recorded. `settings` are
+    numbers of the optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step
+    makes of each parameter; `without` says why there is none. The program holds while each of the `guards` has the
+    number beside it.
+    """
+
+    types: tuple[str, ...]
+    sizes: tuple[int, ...]
+    constants: tuple[tuple[int, tuple[Any, ...]], ...]
+    tables: tuple[tuple[int, ...], ...]
+    code: tuple[tuple[Any, ...], ...]
+    inputs: tuple[tuple[int, int], ...]
+    values: tuple[tuple[int, Operand, tuple[Any, ...]], ...]
+    gradients: tuple[tuple[int, Operand, tuple[Any, ...]], ...]
+    loss: int
+    settings: tuple[tuple[str, int, float], ...] = ()
+    step: tuple[int, int] = (-1, 1)
+    updates: tuple[Moved, ...] = ()
+    without: str = ""
+    guards: tuple[tuple[Operand, int], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The report of one recording: sections, and the rows and sums of its value table."""
+    """The report of one recording: sections, and the rows and sums of its value table.
+
+    `program` runs the step again on other numbers, for a page; `without_program` says why a page has none.
+    """
 
     title: Text
     summary: tuple[Block, ...]
     sections: tuple[Section, ...]
     rows: tuple[Row, ...] = ()
     sums: tuple[Sum, ...] = ()
+    program: Program | None = None
+    without_program: str = ""
 
     def walk(self) -> Iterator[tuple[int, Section]]:
         """Every section with its depth, in reading order."""

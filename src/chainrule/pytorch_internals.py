@@ -65,11 +65,13 @@ __all__ = [
     "compiled_frames",
     "compiler",
     "compiler_is_loaded",
+    "decomposition_table",
     "default_store",
     "forward_level",
     "in_higher_order_compilation",
     "is_functorch_wrapped_tensor",
     "make_autograd_impl",
+    "one_layer_lstm",
     "parse_schema",
     "process_groups",
     "stash",
@@ -119,6 +121,8 @@ try:
     )
     from torch._C._autograd import _get_sequence_nr, _top_saved_tensors_default_hooks
     from torch._C._functorch import is_functorch_wrapped_tensor
+    from torch._decomp import decomposition_table
+    from torch._decomp.decompositions import one_layer_lstm
     from torch._library.autograd import make_autograd_impl
     from torch._ops import HigherOrderOperator, OpOverload, _compute_keyset
     from torch.nn.modules._functions import BackwardHookFunction

@@ -274,11 +274,14 @@ class Recording:
         return findings(self.graph, derivation, self.notation, thresholds, silence, self._statistics_cache)
 
     @apart()
-    def document(self, brief: bool = False, pointing: bool = False, coded: bool = False) -> Document:
+    def document(
+        self, brief: bool = False, pointing: bool = False, coded: bool = False, running: bool = False
+    ) -> Document:
         """The step as a document, for any view.
 
         With `pointing` also the sum behind each number, for a page, and the verdicts of `verify`, which a small step
-        runs unasked; with `coded` also the code that recomputes each section, for a notebook.
+        runs unasked; with `coded` also the code that recomputes each section, for a notebook; with `running` also the
+        program of a small step, which a page runs again on other numbers.
         """
         from chainrule import report
         from chainrule.diagnostics.finding import joined
@@ -288,7 +291,7 @@ class Recording:
         rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
         context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._statistics_cache)
-        return report.brief(context) if brief else report.full(context, pointing, coded)
+        return report.brief(context) if brief else report.full(context, pointing, coded, running)
 
     def show(self, brief: bool = False) -> None:
         """Print the whole step in the terminal, or with `brief` a screenful."""
@@ -312,7 +315,7 @@ class Recording:
             storage.write(self.graph, path)
             return
         view = views.by_suffix()[suffix]
-        document = self.document(pointing=view.pointing, coded=view.coded)
+        document = self.document(pointing=view.pointing, coded=view.coded, running=view.running)
         storage.write_atomically(path, view.written(document).encode())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
@@ -321,7 +324,7 @@ class Recording:
             return {"text/plain": repr(self)}
         from chainrule.views.page import framed
 
-        return {"text/html": framed(self.document(pointing=True)), "text/plain": str(self)}
+        return {"text/html": framed(self.document(pointing=True, running=True)), "text/plain": str(self)}
 
     def __str__(self) -> str:
         from chainrule.views import terminal

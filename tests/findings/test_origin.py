@@ -235,7 +235,7 @@ def test_a_parameter_that_was_never_initialised():
         (forgotten * 2).sum().backward()
 
     (finding,) = nonfinite_in(step)
-    assert finding.text[0] == "parameter contains NaN before the step."
+    assert finding.text[0] == "forgotten contains NaN before the step."
 
 
 def test_a_gradient_that_the_backward_pass_began_with():

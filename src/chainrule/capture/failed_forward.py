@@ -119,7 +119,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def _arguments(call: RawCall, raw: RawFailure) -> list[tuple[str, Tensor]]:
     """The tensors that a recorded call got, by what they are called where the call stands."""
-    names = call.site.argument_names() if call.site is not None else ()
+    names = call.site.argument_names(call.function, call.arguments) if call.site is not None else ()
     given = tensors_in((call.arguments, call.keywords))
     direct = len(names) == len(call.arguments) == len(given)
     return [(names[place] if direct else "", each) for place, each in enumerate(given)]

@@ -25,6 +25,9 @@ _package = os.path.dirname(os.path.abspath(__file__))  # capture/, inside of cha
 _roots = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, os.path.dirname(_package) + os.sep, "<frozen")
 _examples = os.path.join(_roots[1], "examples") + os.sep
 _library: dict[str, bool] = {}
+_REFLECTED = frozenset(
+    f"__r{operator}__" for operator in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul")
+)
 
 
 def is_library(code: CodeType) -> bool:
@@ -78,9 +81,16 @@ class Site:
         """Read the source: file, line, the expression, and the names that its result is assigned to."""
         return _place(self.code, self.instruction)
 
-    def argument_names(self) -> tuple[str, ...]:
-        """What the operands are called where the call stands: `("output", "Y")` in `loss(output, Y)`; "" for none."""
-        return _argument_names(self.code, self.instruction)
+    def argument_names(self, function: Any, arguments: tuple[Any, ...]) -> tuple[str, ...]:
+        """What the arguments of a call are called where it stands: `("output", "Y")` in `loss(output, Y)`; "" for none.
+
+        The first argument of a tensor's method is the tensor: `("x", "w")` in `x.matmul(w)`, `("x", "")` in `1 - x`.
+        """
+        name = getattr(function, "__name__", "")
+        method = name == "__get__" or getattr(torch.Tensor, name, None) is function
+        by_number = name in ("add", "mul") and not isinstance(arguments[-1] if arguments else None, torch.Tensor)
+        names = _argument_names(self.code, self.instruction, method, by_number)
+        return names[::-1] if name in _REFLECTED else names
 
 
 def exception_site(trace: TracebackType | None) -> Site | None:
@@ -99,13 +109,20 @@ stays its own."""
 
 
 @lru_cache(maxsize=4096)
-def _argument_names(code: CodeType, instruction: int) -> tuple[str, ...]:
+def _argument_names(code: CodeType, instruction: int, method: bool, by_number: bool) -> tuple[str, ...]:
     node = _expression(code, instruction)[0]
     operands: list[ast.expr] = []
     if isinstance(node, ast.Call):
-        operands = node.args
+        of = [node.func.value] if method and isinstance(node.func, ast.Attribute) else []
+        operands = of + node.args
     elif isinstance(node, ast.BinOp):
         operands = [node.left, node.right]
+        if by_number and not isinstance(node.right, ast.Constant):  # `n * x` calls what `x * n` calls
+            operands = [node.right] if isinstance(node.left, ast.Constant) else []
+    elif isinstance(node, (ast.Attribute, ast.Subscript)):
+        operands = [node.value]
+    elif isinstance(node, ast.UnaryOp):
+        operands = [node.operand]
     return tuple(_name(each) for each in operands)
 
 

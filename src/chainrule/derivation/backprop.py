@@ -100,12 +100,17 @@ class Derivation:
 @gc_paused()
 def derive(graph: Graph) -> Derivation:
     """Walk every backward pass with the rules and lay out the steps: forward, backward, update."""
+    node_steps, of_passes = walked(graph)
+    return Derivation(tuple(_steps(graph, node_steps)), tuple(node_steps), graph.summed(of_passes), of_passes)
+
+
+def walked(graph: Graph) -> tuple[list[NodeStep], dict[int, dict[int, Tensor]]]:
+    """The rule's step at each node of every backward pass, and the gradients of each pass by value."""
     node_steps: list[NodeStep] = []
     of_passes: dict[int, dict[int, Tensor]] = {}
     for backward, ran in graph.passes():
         node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
-    gradients = graph.summed(of_passes)
-    return Derivation(tuple(_steps(graph, node_steps)), tuple(node_steps), gradients, of_passes)
+    return node_steps, of_passes
 
 
 def applied(graph: Graph, operation: Operation) -> Applied:

@@ -78,10 +78,14 @@ def _stopped(context: StepContext) -> Iterator[Finding]:
         elements = sum(known.elements for each in parameters if (known := context.gradient(each)) is not None)
         yield ZERO_GRADIENT.found(
             names[0], (f"{listed(names)} {gets} a gradient of exactly 0: ", Code(first.name), " stops it."),
-            (*dict.fromkeys(stop.why for stop in stops), f"All {elements} elements of the gradient are 0."),
+            (*dict.fromkeys(stop.why for stop in stops), f"{_elements(elements)} 0."),
             place=first.place, severity="error" if all(stop.by_nature for stop in stops) else "note",
             advice=first.advice,
         )  # fmt: skip
+
+
+def _elements(count: int) -> str:
+    return plural(count, "The only element of the gradient is", f"All {count} elements of the gradient are")
 
 
 @ZERO_GRADIENT.over_time

@@ -18,6 +18,7 @@ from chainrule.document import Block, Code, Document, Paragraph, Section, Span, 
 from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, Snapshot
+from chainrule.lab.program import program_of
 from chainrule.numbers import number
 from chainrule.report import block_tables, code, data_parallel, steps, update, value_table
 from chainrule.report.context import Context, shape_text
@@ -35,17 +36,18 @@ HOW_TO_READ = (
 
 
 @gc_paused()
-def full(context: Context, pointing: bool = False, coded: bool = False) -> Document:
+def full(context: Context, pointing: bool = False, coded: bool = False, running: bool = False) -> Document:
     """Every step of the derivation.
 
     With `pointing` also the sum behind each number, for a view in which a reader can point at one; with `coded` also
-    the code that recomputes each section.
+    the code that recomputes each section; with `running` also the program of a small step.
     """
     title = ("One training step, worked out",)
     sums = value_table.sums(context) if pointing else ()
     sections = tuple(_sections(context))
     sections = code.with_code(context, sections) if coded else sections
-    return Document(title, tuple(summary(context)), sections, value_table.rows(context), sums)
+    made, reason = program_of(context.graph, value_table.row_numbers(context)) if running else (None, "")
+    return Document(title, tuple(summary(context)), sections, value_table.rows(context), sums, made, reason)
 
 
 def summary(context: Context) -> Iterator[Block]:
@@ -251,7 +253,8 @@ def _brief_parameters(context: Context) -> Iterator[tuple[Text, ...]]:
 
 def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
     label = name if parameter.value is None else context.notation.plain(parameter.value)
-    before, gradient, after = (cell(context, each) for each in (parameter.start, parameter.gradient, parameter.end))
+    before, gradient = (cell(context, each) for each in (parameter.start, parameter.gradient))
+    after = "" if parameter.end is None else cell(context, parameter.end)  # nothing updated it
     checks = _gradient_verdict(context, parameter), _update_verdict(context, name)
     return (label,), (before,), (gradient,), (checks[0],), (after,), (checks[1],)
 

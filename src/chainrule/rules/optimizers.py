@@ -9,7 +9,7 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any
@@ -106,13 +106,18 @@ def larger(a: Written, b: Written) -> Written:
 
 @dataclass
 class Derivation:
-    """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now."""
+    """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now.
+
+    `after` is the optimizer's state after the step, as far as terms are a part of it.
+    """
 
     theta: Written
     g: Written
     state: dict[str, Any]
     hyper: dict[str, Any]
     terms: list[Term] = field(default_factory=list)
+    after: dict[str, Any] = field(default_factory=dict)
+    _kept: dict[str, str] = field(default_factory=dict)  # the symbol after the step -> the name in the state
 
     def __getattr__(self, name: str) -> Written:
         """A hyperparameter (or a switch), by its name in the optimizer's param group."""
@@ -124,6 +129,7 @@ class Derivation:
     def before(self, name: str, symbol: str, first: float = 0.0) -> Written:
         """A state tensor as it was before the step: filled with `first` at the first one."""
         kept = self.state.get(name)
+        self._kept[f"{symbol}_t"] = name
         return Written(f"{symbol}_{{t-1}}", torch.full_like(self.theta.value, first) if kept is None else kept)
 
     def add(self, symbol: str, formula: Written, meaning: str, relation: str = "=", condition: str = "") -> Written:
@@ -132,6 +138,8 @@ class Derivation:
         numbers = {name: number(each) for name, each in self.hyper.items() if type(each) in (int, float)}
         equation, with_numbers = (Template(text).safe_substitute(names) for names in (SYMBOLS, numbers))
         self.terms.append(Term(symbol, equation, with_numbers, formula.value, meaning))
+        if symbol in self._kept:
+            self.after[self._kept[symbol]] = formula.value
         return Written(symbol, formula.value)
 
     def step(self, step: Written, condition: str = "") -> None:
@@ -166,7 +174,18 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
     or where its options are not those of PyTorch's optimizer of that name. Where some of the numbers were not kept,
     terms have shapes alone.
     """
-    update = update if update.is_whole else update.without_numbers()
+    derivation = worked_out(update if update.is_whole else update.without_numbers(), optimizer)
+    if derivation is None:
+        return None
+    if not update.before.is_complex():
+        return tuple(derivation.terms)
+    return tuple(replace(each, value=as_complex(each.value)) for each in derivation.terms)
+
+
+def worked_out(
+    update: ParameterUpdate, optimizer: str, variables: Mapping[str, Any] | None = None
+) -> Derivation | None:
+    """The same with the state that it leaves; `variables` take the place of hyperparameters of these names."""
     options, block = _blocks.get(optimizer, (frozenset(), None))
     if block is None or update.grad is None or options - update.options.keys():
         return None
@@ -174,13 +193,11 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
         return None
     # PyTorch updates a complex parameter as pairs of real numbers, and so do we.
     state = {name: as_real(each) for name, each in update.state_before.items() if each is not None}
-    hyper = hyperparameters(update.options, state)
+    hyper = hyperparameters(update.options, state) | dict(variables or {})
     before, grad = Written("$theta", as_real(update.before)), Written("$g", as_real(update.grad))
     derivation = Derivation(before, grad, state, hyper)
     block(derivation)
-    if not update.before.is_complex():
-        return tuple(derivation.terms)
-    return tuple(replace(each, value=as_complex(each.value)) for each in derivation.terms)
+    return derivation
 
 
 PART = 2**19  # elements that are worked out at a time where only their agreement is asked for
@@ -301,11 +318,11 @@ def sgd(d: Derivation) -> None:
 
 def momentum_buffer(d: Derivation) -> Written:
     """SGD's running sum of gradients."""
+    before = d.before("momentum_buffer", "b")
     if d.state.get("momentum_buffer") is None:
         return d.add("b_t", replace(d.g, value=d.g.value.clone()), "momentum: begins as the first gradient")
     added = (1 - d.dampening) * d.g if d.dampening else d.g
-    buffer = d.momentum * d.before("momentum_buffer", "b") + added
-    return d.add("b_t", buffer, "momentum: a fading sum of the gradients")
+    return d.add("b_t", d.momentum * before + added, "momentum: a fading sum of the gradients")
 
 
 @explains("Adam", "AdamW", options="lr betas eps weight_decay maximize amsgrad")

@@ -1,7 +1,8 @@
 """Output forms of a document. A view is a module of this package that states its SUFFIX and has `written(document)`.
 
 It also states what its document must hold beyond the text: with `POINTING = True` the sum behind each number, for a
-reader who can point at one, and with `CODED = True` the code that recomputes each section.
+reader who can point at one, with `CODED = True` the code that recomputes each section, and with `RUNNING = True` the
+program that runs a small step again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class View:
     written: Callable[[Document], str]
     pointing: bool
     coded: bool
+    running: bool
 
 
 @cache
@@ -48,7 +50,7 @@ def by_suffix() -> Mapping[str, View]:
 
 
 def _view(module: Any) -> View:
-    return View(module.written, getattr(module, "POINTING", False), getattr(module, "CODED", False))
+    return View(module.written, *(getattr(module, name, False) for name in ("POINTING", "CODED", "RUNNING")))
 
 
 def check_suffix(suffix: str, *others: str) -> None:

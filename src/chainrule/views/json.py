@@ -315,7 +315,13 @@ def _exactly(kind: type, words: str) -> Decode:
     return decode
 
 
-_SCALARS: Mapping[Any, Decode] = {str: _exactly(str, "a string"), int: _exactly(int, "an integer"), float: _float}
+def _anything(item: Any, path: str) -> Any:
+    return tuple(_anything(each, path) for each in item) if isinstance(item, list) else item
+
+
+_SCALARS: Mapping[Any, Decode] = {
+    str: _exactly(str, "a string"), int: _exactly(int, "an integer"), float: _float, Any: _anything
+}  # fmt: skip
 
 
 def _short(item: Any) -> str:

@@ -255,12 +255,14 @@ class Names:
                 self._add(value, 3, _readable(call.name), call.place)
 
     def _named_operands(self, call: Call, raw: RawCall) -> Iterator[tuple[int, str]]:
-        """Leaves that have a name at the call: the `X` of `self.linear1(X)`."""
+        """Leaves that have a name at the call: the `X` of `self.linear1(X)`, a parameter that has no other."""
         if raw.site is None or raw.custom is not None:
             return
-        for argument, name in zip(call.arguments, raw.site.argument_names(), strict=False):
-            if isinstance(argument, Ref) and self._values[argument.value].kind == "input":
-                yield argument.value, name
+        for argument, name in zip(call.arguments, raw.site.argument_names(raw.function, raw.arguments), strict=False):
+            if isinstance(argument, Ref):
+                kind = self._values[argument.value].kind
+                if kind == "input" or (kind == "parameter" and argument.value not in self._ranked):
+                    yield argument.value, name
 
     def _fallback(self, draft: DraftValue) -> str:
         if draft.operation is None:

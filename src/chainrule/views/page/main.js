@@ -4,12 +4,14 @@ import { shown, text } from "./blocks.js";
 import { byId, h } from "./dom.js";
 import { foldAll, lineOf, mark, searchValues, startValues } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
+import { startLab } from "./lab.js";
 import { load, report, rows, stops } from "./store.js";
 import { everyStep, startWalk, walkTo } from "./walk.js";
 import { startWhy } from "./why.js";
 
 /** @import { Row } from "./types.d.ts" */
 
+let noLab = ""; // why there is none
 const PRINTED = 150; // steps; of a longer report only the current one is printed
 
 function start() {
@@ -20,6 +22,7 @@ function start() {
   byId("verdict").replaceChildren(...report.summary.slice(0, verdicts).map(shown));
   byId("summary").replaceChildren(...report.summary.slice(verdicts).map(shown));
   startValues(byId("rows"));
+  noLab = startLab();
   startTabs();
   startSearch();
   startTheme();
@@ -39,10 +42,11 @@ function start() {
 
 // -- tabs -------------------------------------------------------------------------------------------------------------
 
-const TABS = ["values", "overview", "picture"];
+const TABS = ["values", "overview", "picture", "lab"];
 
 function startTabs() {
   const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));
+  byId("tab-lab").hidden = !byId("lab").hasChildNodes();
   byId("tab-picture").hidden = !template.content.querySelector("svg");
   const buttons = TABS.map((name) => byId(`tab-${name}`)).filter((button) => !button.hidden);
   buttons.forEach((button, place) => {
@@ -67,6 +71,7 @@ function openTab(name) {
   byId("fold-tools").hidden = name !== "values" || !document.querySelector("#rows button.fold");
   if (name === "overview" && !byId("overview").hasChildNodes()) {
     byId("overview").append(overview(showRow));
+    if (noLab) byId("overview").append(h("p", { class: "facts" }, `This page has no lab: ${noLab}`));
     searchOverview(byId("overview"), search().value);
   }
   if (name === "picture" && !byId("picture").hasChildNodes()) {

@@ -64,7 +64,35 @@ export interface Row {
 export interface Source { row: number; role: "value" | "gradient"; index: number[] }
 export interface Summand { value: Entry; factors: [string, Entry][]; sources: Source[]; reason?: string }
 export interface Sum { of: Source; text: string; summands: Summand[] }
-export interface Document { title: Span[]; summary: Block[]; sections: Section[]; rows?: Row[]; sums?: Sum[] }
+/** A slot of a program, a slot read through a table, or a number, as text. */
+export type Operand = number | [number, number] | string;
+export type Instruction = [string, number, Operand[], ...number[]];
+export interface Moved { row: number; first: Operand; later: Operand; state?: [string, number, Entry[], Operand, Operand][] }
+export interface Program {
+  types: string[];
+  sizes: number[];
+  constants: [number, Entry[]][];
+  tables: number[][];
+  code: Instruction[];
+  inputs: [number, number][];
+  values: [number, Operand, Entry[]][];
+  gradients: [number, Operand, Entry[]][];
+  loss: number;
+  settings?: [string, number, number][];
+  step?: [number, number];
+  updates?: Moved[];
+  without?: string;
+  guards?: [Operand, number][];
+}
+export interface Document {
+  title: Span[];
+  summary: Block[];
+  sections: Section[];
+  rows?: Row[];
+  sums?: Sum[];
+  program?: Program;
+  without_program?: string;
+}
 
 /** [tag, text] or [tag, ...children], with a dict of attributes after the tag where there are any. */
 export type Tree = (string | Record<string, string> | Tree)[];

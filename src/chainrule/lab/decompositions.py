@@ -1,0 +1,250 @@
+"""How operations come down to primitives that PyTorch's own decompositions leave whole.
+
+What reads or writes at computed places comes down to `take` and `put`, which count a tensor's elements in a row; a
+convolution to products of matrices, of its windows and its weight; a recurrent kernel to the layer that it replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chainrule.pytorch_internals import one_layer_lstm
+
+aten: Any = torch.ops.aten
+
+
+def _along(shape: Sequence[int], dim: int) -> Tensor:
+    """Of each element of this shape its place within a slice: the part of its flat place that `dim` has no share in."""
+    place = torch.arange(prod(shape)).reshape(tuple(shape))
+    step = prod(shape[dim + 1 :])
+    return place - place // step % shape[dim] * step
+
+
+def _flat(index: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+    """The flat places in a tensor of `shape` that an index along `dim` names, as `gather` counts."""
+    index = torch.where(index < 0, index + shape[dim], index)
+    place = torch.arange(prod(shape)).reshape(tuple(shape)).narrow(dim, 0, 1)
+    for axis, size in enumerate(index.shape):
+        place = place.narrow(axis, 0, size) if axis != dim else place
+    return index * prod(shape[dim + 1 :]) + place
+
+
+def gather(self: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Any:
+    """out[i] = self[..., index[i], ...]."""
+    if not self.dim():
+        return aten.take(self, index)
+    return aten.take(self, _flat(index, self.shape, dim % self.dim()))
+
+
+def scatter_add(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
+    """self[..., index[i], ...] += src[i]."""
+    return _scattered(self, dim, index, src, True)
+
+
+def scatter(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
+    """self[..., index[i], ...] = src[i]."""
+    return _scattered(self, dim, index, src, False)
+
+
+def scatter_value(self: Tensor, dim: int, index: Tensor, value: float) -> Any:
+    """self[..., index[i], ...] = value."""
+    return _scattered(self, dim, index, torch.full(index.shape, value, dtype=self.dtype), False)
+
+
+def _scattered(self: Tensor, dim: int, index: Tensor, src: Tensor, add: bool) -> Any:
+    for axis, size in enumerate(index.shape):
+        src = src.narrow(axis, 0, size)
+    return aten.put(self, _flat(index, self.shape, dim % self.dim()), src, add)
+
+
+def _places(self: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
+    """The flat places that `self[indices]` names."""
+    if any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in indices):
+        return None  # a mask, whose count of elements depends on the numbers
+    known = [dim for dim, each in enumerate(indices) if each is not None]
+    whole = torch.broadcast_tensors(*(each for each in indices if each is not None))
+    shape, count = whole[0].shape, whole[0].dim()
+    adjacent = known == list(range(known[0], known[-1] + 1))
+    front = known[0] if adjacent else 0
+    rest = [dim for dim in range(self.dim()) if dim not in known]
+    before, after = rest[:front], rest[front:]
+    places = torch.zeros([1] * (len(rest) + count), dtype=torch.int64)
+    for dim, each in zip(known, whole, strict=True):
+        wrapped = torch.where(each < 0, each + self.shape[dim], each)
+        shaped = wrapped.reshape([1] * len(before) + list(shape) + [1] * len(after))
+        places = places + shaped * prod(self.shape[dim + 1 :])
+    for axis, kept in enumerate([*before, *[None] * count, *after]):
+        if kept is not None:
+            along = torch.arange(self.shape[kept]) * prod(self.shape[kept + 1 :])
+            places = places + along.reshape([-1 if each == axis else 1 for each in range(places.dim())])
+    return places
+
+
+def index(self: Tensor, indices: Sequence[Tensor | None]) -> Any:
+    """self[indices]."""
+    places = _places(self, indices)
+    return NotImplemented if places is None else aten.take(self, places)
+
+
+def index_put(
+    self: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, _: bool = False
+) -> Any:
+    """self[indices] = values, or += values."""
+    places = _places(self, indices)
+    return NotImplemented if places is None else aten.put(self, places, values.expand(places.shape), accumulate)
+
+
+def index_select(self: Tensor, dim: int, index: Tensor) -> Any:
+    """The slices along `dim` that the index names."""
+    dim = dim % max(self.dim(), 1)
+    return aten.index(self, [None] * dim + [index])
+
+
+def index_add(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Any:
+    """Slices added at the places that the index names."""
+    return aten.index_put(self, [None] * (dim % max(self.dim(), 1)) + [index], source * alpha, True)
+
+
+def embedding(weight: Tensor, indices: Tensor, *_: Any) -> Any:
+    """The rows that the indices name."""
+    return aten.index(weight, [indices])
+
+
+def convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+) -> Any:  # fmt: skip
+    """A product of the weight with each window of the padded input; a transposed one is that of a spread-out input."""
+    places = input.dim() - 2
+    if input.dim() != weight.dim():
+        return NotImplemented
+    stride, padding, dilation, output_padding = (
+        [each[0] if len(each) == 1 else each[axis] for axis in range(places)]
+        for each in (stride, padding, dilation, output_padding)
+    )
+    if transposed:
+        for axis, step in enumerate(stride, 2):
+            input = _spread_out(input, axis, step)
+        inner = weight.shape[0] // groups
+        weight = weight.reshape(groups, inner, *weight.shape[1:]).transpose(1, 2)
+        weight = weight.reshape(-1, inner, *weight.shape[3:]).flip(tuple(range(2, 2 + places)))
+        padding = [(size - 1) * step - pad for size, step, pad in zip(weight.shape[2:], dilation, padding, strict=True)]
+        ends = [pad + more for pad, more in zip(padding, output_padding, strict=True)]
+        stride = [1] * places
+    else:
+        ends = padding
+    sides = [side for pair in zip(reversed(padding), reversed(ends), strict=True) for side in pair]
+    windows = _windows(F.pad(input, sides) if any(sides) else input, weight.shape[2:], stride, dilation)
+    batch, out = windows.shape[0], windows.shape[2 : 2 + places]
+    order = [0, 1, *range(2 + places, 2 + 2 * places), *range(2, 2 + places)]
+    columns = windows.permute(order).reshape(batch, groups, -1, prod(out))
+    rows = weight.reshape(1, groups, weight.shape[0] // groups, -1)
+    result = torch.matmul(rows.expand(batch, *rows.shape[1:]), columns).reshape(batch, weight.shape[0], *out)
+    return result if bias is None else result + bias.reshape(-1, *[1] * places)
+
+
+def _windows(input: Tensor, sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Each window along the last axes, as further axes at the end."""
+    first = input.dim() - len(sizes)
+    for axis, (size, step, far) in enumerate(zip(sizes, stride, dilation, strict=True), first):
+        input = input.unfold(axis, (size - 1) * far + 1, step)
+        input = input[..., ::far]
+    return input
+
+
+def average_pool(
+    self: Tensor, kernel_size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
+    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Any:  # fmt: skip
+    """The sum of each window over the count of its elements."""
+    if ceil_mode:
+        return NotImplemented
+    places = len(kernel_size)
+    stride = list(stride) or list(kernel_size)
+    padding = list(padding) * (places // len(padding))
+    sides = [each for pad in reversed(padding) for each in (pad, pad)]
+    axes = list(range(-places, 0))
+
+    def summed(x: Tensor) -> Tensor:
+        return _windows(F.pad(x, sides) if any(sides) else x, kernel_size, stride, [1] * places).sum(axes)
+
+    if divisor_override is not None or count_include_pad:
+        return summed(self) / (divisor_override or prod(kernel_size))
+    return summed(self) / summed(torch.ones(self.shape, dtype=self.dtype))
+
+
+def _spread_out(input: Tensor, axis: int, step: int) -> Tensor:
+    """Zeros between the elements along an axis."""
+    if step == 1:
+        return input
+    shape = list(input.shape)
+    spread = F.pad(input.unsqueeze(axis + 1), [0, 0] * (input.dim() - axis - 1) + [0, step - 1])
+    shape[axis] *= step
+    return spread.reshape(shape).narrow(axis, 0, shape[axis] - step + 1)
+
+
+def lstm_layer(
+    input: Tensor, weight0: Tensor, weight1: Tensor, weight2: Tensor, weight3: Tensor, hx_: Tensor, cx_: Tensor,
+    reverse: bool, batch_sizes: Sequence[int], mode: int, hidden_size: int, num_layers: int, has_biases: bool,
+    bidirectional: bool, batch_first: bool, train: bool,
+) -> Any:  # fmt: skip
+    """A layer of an LSTM over all time steps, forwards or backwards."""
+    if mode != 2 or batch_sizes:
+        return NotImplemented
+    weights = [weight0, weight1, *([weight2, weight3] if has_biases else [])]
+    hidden = hx_.reshape(hx_.shape[-2:]), cx_.reshape(cx_.shape[-2:])
+    out, (h, c) = one_layer_lstm(input, hidden, weights, has_biases, reverse=reverse)
+    return out, h.reshape(hx_.shape), c.reshape(cx_.shape), input.new_empty(0)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False, *,
+    attn_mask: Tensor | None = None, scale: float | None = None,
+) -> Any:  # fmt: skip
+    """softmax(Q K^T scale + mask) V, and the logarithm of the sum in each softmax."""
+    if key.shape[-3] != query.shape[-3]:  # heads that are shared
+        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = torch.where(attn_mask, scores, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.matmul(torch.softmax(scores, -1), value), torch.logsumexp(scores, -1)
+
+
+def variance(inp: Tensor, dims: Sequence[int] | None, correction: float = 1, *, output_dtype: Any = None) -> Tensor:
+    """The mean square of what is left without the mean."""
+    dims = list(range(inp.dim())) if dims is None else list(dims)
+    count = prod(inp.shape[each] for each in dims)
+    apart = inp - inp.mean(dims, keepdim=True)
+    return (apart * apart).sum(dims) / max(count - correction, 0)
+
+
+OWN: dict[Any, Callable[..., Any]] = {
+    aten.gather.default: gather,
+    aten.scatter_add.default: scatter_add,
+    aten.scatter.src: scatter,
+    aten.scatter.value: scatter_value,
+    aten.index.Tensor: index,
+    aten._unsafe_index.Tensor: index,
+    aten.index_put.default: index_put,
+    aten._unsafe_index_put.default: index_put,
+    aten.index_select.default: index_select,
+    aten.index_add.default: index_add,
+    aten.embedding.default: embedding,
+    aten.convolution.default: convolution,
+    aten.avg_pool1d.default: average_pool,
+    aten.avg_pool2d.default: average_pool,
+    aten.avg_pool3d.default: average_pool,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: attention,
+    aten.mkldnn_rnn_layer.default: lstm_layer,
+    torch.ops.prims.var.default: variance,
+}

@@ -1,0 +1,270 @@
+"""The program of a recorded step: its forward pass, every gradient, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chainrule.capture.data_parallel import storage_of
+from chainrule.derivation.backprop import walked
+from chainrule.document import Moved, Program
+from chainrule.document import Operand as Encoded
+from chainrule.execution.experiment import written_by
+from chainrule.graph.comparison import compare
+from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
+from chainrule.graph.reexecution import WriteThroughView, apart
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
+from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
+from chainrule.lab.tracing import Tracer, overlap
+from chainrule.rules.facts import base_name
+from chainrule.rules.optimizers import hyperparameters, worked_out
+
+NUMBERS = 3_000  # in all values of a step, up to which it has a program
+VARIABLE = ("lr", "beta1", "beta2")  # hyperparameters that a reader may change
+
+
+def program_of(graph: Graph, rows: Mapping[int, int]) -> tuple[Program | None, str]:
+    """The program of a small step, or None with the reason why a page has none."""
+    count = sum(prod(graph.values[each].shape) for each in rows)
+    if count > NUMBERS:
+        return None, f"the step has {count:,} numbers, and a lab takes up to {NUMBERS:,}."
+    try:
+        return program(graph, rows), ""
+    except NoProgramError as error:
+        return None, f"{error}."
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, f"its operations cannot be taken apart ({said})."
+
+
+def program(graph: Graph, rows: Mapping[int, int]) -> Program:
+    """The program of a step, for the values that have a row.
+
+    Raises NoProgramError, with the reason as a reader is told, where the step does not come down to the primitives.
+    """
+    with apart(), torch.no_grad():
+        return _Tracing(graph, rows).program()
+
+
+class _Tracing:
+    def __init__(self, graph: Graph, rows: Mapping[int, int]) -> None:
+        self.graph, self.rows = graph, rows
+        losses = [each.loss for each in graph.accumulating if each.loss is not None]
+        if len(losses) != 1 or graph.values[losses[0]].snapshot.shape not in ((), (1,)):
+            raise NoProgramError("it has no single loss that a backward pass began at")
+        if graph.hooked:
+            raise NoProgramError("a hook changed a gradient")
+        self.loss = losses[0]
+        needed = {self.loss} | graph.ancestors([self.loss])
+        makers = {graph.values[each].operation for each in needed}
+        self.operations = [operation for operation in graph.operations if operation.index in makers]
+        self.leaves = [each for each in sorted(needed) if graph.values[each].operation is None]
+        if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
+            raise NoProgramError("not all of its numbers were kept")
+        self.overtaking: dict[int, list[Value]] = {}  # by operation: values of memory that it wrote to
+        for value in graph.values:
+            if value.earlier is not None and value.operation is not None:
+                self.overtaking.setdefault(value.operation, []).append(value)
+        self.writer = Writer()
+        self.tracer = Tracer(self.writer)
+        self.settings: dict[tuple[int, str, float], Tensor] = {}
+
+    def program(self) -> Program:
+        data = {each: self.graph.values[each].snapshot.tensor.clone() for each in self.leaves}
+        variables = {each: self.tracer.variable(found) for each, found in data.items() if each in self.rows}
+        slots = {each: self.tracer.operand(found).slot for each, found in variables.items()}
+        step = self.tracer.variable(torch.tensor(1.0, dtype=torch.float64))
+        values, gradients = self._forward_and_back({**data, **variables})
+        values |= {each: variables[each] for each in values if each in variables}
+        for each, slot in slots.items():  # a running mean that a layer wrote to
+            self.tracer.put(variables[each], Operand(slot))
+        results = [self._encoded(each) for each in (*values.values(), *gradients.values())]
+        updates, without = [], ""
+        try:
+            updates = list(self._updates(variables, gradients, step))
+            results += [
+                each for one in updates for each in (one.first, one.later, *(e for s in one.state for e in s[3:]))
+            ]
+        except NoProgramError as error:
+            updates, without = [], str(error)
+        guards = [(self.writer.encoded(operand), number) for operand, number in self.tracer.guards]
+        results += [operand for operand, _ in guards]
+        return Program(
+            **self.writer.parts(results),
+            guards=tuple(guards),
+            inputs=tuple((self.rows[each], slot) for each, slot in slots.items()),
+            values=tuple(self._result(each, found, self.graph.values[each].data) for each, found in values.items()),
+            gradients=tuple(
+                self._result(each, found, self.graph.values[each].grad) for each, found in gradients.items()
+            ),
+            loss=self.rows[self.loss],
+            settings=tuple(
+                (name, self.tracer.operand(each).slot, value) for (_, name, value), each in self.settings.items()
+            ),
+            step=(self.tracer.operand(step).slot, self._first_step()),
+            updates=tuple(updates),
+            without=without,
+        )
+
+    def _result(self, value: int, found: Tensor, recorded: Tensor | None) -> tuple[int, Encoded, tuple[Any, ...]]:
+        if recorded is None or recorded.shape != found.shape:
+            raise NoProgramError("not all of its numbers were kept")
+        return self.rows[value], self._encoded(found), numbers(recorded)
+
+    def _encoded(self, tensor: Tensor) -> Encoded:
+        return self.writer.encoded(self.tracer.operand(tensor))
+
+    # -- forward and back ---------------------------------------------------------------------------------------------
+
+    def _forward_and_back(self, variables: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        with self.tracer:
+            values = self._forward(dict(variables))
+            gradients = self._gradients(values)
+        return (
+            {each: values[each] for each in self.rows if each in values},
+            {each: gradients[each] for each in self.rows if each in gradients},
+        )
+
+    def _forward(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Run the operations."""
+        for operation in self.operations:
+            if operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
+                self._check_draw(operation)
+                drawn = {each: self.graph.values[each].data for each in operation.outputs if each is not None}
+                values |= {each: data.clone() for each, data in drawn.items() if data is not None}
+            else:
+                self._run(operation, values)
+        return values
+
+    def _run(self, operation: Operation, values: dict[int, Tensor]) -> None:
+        """Run one operation. A value whose memory it writes to stays as a copy; the memory is that of a later value."""
+        assert operation.function is not None
+        function: Any = getattr(operation.function, "function", None)
+        if not hasattr(function, "_schema") and not isinstance(function, WriteThroughView):
+            raise NoProgramError(f"`{operation.name}` is code of the user's own")
+        if any(each not in values for *_, each in references(operation.arguments)):
+            raise NoProgramError(f"`{operation.name}` takes what something unseen wrote")
+        arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
+        sharing: dict[int, Tensor] = {}
+        for target in tensors_in([arguments.get(each) for each in written_by(operation.function)]):
+            here = {each: data for each, data in values.items() if storage_of(data) == storage_of(target)}
+            values |= {each: data.clone() for each, data in here.items() if overlap(data, target)}
+            sharing |= here
+        found = operation.function(arguments, gradients=operation.node is not None)
+        outs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+        values |= {each: data for each, data in zip(operation.outputs, outs, strict=False) if each is not None}
+        for value in self.overtaking.get(operation.index, ()):
+            if value.earlier in sharing and value.index not in operation.outputs:
+                values[value.index] = sharing[value.earlier]
+
+    def _check_draw(self, operation: Operation) -> None:
+        """What is drawn may depend on shapes alone: it stays as it was drawn."""
+        named = base_name(operation.name)
+        fills = named.endswith("_") and len(list(references(operation.arguments))) == 1
+        if not fills and not named.endswith("_like") and list(references(operation.arguments)):
+            raise NoProgramError(f"`{named}` draws random numbers that depend on others")
+
+    def _gradients(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The gradient of each value, by the rules."""
+        filled = tuple(
+            replace(each, snapshot=each.snapshot.filled(values[each.index])) if each.index in values else each
+            for each in self.graph.values
+        )
+        graph = replace(self.graph, values=filled, nodes=tuple(map(self._without_gradients, self.graph.nodes)))
+        steps, of_passes = walked(graph)
+        for step in steps:
+            if not all(has_numbers(each.gradient) for each in step.contributions if each.gradient is not None):
+                raise NoProgramError(step.failure or f"no rule covers {self.graph.nodes[step.node].name}")
+        return graph.summed(of_passes)
+
+    def _without_gradients(self, node: Node) -> Node:
+        """A node without what autograd computed, but for the seed, so that nothing recorded is taken for traced."""
+        seeds = {index for each in self.graph.backwards for index, _ in each.roots}
+
+        def stripped(snapshots: tuple[Snapshot | None, ...]) -> tuple[Snapshot | None, ...]:
+            return tuple(each and each.filled(None) for each in snapshots)
+
+        executions = tuple(
+            replace(
+                each, arrived=each.arrived if node.index in seeds else stripped(each.arrived), sent=stripped(each.sent)
+            )
+            for each in node.executions
+        )
+        return replace(node, executions=executions)
+
+    # -- the update ---------------------------------------------------------------------------------------------------
+
+    def _first_step(self) -> int:
+        steps = [each.state_before.get("step") for one in self.graph.updates for each in one.parameters]
+        return int(next((each for each in steps if each is not None), 0)) + 1
+
+    def _updates(self, values: dict[int, Tensor], gradients: dict[int, Tensor], step: Tensor) -> Iterator[Moved]:
+        seen: set[int] = set()
+        for place, one in enumerate(self.graph.updates):
+            for each in one.parameters:
+                if each.value is None or each.value not in self.rows or each.grad is None:
+                    continue
+                if each.value in seen or each.value not in gradients or each.value not in values:
+                    raise NoProgramError(f"{each.name} is updated from something else than the gradient of this step")
+                known = self.graph.values[each.value].grad
+                if known is None or not compare(each.grad, known).agrees:
+                    raise NoProgramError(
+                        f"the optimizer used another gradient of {each.name} than this step's backward gave"
+                    )
+                seen.add(each.value)
+                yield self._moved(each, one.optimizer, place, values[each.value], gradients[each.value], step)
+
+    def _moved(
+        self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor
+    ) -> Moved:
+        known = {
+            k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and v.shape == update.before.shape
+        }
+        state = {name: self.tracer.variable(each) for name, each in known.items()}
+        first = self._step(update, optimizer, place, parameter, gradient, step, state)
+        kept = {name: each for name, each in first.items() if name != ""}
+        later_state = state | {name: self.tracer.variable(each) for name, each in kept.items() if name not in state}
+        later = first
+        if later_state.keys() != state.keys():
+            later = self._step(update, optimizer, place, parameter, gradient, step, later_state)
+        return Moved(
+            self.rows[update.value],  # type: ignore[index]
+            self._encoded(first[""]),
+            self._encoded(later[""]),
+            tuple(
+                (name, self.tracer.operand(data).slot, numbers(known[name]) if name in known else (),
+                 self._encoded(first[name]), self._encoded(later[name]))
+                for name, data in later_state.items()
+                if name in first
+            ),
+        )  # fmt: skip
+
+    def _step(
+        self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor,
+        state: dict[str, Tensor],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The parameter after the step (""), and each tensor of the state."""
+        plain = hyperparameters(update.options, update.state_before)
+        settings = {name: self._setting(place, name, plain[name]) for name in VARIABLE if plain.get(name)}
+
+        whole = replace(
+            update, start=update.start.filled(parameter), gradient=update.start.filled(gradient),
+            state_before={"step": update.state_before.get("step", 0), **state},
+        )  # fmt: skip
+        with self.tracer:
+            made = worked_out(whole, optimizer, {**settings, "t": step, "s": step - 1})
+        if made is None:
+            raise NoProgramError(f"no formula covers the update of {optimizer}")
+        return {"": made.terms[-1].value, **made.after}
+
+    def _setting(self, place: int, name: str, value: float) -> Tensor:
+        key = place, name, float(value)
+        if key not in self.settings:
+            self.settings[key] = self.tracer.variable(torch.tensor(float(value), dtype=torch.float64))
+        return self.settings[key]
