@@ -305,11 +305,12 @@ def _reduced(tracer: Tracer, name: str, func: Any, given: Given, out: Tensor) ->
 
 
 def _extreme(tracer: Tracer, name: str, func: Any, given: Given, out: Any) -> None:
-    """max and min along an axis: the number and its place; argmax and argmin: the place."""
+    """max and min along an axis: the number and its place; of all: the number; argmax and argmin: the place."""
     dim, kind = given.get("dim"), "max" if "max" in name else "min"
     operand, count = _rows(tracer, given["self"], None if dim is None else [dim])
     if isinstance(out, Tensor):
-        tracer.put(out, tracer.writer.write(f"arg{kind}", out.dtype, out.numel(), [operand], count))
+        wanted = f"arg{kind}" if name.startswith("arg") else f"a{kind}"
+        tracer.put(out, tracer.writer.write(wanted, out.dtype, out.numel(), [operand], count))
         return
     tracer.put(out[0], tracer.writer.write(f"a{kind}", out[0].dtype, out[0].numel(), [operand], count))
     tracer.put(out[1], tracer.writer.write(f"arg{kind}", out[1].dtype, out[1].numel(), [operand], count))

@@ -382,7 +382,7 @@ def _groups(op: Any) -> list[tuple[Any, Any, Any]]:
     """
     if not (flat := _flat(op)):
         return [(e, e, e) for e in range(len(op.self))]
-    rows = [slice(*ends) for ends in itertools.pairwise([0, *op.offs.tolist()])]
+    rows = [slice(*ends) for ends in itertools.pairwise([0, *(int(each) for each in op.offs)])]
     columns = [(slice(None), each) for each in rows]
     experts = range(len(rows))
     pieces: dict[str, tuple[Sequence[Any], Sequence[Any], Sequence[Any]]]

@@ -575,7 +575,7 @@ gru_cell = _fused_cell("ThnnFusedGruCellBackward0", 3, "hx", 2)
 def _unpack(op: Any, g: Any) -> Tensor:
     gradient = torch.zeros_like(op.input)
     steps = gradient.transpose(0, 1) if op.batch_first else gradient
-    for t, step in enumerate(g[0].split(op.outs[1].tolist())):
+    for t, step in enumerate(g[0].split([int(each) for each in op.outs[1]])):
         steps[t, : step.shape[0]] = step
     return gradient
 
