@@ -1,9 +1,9 @@
 """Every example in README, docs and public docstrings is run, and its output is the one that stands there.
 
 In a page, ```python blocks share one namespace, in order; one that begins with `# name.py` is a file that later blocks
-may run. ```py blocks show code of the package, word for word. ```sh blocks are commands: those with an ```output block
-after them are run, the others parsed. An ```output block is what the block above it prints; a line `...` stands for any
-lines. Numbers may differ by rounding.
+may run. ```py blocks show code of the package or an example, word for word. ```sh blocks are commands: those with an
+```output block after them are run, the others parsed. An ```output block is what the block above it prints; a line
+`...` stands for any lines. Numbers may differ by rounding.
 `python tests/test_docs.py` writes the real output into blocks that have no `...`, and nothing else does.
 """
 
@@ -208,7 +208,8 @@ def headings(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_that_a_page_shows_is_code_of_the_package(page):
-    package = "\n\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    package = "\n\n".join(path.read_text(encoding="utf-8") for path in files)
     for block in blocks(page):
         assert block.language != "py" or block.text in package, f"{page.name}:{block.line} is not in the package"
 

@@ -1,3 +1,3 @@
 """`chainrule.watch` as callbacks of other libraries' training loops."""
 
-from chainrule.monitor.callbacks import __all__, __getattr__  # noqa: F401
+from chainrule.monitor.callbacks import __all__, __dir__, __getattr__  # noqa: F401

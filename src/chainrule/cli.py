@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from chainrule._version import __version__
 from chainrule.errors import ChainruleError
 from chainrule.tools.reporter import Reporter, json_option, rank, result_options, say
 
@@ -94,7 +95,7 @@ explain_option = click.option(
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="chainrule")
+@click.version_option(__version__, prog_name="chainrule")
 @explain_option
 def commands() -> None:
     """Backpropagation, worked out.

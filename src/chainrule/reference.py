@@ -58,7 +58,7 @@ LETTERS = {
 def rules_page() -> str:
     """The page of all rules, in Markdown."""
     torch.manual_seed(0)  # some samples are drawn
-    rules = list(registered())
+    rules = [rule for rule in registered() if rule.ours]
     text = RULES_HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(rules)))
     for topic in sorted({rule.topic for rule in rules}, key=lambda topic: (_reading_order(topic), topic)):
         entries = [entry(rule) for rule in rules if rule.topic == topic]
@@ -179,7 +179,7 @@ The fields of `chainrule.Thresholds`. Each lies well beyond what healthy runs sh
 
 def findings_page() -> str:
     """The page of all findings, in Markdown."""
-    text = FINDINGS_HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(CHECKS)))
+    text = FINDINGS_HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(sum(map(len, BY_TOPIC.values()))))
     for topic, checks in BY_TOPIC.items():
         text += f"## {topic}\n\n" + "".join("\n".join(_finding(check)) + "\n\n" for check in checks)
     return text + TABLE_HEAD + "\n".join(_thresholds()) + "\n"

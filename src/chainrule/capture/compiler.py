@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from chainrule.capture.guard import Guard, here
+from chainrule.pytorch_internals import compiler, in_higher_order_compilation
 
 
 class EagerHere:
@@ -16,11 +16,9 @@ class EagerHere:
     """
 
     def __init__(self, guard: Guard) -> None:
-        import torch._dynamo.eval_frame as compiler
-
         self._guard = guard
-        self._compiler: Any = compiler
-        self._before: Any = compiler._stance
+        self._compiler: Any = compiler()
+        self._before: Any = self._compiler._stance
 
     @property
     def stance(self) -> str:
@@ -45,5 +43,4 @@ class EagerHere:
 
 def compiles_for_itself() -> bool:
     """Whether PyTorch is about to compile what it hands to a higher-order operator, for which the user did not ask."""
-    operators = sys.modules.get("torch._higher_order_ops.utils")
-    return operators is not None and bool(operators._in_hop_compile())
+    return in_higher_order_compilation()

@@ -12,14 +12,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch._C import _get_obj_in_tls, _is_key_in_tls, _remove_obj_from_tls, _stash_obj_in_tls
 from torch.compiler import is_dynamo_compiling
 
 from chainrule.errors import RecordingError, brief, warn
 from chainrule.graph.reexecution import close_interrupted
+from chainrule.pytorch_internals import _current_graph_task_id, stash, stashed, unstash
 
-_current_pass = torch._C._current_graph_task_id
 _KEY = "chainrule"  # of what autograd's own threads carry for us during a pass
 _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -38,8 +36,8 @@ def here() -> Guard | None:
     (`Guard.enter_pass`), and only while they work on that pass.
     """
     guard = this_thread.guard
-    if guard is None and _current_pass() != -1 and _is_key_in_tls(_KEY):
-        guard = _get_obj_in_tls(_KEY)
+    if guard is None and _current_graph_task_id() != -1:
+        guard = stashed(_KEY)
     return guard
 
 
@@ -68,15 +66,15 @@ class Guard:
 
     def enter_pass(self) -> bool:
         """A backward pass of ours begins: the threads in which it runs belong to us. False inside of another one."""
-        if _is_key_in_tls(_KEY):
+        if stashed(_KEY) is not None:
             return False
-        _stash_obj_in_tls(_KEY, self)
+        stash(_KEY, self)
         return True
 
     def leave_pass(self, entered: bool) -> None:
         """The pass is over."""
-        if entered and _is_key_in_tls(_KEY):
-            _remove_obj_from_tls(_KEY)
+        if entered and stashed(_KEY) is not None:
+            unstash(_KEY)
 
     # -- errors ------------------------------------------------------------------------------------------------------
 

@@ -13,23 +13,33 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._C import (
-    _are_functorch_transforms_active,
-    _current_graph_task_id,
-    _get_dispatch_stack_at,
-    _len_torch_dispatch_stack,
-)
-from torch._ops import HigherOrderOperator, _compute_keyset
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from chainrule.capture.compiler import compiles_for_itself
 from chainrule.capture.global_hooks import before_forward
 from chainrule.capture.guard import Guard
 from chainrule.capture.traits import Traits
 from chainrule.graph.reexecution import ModeStack, dispatch_modes, function_modes
+from chainrule.pytorch_internals import (
+    DeviceContext,
+    DispatchKey,
+    DispatchKeySet,
+    HigherOrderOperator,
+    TorchDispatchMode,
+    _are_functorch_transforms_active,
+    _compute_keyset,
+    _current_graph_task_id,
+    _dispatch_tls_local_exclude_set,
+    _dispatch_tls_local_include_set,
+    _ForceDispatchKeyGuard,
+    _get_dispatch_stack_at,
+    _len_torch_dispatch_stack,
+    _pop_mode,
+    _push_mode,
+    _RestorePythonTLSSnapshot,
+    compiler_is_loaded,
+)
 
 BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
@@ -77,8 +87,8 @@ def bypass_applies() -> bool:
 
 def _keys(*beginnings: str) -> Any:
     """The dispatch keys whose names begin so."""
-    names = (name for name in torch._C.DispatchKey.__members__ if name.startswith(beginnings))
-    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    names = (name for name in DispatchKey.__members__ if name.startswith(beginnings))
+    keys = (DispatchKeySet(getattr(DispatchKey, name)) for name in names)
     return reduce(or_, keys)
 
 
@@ -92,12 +102,12 @@ def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cast
     PyTorch 2.13 turns off in a dispatch mode all that comes before it: the code that resolves a conjugated view before
     a kernel reads it (`linalg.pinv` and `linalg.lstsq` of complex matrices return wrong numbers then), and autocast.
     """
-    excluded = torch._C._dispatch_tls_local_exclude_set() - _lazy
+    excluded = _dispatch_tls_local_exclude_set() - _lazy
     if casts:
-        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
-            outside = torch._C._dispatch_tls_local_exclude_set()
+        with _RestorePythonTLSSnapshot():
+            outside = _dispatch_tls_local_exclude_set()
         excluded = excluded - (_autocast - outside)
-    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+    with _ForceDispatchKeyGuard(_dispatch_tls_local_include_set(), excluded):
         return func(*args, **kwargs)
 
 
@@ -346,7 +356,7 @@ def _is_running(mode: DispatchMode | FunctionMode) -> bool:
 
 def in_compiled_code() -> bool:
     """Whether a function that `torch.compile` made is on the stack, even if it runs without the compiler."""
-    if "torch._dynamo.eval_frame" not in sys.modules:
+    if not compiler_is_loaded():
         return False
     return any(
         frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py")

@@ -26,12 +26,12 @@ from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import RawBackward, RawNode, Tape
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import tensors_in
+from chainrule.pytorch_internals import _are_functorch_transforms_active, _current_graph_task_id
 from chainrule.rules.facts import facts_of_node
 
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
 Gradients = tuple[Any, ...]
-_current_pass = torch._C._current_graph_task_id
 _create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 
 
@@ -72,7 +72,7 @@ class NodeHooks:
         with guard:
             # A transform is a level of its own, whose nodes are gone when it ends: its operations remain. Where no
             # operation is seen PyTorch is tracing, with tensors that have no numbers.
-            seen = not torch._C._are_functorch_transforms_active() and self._modes.sees_operations()
+            seen = not _are_functorch_transforms_active() and self._modes.sees_operations()
         if not seen:
             yield given
             return
@@ -238,7 +238,7 @@ class NodeHooks:
 
         def note(downstream: Gradients, upstream: Gradients) -> None:
             if (this_thread.guard is guard or here() is guard) and not guard.failure:
-                executions.append((_current_pass(), index, downstream, upstream))
+                executions.append((_current_graph_task_id(), index, downstream, upstream))
 
         return note
 
@@ -253,7 +253,7 @@ class NodeHooks:
             if self._tape.retention is not None:
                 (whole,) = self._tape.retention.arrived((whole,))
         assert whole is not None
-        self._tape.arrivals.append(RawArrival(_current_pass(), leaf, parameter, reducer, whole))
+        self._tape.arrivals.append(RawArrival(_current_graph_task_id(), leaf, parameter, reducer, whole))
 
     def _enter_function(self, upstream: tuple[Any, ...]) -> None:
         if self._eviction is not None:
@@ -301,7 +301,7 @@ class NodeHooks:
                 if not any(each is downstream[position] for at, each in enumerate(downstream) if at != position):
                     kept[position] = None
             downstream = tuple(kept)
-        self._tape.executions.append((_current_pass(), index, downstream, upstream))
+        self._tape.executions.append((_current_graph_task_id(), index, downstream, upstream))
         if self._eviction is not None:
             self._eviction.note(upstream)
             self._eviction.note(downstream)

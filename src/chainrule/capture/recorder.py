@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _DisableTorchDispatch
 from torch.autograd.function import Function
 from torch.optim.optimizer import Optimizer
 
@@ -40,8 +39,8 @@ from chainrule.capture.writes import UnreadWrites, leave_out, part_written
 from chainrule.errors import RecordingError
 from chainrule.graph.reexecution import close_interrupted, unobserved
 from chainrule.graph.trees import tensors_in
+from chainrule.pytorch_internals import _current_graph_task_id, _DisableTorchDispatch, compiler_is_loaded
 
-_current_pass = torch._C._current_graph_task_id
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
 _data: Any = Tensor.data
@@ -104,7 +103,7 @@ class Recorder:
         self.guard.enter_thread()
         for place, key, hook in self._global_hooks:
             place.add(key, hook)
-        if "torch._dynamo.eval_frame" in sys.modules:  # only a process that compiles has it: importing takes a second
+        if compiler_is_loaded():  # only a process that compiles has it: importing takes a second
             self._stance = EagerHere(self.guard)
             self._stance.begin()
         self.modes.enter()
@@ -136,7 +135,7 @@ class Recorder:
         seen, state, takes_functions = False, None, False
         composite: Traits | None = None  # if it must be told how to run what it calls
         try:
-            if _current_pass() != -1 and not torch.is_grad_enabled():
+            if _current_graph_task_id() != -1 and not torch.is_grad_enabled():
                 if self.modes.in_function:
                     self._before_write_in_backward(func, args, kwargs or {})
             elif not self.modes.paused:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from chainrule.graph.graph import Place
+from chainrule.pytorch_internals import OPERATORS
 
 _package = os.path.dirname(os.path.abspath(__file__))  # capture/, inside of chainrule/
 _roots = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, os.path.dirname(_package) + os.sep, "<frozen")
@@ -243,7 +244,7 @@ def without_our_frames(trace: TracebackType | None) -> list[TracebackType]:
         if ours:
             if kept and kept[-1].tb_frame.f_code.co_name == "handle_torch_function":
                 del kept[-2:]
-        elif not (came_from_us and name == "torch._ops"):
+        elif not (came_from_us and name == OPERATORS):
             kept.append(entry)
     return kept
 

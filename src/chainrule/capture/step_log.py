@@ -10,11 +10,9 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from chainrule.capture.source import Site
+from chainrule.pytorch_internals import _get_sequence_nr
 
-_next_number = torch._C._autograd._get_sequence_nr
 LAST = 4096  # steps that are known
 
 
@@ -35,7 +33,7 @@ class StepLog:
     def end(self, step: int, site: Site | None) -> None:
         """A step has ended with an update at this line."""
         self._steps.append(step)
-        self._ends.append(_next_number())
+        self._ends.append(_get_sequence_nr())
         self._sites.append(site)
         if len(self._steps) > 2 * LAST:
             for each in (self._steps, self._ends, self._sites):

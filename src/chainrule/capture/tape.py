@@ -25,6 +25,7 @@ from chainrule.graph.opaque import is_opaque
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import tensors_in
 from chainrule.graph.write_log import Earlier, WriteLog
+from chainrule.pytorch_internals import _get_sequence_nr
 from chainrule.rules.facts import Index
 
 
@@ -155,7 +156,7 @@ class Tape:
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self.first_node = torch._C._autograd._get_sequence_nr()  # of autograd's nodes, in this thread
+        self.first_node = _get_sequence_nr()  # of autograd's nodes, in this thread
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any] | None, Any, int | None, Tensor | None]] = []
         self.calls: list[RawCall] = []
         self.modules: list[RawModule] = []

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from chainrule.pytorch_internals import DispatchKey, _dispatch_has_kernel
 from chainrule.rules.facts import PYTORCH, facts_of
 
 _composite = (
-    torch._C.DispatchKey.CompositeExplicitAutograd,
-    torch._C.DispatchKey.CompositeExplicitAutogradNonFunctional,
+    DispatchKey.CompositeExplicitAutograd,
+    DispatchKey.CompositeExplicitAutogradNonFunctional,
 )
 # False for TorchScript's own (`prim.device`), which may not be asked for keys.
-_in_dispatcher = torch._C._dispatch_has_kernel
+_in_dispatcher = _dispatch_has_kernel
 
 
 @dataclass(frozen=True, slots=True)

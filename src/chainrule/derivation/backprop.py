@@ -22,6 +22,7 @@ from chainrule.graph.graph import Call, Graph, Node, NodeExecution, Operation, R
 from chainrule.graph.snapshot import Update, all_have_numbers, placeholder, tensor_of
 from chainrule.graph.trees import leaves
 from chainrule.rules import Applied, Rule
+from chainrule.rules.facts import PYTORCH
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,29 @@ def applied(graph: Graph, operation: Operation) -> Applied:
 
 
 def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
-    """Our rule for a node, if there is one. A user's own `autograd.Function` has none, whatever it is called."""
-    if node.operation is None or node.function_class is not None:
+    """The rule for a node, if there is one."""
+    if node.operation is None:
         return None
     if op is not None and not (op.arguments and op.outs):
         return None  # no operation was seen that made this node
     try:
-        rule = rules.for_node(node.name, op)
+        rule = rules.for_node(_ruled_as(node, graph.operations[node.operation].name), op)
     except RuntimeError:  # it asks for numbers, and they were not kept
         if op is None or op.has_numbers:
             raise
         return None
     sparse = op is not None and any(getattr(a, "layout", torch.strided) != torch.strided for a in op.arguments.values())
     return rule if rule is None or not sparse or rule.topic == "sparse" else None
+
+
+def _ruled_as(node: Node, operation: str) -> str:
+    """The name of a node's rule; a user's Function is no node of PyTorch's, whatever it is called."""
+    space, is_operator, name = operation.partition(".")
+    if is_operator and space not in PYTORCH:
+        return f"{space}::{name.partition('.')[0]}"
+    if node.function_class is not None:
+        return rules.name_of_function(node.function_class)
+    return node.name if is_operator else ""  # a file does not hold the class of a Function
 
 
 def node_upstream(graph: Graph, node: Node, upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -6,8 +6,8 @@ finding is one block in its topic file (`Check`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
@@ -39,19 +39,20 @@ from chainrule.diagnostics import (
     zero_gradients,
 )
 from chainrule.diagnostics.causes import HasCause, linked
-from chainrule.diagnostics.check import CHECKS, Check, check_silence
+from chainrule.diagnostics.check import CHECKS, Check, check_silence, load_plugins
 from chainrule.diagnostics.finding import Finding, Severity, in_order, joined
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
 from chainrule.diagnostics.thresholds import Thresholds, check_thresholds
+from chainrule.errors import brief, warn
 from chainrule.graph.graph import Graph
 from chainrule.graph.history import History
 from chainrule.graph.names import Notation
 from chainrule.graph.statistics_cache import StatisticsCache
 
 __all__ = [
-    "BY_TOPIC", "CHECKS", "Check", "Finding", "Severity", "Thresholds", "check_silence", "findings",
-    "findings_over_time",
+    "BY_TOPIC", "CHECKS", "Check", "Finding", "Run", "Severity", "StepContext", "Thresholds", "check_silence",
+    "findings", "findings_over_time",
 ]  # fmt: skip
 
 
@@ -82,7 +83,11 @@ BY_TOPIC = {
     "The loss over a run": _checks_of(loss_curve),
     "Ranks": _checks_of(ranks),
 }
-"""The checks by topic, in the order in which they run and are documented."""
+"""Our checks by topic, in the order in which they run and are documented."""
+
+_ours = frozenset(check.id for checks in BY_TOPIC.values() for check in checks)
+_failed: set[str] = set()  # checks of plug-ins that raised
+T = TypeVar("T")
 
 
 def findings(
@@ -110,7 +115,9 @@ def findings(
         graph, derivation, notation, limits, cache or StatisticsCache(), unfinished, {} if kept is None else kept
     )
     checks = (check for check in _checks() if check.unfinished or not unfinished)
-    found = (finding for check in checks for in_step in check.step_checks for finding in in_step(context))
+    found = (
+        finding for check in checks for in_step in check.step_checks for finding in _guarded(check, in_step, context)
+    )
     return in_order(finding for finding in found if finding.id not in silent)
 
 
@@ -138,10 +145,24 @@ def findings_over_time(
 def _of_run(run: Run) -> Iterator[Finding]:
     for check in _checks():
         for over_time in check.run_checks:
-            yield from over_time(run)
+            yield from _guarded(check, over_time, run)
         if not check.run_checks:
             yield from (found for _, found in check.carried(run))
 
 
 def _checks() -> Iterator[Check]:
-    return (check for checks in BY_TOPIC.values() for check in checks)
+    """Ours, then those of plug-ins."""
+    load_plugins()
+    yield from (check for checks in BY_TOPIC.values() for check in checks)
+    yield from (check for id, check in CHECKS.items() if id not in _ours | _failed)
+
+
+def _guarded(check: Check, look: Callable[[T], Iterable[Finding]], given: T) -> Iterator[Finding]:
+    """What a check finds; one of a plug-in that raises is left out from then on."""
+    try:
+        yield from look(given)
+    except Exception as error:
+        if check.id in _ours:
+            raise
+        _failed.add(check.id)
+        warn(f"the finding {check.id!r} of the plug-in module {look.__module__} failed and is left out: {brief(error)}")

@@ -9,15 +9,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
+from chainrule import plugins
 from chainrule.diagnostics.finding import Finding, Severity
 from chainrule.diagnostics.run_context import Run, Stretch, carry
 from chainrule.diagnostics.step_context import StepContext
 from chainrule.document import Text
-from chainrule.errors import SilenceError
+from chainrule.errors import RequestError, SilenceError
 from chainrule.graph.graph import Place
 
 CHECKS: dict[str, Check] = {}
-"""Every check by its id."""
+"""Every check by its id; those of plug-ins after `load_plugins`."""
 
 StepCheck = Callable[[StepContext], Iterable[Finding]]
 RunCheck = Callable[[Run], Iterable[Finding]]
@@ -48,7 +49,8 @@ class Check:
     run_checks: list[RunCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        assert self.id not in CHECKS
+        if self.id in CHECKS:
+            raise RequestError(f"there is a kind of finding with the id {self.id!r} already")
         CHECKS[self.id] = self
 
     def in_step(self, check: StepCheck) -> StepCheck:
@@ -108,8 +110,14 @@ def check_silence(silence: Collection[str]) -> frozenset[str]:
     return frozenset(given)
 
 
+def load_plugins() -> None:
+    """Register the checks of plug-ins."""
+    plugins.load("findings")
+
+
 def check_id(id: object, option: str) -> None:
     """Raise SilenceError, with near matches, unless a check has this id."""
+    load_plugins()
     if id not in CHECKS:
         near = get_close_matches(str(id), CHECKS, n=3, cutoff=0.6)
         known = f"Near matches: {', '.join(map(repr, near))}." if near else f"There are {', '.join(CHECKS)}."

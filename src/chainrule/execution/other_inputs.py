@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from chainrule.errors import ReplayError
@@ -14,6 +13,7 @@ from chainrule.execution.recomputation_plan import RecomputationPlan
 from chainrule.execution.recompute import Reexecution
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.snapshot import Parameter, Snapshot
+from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast
 
 
 def leaves_of_loss(graph: Graph) -> list[Value]:
@@ -37,7 +37,7 @@ def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:
     losses = [each.loss for each in bare.backwards if each.loss is not None]
     plan = RecomputationPlan(bare, {*losses, *bare.ancestors(losses)})
     again = Reexecution(bare, {}, plan)
-    with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
         again.forward()
         again.backward()
         found = again.graph(())

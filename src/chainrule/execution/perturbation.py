@@ -22,6 +22,7 @@ from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.snapshot import Snapshot
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import reach, tensors_in
+from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast
 
 
 class Perturbation:
@@ -173,7 +174,7 @@ class Perturbation:
 @contextmanager
 def _apart() -> Iterator[None]:
     """Nothing that runs here is seen, or leaves anything behind."""
-    with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
         yield
 
 

@@ -35,6 +35,7 @@ from chainrule.graph.names import find_value, values_named
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast
 from chainrule.rules.facts import facts_of
 
 NO_WAY = (
@@ -57,7 +58,7 @@ def recompute(graph: Graph, borrowed: Mapping[int, BorrowedTensor], names: Itera
     if not plan.is_missing():
         return graph
     rerun = Reexecution(graph, borrowed, plan)
-    with nothing_left_behind(), torch._C._DisableAutocast(), torch._C.DisableTorchFunction():
+    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
         rerun.forward()
         rerun.backward()
         return rerun.graph(names)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
+
+from chainrule.pytorch_internals import _is_functional_tensor, is_functorch_wrapped_tensor
 
 _PLAIN = frozenset({Tensor, nn.Parameter, nn.Buffer})
 _SPARSE = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc})
@@ -33,7 +34,7 @@ def is_opaque(tensor: Tensor) -> bool:
             return False
     except RuntimeError:  # a wrapper of functorch's
         return True
-    return torch._is_functional_tensor(tensor) or (tensor.numel() > 0 and not tensor._is_zerotensor())  # or freed
+    return _is_functional_tensor(tensor) or (tensor.numel() > 0 and not tensor._is_zerotensor())  # or freed
 
 
 def kind_of(tensor: Tensor) -> str:
@@ -46,7 +47,7 @@ def kind_of(tensor: Tensor) -> str:
         return "nested" if tensor.is_nested else "quantised"
     if tensor.layout is not torch.strided:
         return f"in the layout {str(tensor.layout).removeprefix('torch.')}"
-    wraps = is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor)
+    wraps = is_functorch_wrapped_tensor(tensor) or _is_functional_tensor(tensor)
     return "inside of a transform of PyTorch's" if wraps else "without memory, which was freed"
 
 

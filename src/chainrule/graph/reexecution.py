@@ -14,20 +14,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
+
+from chainrule.pytorch_internals import (
+    _DisableAutocast,
     _get_dispatch_stack_at,
     _get_function_stack_at,
+    _get_torch_function_state,
+    _is_any_autocast_enabled,
+    _is_fwd_grad_enabled,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
     _pop_torch_dispatch_stack,
     _pop_torch_function_stack,
     _push_on_torch_dispatch_stack,
     _push_on_torch_function_stack,
+    _set_fwd_grad_enabled,
+    _set_grad_enabled,
+    _set_torch_function_state,
+    _top_saved_tensors_default_hooks,
+    _TorchFunctionState,
+    forward_level,
 )
-from torch.autograd import forward_ad
 
-_C: Any = torch._C
-_functions_off = _C._TorchFunctionState.ALL_DISABLED
+_functions_off = _TorchFunctionState.ALL_DISABLED
 
 
 class Reexecution:
@@ -140,7 +149,7 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
     """No function mode, no dispatch mode and no autograd sees the operations in this block, and autocast leaves them.
 
     A tensor subclass still runs its own `__torch_dispatch__`: one that wraps other tensors has no memory, and PyTorch
-    crashes when it is copied without (`torch._C._DisableTorchDispatch`). Costs less than PyTorch's own contexts.
+    crashes when it is copied without (`_DisableTorchDispatch`). Costs less than PyTorch's own contexts.
     """
 
     __slots__ = ("__weakref__", "_autocast", "_functions", "_grad", "_modes", "_tangents")
@@ -148,22 +157,22 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
     def __enter__(self) -> None:
         try:
             self._begin()
-            torch._C._set_grad_enabled(False)
+            _set_grad_enabled(False)
             dispatch_modes.set([])
             self._autocast = _autocast_off()
             if self._tangents:
-                _C._set_fwd_grad_enabled(False)
+                _set_fwd_grad_enabled(False)
         except BaseException:  # an interrupt, after which Python calls no `__exit__`
             self._end()
             raise
 
     def _begin(self) -> None:
-        self._functions, self._grad = _C._get_torch_function_state(), torch.is_grad_enabled()
+        self._functions, self._grad = _get_torch_function_state(), torch.is_grad_enabled()
         self._modes = dispatch_modes.modes()
         self._autocast = None
-        self._tangents = forward_ad._current_level >= 0 and _C._is_fwd_grad_enabled()
+        self._tangents = forward_level() >= 0 and _is_fwd_grad_enabled()
         _open.blocks[id(self)] = weakref.ref(self)
-        _C._set_torch_function_state(_functions_off)
+        _set_torch_function_state(_functions_off)
 
     def __exit__(self, *raised: Any) -> None:
         try:
@@ -173,13 +182,13 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
 
     def _restore(self) -> None:
         if self._tangents:
-            _C._set_fwd_grad_enabled(True)
+            _set_fwd_grad_enabled(True)
         if self._autocast is not None:
             guard, self._autocast = self._autocast, None
             guard.__exit__(None, None, None)
         dispatch_modes.set(self._modes)
-        torch._C._set_grad_enabled(self._grad)
-        _C._set_torch_function_state(self._functions)
+        _set_grad_enabled(self._grad)
+        _set_torch_function_state(self._functions)
         _open.blocks.pop(id(self), None)
 
     def _end(self) -> None:
@@ -245,7 +254,7 @@ def apart() -> Iterator[None]:
                 stack.push(autocast)
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
-            if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            if _top_saved_tensors_default_hooks(True) is not None:
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
             if anomaly[0]:
                 torch.set_anomaly_enabled(False)
@@ -259,9 +268,9 @@ def apart() -> Iterator[None]:
 
 def _autocast_off() -> Any:
     """A guard that was entered, or None where no autocast is on, which costs less."""
-    if not torch._C._is_any_autocast_enabled():
+    if not _is_any_autocast_enabled():
         return None
-    guard = torch._C._DisableAutocast()
+    guard = _DisableAutocast()
     guard.__enter__()
     return guard
 

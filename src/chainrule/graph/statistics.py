@@ -305,7 +305,9 @@ def prepare() -> None:
     """
     import torch
 
-    with torch._C._DisableFuncTorch():  # what is made inside of `vmap` has no memory
+    from chainrule.pytorch_internals import _DisableFuncTorch
+
+    with _DisableFuncTorch():  # what is made inside of `vmap` has no memory
         one_pass(torch.zeros(LARGE, dtype=torch.float32))
 
 

@@ -38,6 +38,7 @@ from chainrule.graph.graph import Graph
 from chainrule.graph.indices import check_indices
 from chainrule.graph.reexecution import Reexecution, WriteThroughView
 from chainrule.graph.snapshot import Snapshot
+from chainrule.pytorch_internals import OpOverload
 
 FORMAT = "chainrule-recording"
 VERSION = 5
@@ -254,7 +255,7 @@ class _Packer:
         if isinstance(function, WriteThroughView):
             name = self._function(function.function)
             return None if name is None else self.pack(vars(function) | {"function": name})
-        return str(function) if isinstance(function, torch._ops.OpOverload) and function.namespace in _SPACES else None
+        return str(function) if isinstance(function, OpOverload) and function.namespace in _SPACES else None
 
     def _key(self, tensor: Tensor) -> str:
         key = self._keys.get(id(tensor))
@@ -375,7 +376,7 @@ def _operation(name: str | None) -> Any:
     if space not in _SPACES or operation in _REACHES_OUT:
         return None
     found = getattr(getattr(getattr(torch.ops, space), operation, None), overload, None)
-    return found if isinstance(found, torch._ops.OpOverload) else None
+    return found if isinstance(found, OpOverload) else None
 
 
 def _class(name: str) -> type:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.reexecution import unobserved
+from chainrule.pytorch_internals import _storage_Use_Count
 
 _bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}  # number types by size
 _Parts = tuple[tuple[int, ...], tuple[int, ...], int]  # size, strides, offset
@@ -79,7 +80,7 @@ class WriteLog:
         To take and free large blocks in turn with the small ones of other objects would let the process grow.
         """
         known = self._given
-        if known is None or known.nbytes() != copied.nbytes or torch._C._storage_Use_Count(known._cdata) > 1:
+        if known is None or known.nbytes() != copied.nbytes or _storage_Use_Count(known._cdata) > 1:
             known = self._given = torch.empty(copied.nbytes, dtype=torch.uint8, device=copied.device).untyped_storage()
         return known
 
@@ -122,8 +123,8 @@ class Earlier:
         with unobserved():
             conjugate, negative = self._flags
             data = data.conj() if conjugate else data
-            data = torch._neg_view(data) if negative else data
-        data._read_from = self  # type: ignore[attr-defined]
+            data = torch.ops.aten._neg_view(data) if negative else data
+        data._read_from = self  # type: ignore[union-attr]
         self._known = weakref.ref(data)
         return data
 

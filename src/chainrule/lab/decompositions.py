@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp.decompositions import one_layer_lstm
 from torch.nn import functional as F
+
+from chainrule.pytorch_internals import one_layer_lstm
 
 aten: Any = torch.ops.aten
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
 
 from chainrule.capture.modes import OwnMode
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.lab.decompositions import OWN
 from chainrule.lab.instructions import TYPES, Indices, NoProgramError, Operand, Writer, Written
+from chainrule.pytorch_internals import decomposition_table
 
 Given = dict[str, Any]
 Emit = Callable[["Tracer", str, Any, Given, Any], None]

@@ -4,7 +4,8 @@
     LightningCallback       for `lightning.Trainer(callbacks=[...])`
     watch_accelerate        for your own loop with `accelerate`
 
-All take the options of `chainrule.watch` (`every=`, `to=`, ...). Of several processes the main one watches.
+Plug-ins may add others (see `chainrule.plugins`). All take the options of `chainrule.watch` (`every=`, `to=`, ...). Of
+several processes the main one watches.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from chainrule.errors import MissingError
+from chainrule import plugins
+from chainrule.errors import MissingError, brief
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,8 +104,13 @@ _TRAINERS = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in plugins.offered("callbacks") and name not in __all__:
+        try:
+            return plugins.load_one(plugins.offered("callbacks")[name])
+        except Exception as error:
+            raise MissingError(f"{plugins.described('callbacks', name)} cannot be loaded: {brief(error)}") from error
     if name not in __all__:
-        raise AttributeError(f"module 'chainrule.callbacks' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'chainrule.callbacks' has no attribute {name!r}; it has {', '.join(__dir__())}")
     library = _TRAINERS[name][0].partition(".")[0] if name in _TRAINERS else "accelerate"
     try:
         import_module(library)
@@ -112,6 +119,10 @@ def __getattr__(name: str) -> Any:
         raise MissingError(
             f"chainrule.callbacks.{name} needs {library}, which is not installed: pip install {library}"
         ) from error
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *plugins.offered("callbacks")]
 
 
 @cache

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_forward
 from chainrule.capture.lowering.naming import drops
 from chainrule.graph.reexecution import hidden, unobserved
 from chainrule.graph.snapshot import has_numbers
+from chainrule.pytorch_internals import _BatchNorm
 
 
 class Evaluations:

@@ -18,7 +18,6 @@ from types import FrameType
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _get_sequence_nr as nodes_made
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
@@ -28,6 +27,8 @@ from chainrule.graph.reexecution import dispatch_modes, function_modes, hidden, 
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
 from chainrule.monitor.backward_pass import KNOWN, loss_of_pass
+from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
+from chainrule.pytorch_internals import _set_grad_enabled
 
 NEAR, SMALL = 8, 16384  # parameters from the first on, among which one of so few numbers or a bias is looked for
 CHANGE = 2.0  # times the rate of the step before; more is noticed
@@ -111,11 +112,11 @@ class EveryStep:
             with unobserved():  # which takes longer than the look
                 return self._look(step, watched, optimizers)
         before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        _set_grad_enabled(False)
         try:
             return self._look(step, watched, optimizers)
         finally:
-            torch._C._set_grad_enabled(before)
+            _set_grad_enabled(before)
 
     def _look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         if (ids := [id(each) for each in optimizers]) != self._of:

@@ -18,9 +18,8 @@ from datetime import timedelta
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
-from torch import distributed as dist
-
 from chainrule.errors import brief
+from chainrule.pytorch_internals import default_store, process_groups
 
 PATIENCE = 10.0  # seconds that a step may be late after a later one ended on rank 0; nobody waits meanwhile
 AT_END = 2.0  # seconds that the end of a watch waits for what is still under way
@@ -44,7 +43,7 @@ class PartedError(Exception):
 def now(step: int) -> Moment:
     """This rank's moment."""
     begun = 0
-    for group in list(dist.distributed_c10d._world.pg_map):
+    for group in list(process_groups()):
         try:
             begun += cast(Any, group)._get_sequence_number_for_group()
         except RuntimeError:  # its backend does not count
@@ -66,7 +65,7 @@ class _Thread:
 
     def __init__(self) -> None:
         self.problem: str | None = None
-        self._store: Any = dist.distributed_c10d._get_default_store()  # kept alive: this process may be its server
+        self._store: Any = default_store()  # kept alive: this process may be its server
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._given_up = False
         self._closing: float | None = None  # when the watch ended

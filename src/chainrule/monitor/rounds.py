@@ -7,9 +7,10 @@ import weakref
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
-from torch._C._autograd import _get_sequence_nr as nodes_made
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
+
+from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 
 FOREIGN = -1  # the key of optimizers that do not concern the watch
 PATIENCE = 20  # steps of each other optimizer after which an idle one is not waited for

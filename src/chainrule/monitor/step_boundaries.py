@@ -35,6 +35,12 @@ from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.passes_without_step import RUNNING, PassesWithoutStep
 from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
+from chainrule.pytorch_internals import (
+    _current_graph_task_id,
+    _disable_dynamo,
+    compiled_frames,
+    get_eval_frame_callback,
+)
 
 if TYPE_CHECKING:
     from chainrule.recording import record
@@ -42,8 +48,6 @@ if TYPE_CHECKING:
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
 MANY_PASSES, MANY_OPERATIONS = 256, 200_000  # of one step, after which its recording takes too much memory
 
-_current_pass = torch._C._current_graph_task_id
-_compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback  # what compiles the functions that are called now
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _step_code: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
 
@@ -219,8 +223,7 @@ class Boundaries:
             return True
         if self._wrapped:
             return False
-        dynamo = sys.modules.get("torch._dynamo.utils")
-        return dynamo is not None and bool(dynamo.counters["frames"])
+        return compiled_frames() > 0
 
     # -- the end of a step --------------------------------------------------------------------------------------------
 
@@ -344,7 +347,7 @@ class Boundaries:
 
 def in_backward() -> bool:
     """Whether a backward pass is running in this thread."""
-    return _current_pass() != -1
+    return _current_graph_task_id() != -1
 
 
 def _in_custom_function() -> bool:
@@ -368,15 +371,15 @@ def _is_stepping(optimizer: Optimizer | None) -> bool:
 def _uncompiled(guard: Callable[..., Any], hook: Callable[..., None]) -> Callable[..., None]:
     """A guarded hook that is not compiled with an optimizer's compiled step, nor is any function that it calls."""
     # The first call loads PyTorch's compiler, as the first step of every optimizer of torch.optim does.
-    disabled: Callable[..., None] = torch._disable_dynamo(lambda *given: guard(hook, *given))  # type: ignore[attr-defined]
+    disabled: Callable[..., None] = _disable_dynamo(lambda *given: guard(hook, *given))
 
     def called(*given: Any) -> None:
-        if is_compiling() or compiler() is not None:
+        if is_compiling() or get_eval_frame_callback() is not None:  # what compiles the functions that are called now
             disabled(*given)
         else:  # which costs less
             guard(hook, *given)
 
-    is_compiling, compiler = torch.compiler.is_compiling, _compiler
+    is_compiling = torch.compiler.is_compiling
     return called
 
 

@@ -27,6 +27,7 @@ from chainrule.graph.comparison import FLOAT32, FLOOR, MARGIN, allowance
 from chainrule.graph.graph import Operation, Ref, counted
 from chainrule.graph.reexecution import Reexecution
 from chainrule.graph.snapshot import ParameterUpdate, has_numbers
+from chainrule.pytorch_internals import OpOverload
 from chainrule.report.context import ELEMENTS, JACOBIAN, Context
 from chainrule.rules.facts import facts_of
 
@@ -185,7 +186,7 @@ class _Writer:
     def _called(self, operation: Operation, inner: set[int], renamed: Mapping[Any, str]) -> str:
         """One operation as a call by its ATen name, without the arguments that have their default."""
         overload = operation.function.function if isinstance(operation.function, Reexecution) else None
-        if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
+        if not isinstance(overload, OpOverload) or overload.namespace != "aten":
             raise Unwritable
         if torch.Tag.nondeterministic_seeded in overload.tags or not operation.outputs:
             raise Unwritable

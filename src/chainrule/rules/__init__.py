@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from chainrule import plugins
 from chainrule.errors import RuleError
 from chainrule.rules.element import Element, Elements
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
@@ -160,10 +161,12 @@ class Stage:
 class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
-    `nodes` are the autograd nodes it answers to (`MulBackward0` without the number), `calls` the torch functions of
-    several nodes that it explains as one (`linear`). `where` defines the names that its formulas share. `wrt` maps
-    argument names to their derivatives; `constants` says for the other tensor arguments why there is none. `source`
-    cites the formula. `conventions` are those beside the `kink`. `remark` is what a reader should know.
+    `nodes` are the autograd nodes it answers to (`MulBackward0` without the number; see `rule` for operators that are
+    not PyTorch's), `calls` the torch functions of several nodes that it explains as one (`linear`). `where` defines the
+    names that its formulas share. `wrt` maps argument names to their derivatives; `constants` says for the other tensor
+    arguments why there is none. `source` cites the formula. `conventions` are those beside the `kink`. `remark` is what
+    a reader should know. A rule that is not `ours` is tested by nobody here, so that its agreement alone proves
+    nothing.
 
     `element(op, slot, index)` is the formula of one element of a result, where it does not follow: a formula of
     elements does, and so does the sum of an operation that is linear in all its arguments, or in those that `linear`
@@ -189,6 +192,7 @@ class Rule:
     accepts: Callable[[Any], bool] = lambda op: True
     remark: str = ""
     topic: str = ""
+    ours: bool = True
 
     def latex(self, template: Latex, op: Applied, symbols: Mapping[str, str]) -> str:
         """Fill the operands' symbols into one of this rule's templates; unknown names stay as they are."""
@@ -223,10 +227,10 @@ _all: list[Rule] = []
 
 
 def rule(
-    *nodes: str,
+    *nodes: str | type,
     equation: Latex,
     wrt: Mapping[str, Wrt],
-    samples: Callable[[], Iterable[Sample]],
+    samples: Callable[[], Iterable[Sample]] = tuple,
     source: str = "",
     name: str = "",
     facts: Mapping[str, Facts] | None = None,
@@ -234,23 +238,27 @@ def rule(
 ) -> Rule:
     """Register a rule and return it. See `Rule` for what the parts are; `name` defaults to that of the first node.
 
-    `source` defaults to the entry of that name in PyTorch's list of derivatives. `facts` are those of its operations,
-    by their names (see `rules.facts`): what the other parts of the package ask beside the derivatives.
+    Of an operator that is not PyTorch's, a node is given as its name (`"mylib::softclip"`), and of an
+    `autograd.Function` as the class. `source` defaults to the entry of that name in PyTorch's list of derivatives.
+    `facts` are those of its operations, by their names (see `rules.facts`): what the other parts of the package ask
+    beside the derivatives.
     """
     register_facts(facts or {})
-    name = name or snake(nodes[0] if nodes else more["calls"][0])
+    names = tuple(node if isinstance(node, str) else name_of_function(node) for node in nodes)
+    name = name or snake(re.split(r"::|\.", names[0])[-1] if names else more["calls"][0])
+    ours = samples.__module__.startswith(f"{__name__}.")
     made = Rule(
         name=name,
-        nodes=nodes,
+        nodes=names,
         equation=equation,
         wrt=wrt,
         samples=samples,
-        source=source or f"derivatives.yaml: {name}",
-        **{"topic": samples.__module__.rsplit(".", 1)[-1], **more},
+        source=source or (f"derivatives.yaml: {name}" if ours else ""),
+        **{"topic": samples.__module__.rsplit(".", 1)[-1] if ours else "", "ours": ours, **more},
     )
     _all.append(made)
     _by_operation.cache_clear()
-    for node in nodes:
+    for node in names:
         _by_node.setdefault(plain(node), []).append(made)
     for call in made.calls:
         _by_call.setdefault(call, []).append(made)
@@ -258,11 +266,11 @@ def rule(
 
 
 def elementwise(
-    *nodes: str,
+    *nodes: str | type,
     equation: Expression | str,
     derivative: Mapping[str, Any] | Iterable[str],
-    samples: Callable[[], Iterable[Sample]],
-    source: str,
+    samples: Callable[[], Iterable[Sample]] = tuple,
+    source: str = "",
     **more: Any,
 ) -> Rule:
     """Register y = f(x) taken element by element, from f and, per argument, f' as formulas that run and print.
@@ -367,8 +375,16 @@ def _text(template: Latex, op: Any) -> str:
         return r"\text{(its form depends on numbers that were not kept)}"
 
 
+def name_of_function(function: type) -> str:
+    """The name under which the rule of an `autograd.Function` is kept: two of one name are two."""
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def for_node(node: str, op: Applied | None = None) -> Rule | None:
-    """The rule that answers to an autograd node's name (`MulBackward0`), or None; version suffixes are ignored."""
+    """The rule that answers to an autograd node's name (`MulBackward0`), or None; version suffixes are ignored.
+
+    An operator that is not PyTorch's is asked for by its own name, and a user's Function by `name_of_function`.
+    """
     load()
     return _choose(_by_node.get(plain(node), []), op)
 
@@ -401,10 +417,14 @@ def registered() -> Iterator[Rule]:
 
 @cache
 def load() -> None:
-    """Read the topic files: all modules of this package. Not done on import, so that recording does not pay for it."""
+    """Read the topic files, all modules of this package, and the rules of plug-ins.
+
+    Not done on import, so that recording does not pay for it.
+    """
     for module in pkgutil.iter_modules(__path__):
         if module.name not in NO_TOPICS:
             importlib.import_module(f"{__name__}.{module.name}")
+    plugins.load("rules")
 
 
 def _choose(candidates: list[Rule], op: Applied | None) -> Rule | None:
@@ -414,9 +434,10 @@ def _choose(candidates: list[Rule], op: Applied | None) -> Rule | None:
 def plain(node: str) -> str:
     """An autograd node's name without its version: `MulBackward0` and `MulBackward1` are both `MulBackward`.
 
-    `AliasBackward0_copy`, of the operation that copies where `alias` makes a view, is `AliasBackward` too.
+    `AliasBackward0_copy`, of the operation that copies where `alias` makes a view, is `AliasBackward` too. The name of
+    a user's operator or Function is whole.
     """
-    return re.sub(r"\d+(_copy)?$", "", node)
+    return node if {".", ":"} & set(node) else re.sub(r"\d+(_copy)?$", "", node)
 
 
 def snake(node: str) -> str:

@@ -172,7 +172,9 @@ WRT = {
 SOURCE = "arXiv:1706.03762, section 3.2.1; the way back as in arXiv:2205.14135, appendix B.4. "
 
 
-def attention(*nodes: str, name: str, mask: str = "", samples: Samples = tuple, entries: str = "", **more: Any) -> Rule:
+def attention(
+    *nodes: str, name: str, mask: str = "", samples: Samples = lambda: (), entries: str = "", **more: Any
+) -> Rule:
     """Register a kernel of attention; `mask` is the argument that it differentiates beside query, key and value.
 
     Kernels that run on other devices only have no samples, which every machine must be able to run. No kernel says

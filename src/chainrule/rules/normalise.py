@@ -550,9 +550,9 @@ weight_norm = rule(
         "g": _by_length("weight", lambda op, g: LENGTH.mean(op, LENGTH.weight(op, g))),
     },
     samples=lambda: [
-        sample(torch._weight_norm, randn(3, 4), randn(3, 1), 0),
-        sample(torch._weight_norm, randn(3, 4), randn(1, 4), 1),
-        sample(torch._weight_norm, randn(3, 2, 2), randn(3, 1, 1), 0),
+        sample(torch.ops.aten._weight_norm, randn(3, 4), randn(3, 1), 0),
+        sample(torch.ops.aten._weight_norm, randn(3, 4), randn(1, 4), 1),
+        sample(torch.ops.aten._weight_norm, randn(3, 2, 2), randn(3, 1, 1), 0),
     ],
     source="derivatives.yaml: _weight_norm_interface. Salimans, Kingma: Weight Normalization, arXiv:1602.07868 (2016).",
 )

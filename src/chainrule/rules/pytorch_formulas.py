@@ -14,8 +14,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-import torch
 import yaml
+
+from chainrule.pytorch_internals import parse_schema
 
 _FILE = "packaged/autograd/derivatives.yaml"
 _ENTRY = re.compile(r"^- name: (?P<operation>[\w.]+)\(", re.MULTILINE)
@@ -78,7 +79,7 @@ def _parsed(operation: str) -> Formula:
     schema: str = entry["name"]
     lines: dict[str, Any] = entry.get("dispatch", {"Default": entry})
     lines = lines.get("Default") or next(iter(lines.values()))
-    names = {argument.name for argument in torch._C.parse_schema(f"aten::{schema}").arguments}
+    names = {argument.name for argument in parse_schema(f"aten::{schema}").arguments}
     gradients = {name: str(text) for key, text in lines.items() for name in re.split(r",\s*", key) if name in names}
     fixed = tuple(name for name, text in gradients.items() if text == "non_differentiable")
     missing = tuple(name for name, text in gradients.items() if text.startswith("not_implemented("))

@@ -609,8 +609,14 @@ pack_padded_sequence = rule(
     structure="linear",
     outputs=2,
     samples=lambda: [
-        sample(torch._pack_padded_sequence, randn(3, 2, 2, shift=0), torch.tensor([3, 1]), False),
-        sample(torch._pack_padded_sequence, randn(2, 3, 2, shift=0), torch.tensor([2, 2]), True, note="batch first"),
+        sample(torch.ops.aten._pack_padded_sequence, randn(3, 2, 2, shift=0), torch.tensor([3, 1]), False),
+        sample(
+            torch.ops.aten._pack_padded_sequence,
+            randn(2, 3, 2, shift=0),
+            torch.tensor([2, 2]),
+            True,
+            note="batch first",
+        ),
     ],
     source="derivatives.yaml: _pack_padded_sequence",
 )

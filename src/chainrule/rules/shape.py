@@ -600,7 +600,7 @@ neg_view = rule(
     equation="$out = -$self",
     structure="linear",
     wrt={"self": Wrt(lambda op, g: -g, "-1", "-$g", COPIES)},
-    samples=lambda: [sample(torch._neg_view, x(2))],
+    samples=lambda: [sample(torch.ops.aten._neg_view, x(2))],
     source="derivatives.yaml: _neg_view",
 )
 

@@ -22,7 +22,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
@@ -32,6 +31,7 @@ from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import all_have_numbers, snapshots_of, tensor_of
+from chainrule.pytorch_internals import LIBRARY, BackwardHookFunction
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
@@ -165,7 +165,7 @@ def _own(graph: Graph, node: Node) -> str:
     made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
     if made_by is not None and not module.startswith("torch."):
         return FUNCTION
-    if made_by is not None and not module.startswith("torch._library"):
+    if made_by is not None and not module.startswith(LIBRARY):
         return ""  # PyTorch's, as those of a checkpoint and of a module's hooks
     name = graph.operations[node.operation].name if node.operation is not None else ""
     space, is_operator, _ = name.partition(".")
@@ -316,7 +316,7 @@ def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Co
 
 def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     graph, node, execution = context.graph, context.node, context.execution
-    differences = differences or context.rule is None
+    differences = differences or not context.trusts_rule
     if all(g is None for g in execution.upstream):
         return _unchecked(node, NO_GRADIENT)
     if not execution.has_numbers or (context.op is not None and not context.op.has_numbers):
@@ -377,7 +377,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return _execution(context, memory, differences=True)
     if experiment is not None and experiment.custom:
         settle_by_convention(experiment, findings)
-    row = judged(graph, node, findings, obstacle, broken, explained)
+    row = judged(graph, node, findings, obstacle, broken, context.rule if explained else None)
     if not differences and row.verdict == "agrees":
         return replace(row, reason=RULE_ALONE)
     if experiment is None or not experiment.custom:

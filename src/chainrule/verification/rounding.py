@@ -82,7 +82,7 @@ def _settle(context: NodeContext, experiment: Experiment, finding: ArgumentCheck
         finding.off = [] if finding.rounding else finding.off
         return
     moved = replays.spread(finding.edge, experiment.coarsest)
-    if context.rule is not None:  # kernels hide their steps, our rule shows them
+    if context.trusts_rule:  # kernels hide their steps, our rule shows them
         moved = torch.maximum(moved, torch.as_tensor(spread_of_rule(context, experiment, finding.edge)).to(moved))
     # Upstream gradients that lie otherwise in memory are summed in another order.
     same = compare(finding.got, again, eps=4 * experiment.eps, slack=moved).agrees
@@ -114,7 +114,7 @@ def _is_wrong_in_float64(context: NodeContext, experiment: Experiment, finding: 
     found = finer.measured or {}
     if not finer.off and all(math.isfinite(found.get(i, math.nan)) for i in elements):
         return False  # where differences do not settle, they are near, and the bound below decides
-    if context.rule is not None and not finer.unsettled and _is_negligible(experiment, finer, finer.off or [], found):
+    if context.trusts_rule and not finer.unsettled and _is_negligible(experiment, finer, finer.off or [], found):
         return False
     return not _shrunk(finding, finer, measured)
 

@@ -22,7 +22,7 @@ from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, rms,
 from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
-from chainrule.rules import Applied, reduce_to_shape
+from chainrule.rules import Applied, Rule, reduce_to_shape
 from chainrule.rules.optimizers import terms_agree
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
@@ -165,8 +165,13 @@ def worst_row(rows: Iterable[Checked]) -> Checked:
 # -- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def judged(graph: Graph, node: Node, findings: list[ArgumentCheck], obstacle: str, broken: str, explained: bool) -> Row:
-    """The row of a node: `obstacle` says why differences could not be taken, `broken` why our rule gave nothing."""
+def judged(
+    graph: Graph, node: Node, findings: list[ArgumentCheck], obstacle: str, broken: str, explained: Rule | None
+) -> Row:
+    """The row of a node, which is `explained` by a rule or not.
+
+    `obstacle` says why differences could not be taken, `broken` why the rule gave nothing.
+    """
     verdict, reason = _verdict(node, findings, obstacle, broken, explained)
     finite = worst([f.finite for f in findings])
     rule = worst([f.rule for f in findings])
@@ -182,7 +187,7 @@ def judged(graph: Graph, node: Node, findings: list[ArgumentCheck], obstacle: st
 
 
 def _verdict(
-    node: Node, findings: list[ArgumentCheck], obstacle: str, broken: str, explained: bool
+    node: Node, findings: list[ArgumentCheck], obstacle: str, broken: str, explained: Rule | None
 ) -> tuple[Kind, str]:
     off = [f for f in findings if f.off]
     rule_off = [f for f in findings if f.rule_off]
@@ -207,14 +212,15 @@ def _verdict(
         return "disagrees", f"autograd and differences agree: our rule is wrong in the gradient of {names}"
     if broken:
         return "disagrees", broken
+    trusted = explained is not None and explained.ours
     unsettled = next((f.unsettled for f in findings if f.unsettled), "")
-    compared = [f for f in findings if f.finite is not None or (explained and f.rule is not None)]
+    compared = [f for f in findings if f.finite is not None or (trusted and f.rule is not None)]
     incomplete = not compared or any(f not in compared and not f.missing for f in findings)
-    if unsettled or (obstacle and (incomplete or not explained)):
+    if unsettled or (obstacle and (incomplete or not trusted)):
         agreed = "our rule and autograd agree, but " if explained and findings else ""
         return "not checked", agreed + (unsettled or obstacle)
     conventions = [each for f in findings for each in f.conventions]
-    if conventions and explained and not incomplete and all(each.choice.startswith(ONE_SIDED) for each in conventions):
+    if conventions and trusted and not incomplete and all(each.choice.startswith(ONE_SIDED) for each in conventions):
         # Our rule knows its kinks, and this is none of them: the differences are lost in rounding there.
         where = ", ".join(f"{each.count} elements of `{each.argument}`" for each in conventions)
         return "agrees", f"our rule and autograd agree; central differences do not settle at {where}"
@@ -227,7 +233,7 @@ def _verdict(
         return "not checked", "nothing independent of autograd was compared"
     if obstacle:
         return "agrees", f"our rule and autograd agree; no central difference was taken: {obstacle}"
-    if node.function_class is not None:
+    if node.function_class is not None and not explained:
         return "agrees", f"its backward agrees with central differences{rounding}"
     if not explained:
         return "agrees", f"we have no rule for it; autograd and central differences agree{rounding}"

@@ -157,7 +157,7 @@ def _size_of_terms(context: NodeContext, finding: ArgumentCheck) -> Tensor:
 def quick_check(context: NodeContext, experiment: Experiment, edge: Edge, ours: Tensor | None) -> ArgumentCheck | None:
     """What is found of one argument; None where the full check decides, also where we have no rule."""
     got = tensor_of(context.execution.along(edge))
-    if got is None or ours is None or not is_plain(got) or context.rule is None:
+    if got is None or ours is None or not is_plain(got) or not context.trusts_rule:
         return None
     recorded, upstream = pick(experiment.recorded, edge), experiment.upstream
     size = max(got.numel(), *(g.numel() for g in upstream.values())) if upstream else 0

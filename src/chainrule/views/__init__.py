@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
+from chainrule import plugins
 from chainrule.document import Document
 from chainrule.errors import StorageError
 
@@ -34,16 +36,21 @@ class View:
 
 @cache
 def by_suffix() -> Mapping[str, View]:
-    """Every view of the package, by the suffix of its files."""
+    """Every view of the package and of plug-ins, by the suffix of its files."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    views = {
-        module.SUFFIX: View(
-            module.written, *(getattr(module, name, False) for name in ("POINTING", "CODED", "RUNNING"))
-        )
-        for module in modules
-        if hasattr(module, "SUFFIX")
-    }
+    views = {module.SUFFIX: _view(module) for module in modules if hasattr(module, "SUFFIX")}
+    for name, module in plugins.load("views").items():
+        if not (hasattr(module, "SUFFIX") and hasattr(module, "written")):
+            plugins.leave_out("views", name, "a view states its SUFFIX and has a function written(document)")
+        elif module.SUFFIX in (*views, ".safetensors"):
+            plugins.leave_out("views", name, f"there is a view for {module.SUFFIX} already")
+        else:
+            views[module.SUFFIX] = _view(module)
     return dict(sorted(views.items()))
+
+
+def _view(module: Any) -> View:
+    return View(module.written, *(getattr(module, name, False) for name in ("POINTING", "CODED", "RUNNING")))
 
 
 def check_suffix(suffix: str, *others: str) -> None:

@@ -101,10 +101,10 @@ def free(tape: Tape) -> None:
     PyTorch 2.13 frees a node that Python has seen inside the call that frees the node before it: in another order, a
     chain of 50,000 nodes overflows the stack.
     """
-    nodes = [raw.node for raw in tape.nodes]
+    # Sorted first: before PyTorch 2.12, the node of a Function has a number only as long as its graph lives.
+    nodes = sorted((raw.node for raw in tape.nodes), key=lambda node: node._sequence_nr())
     tape.borrowed.release()
     tape.__dict__.clear()
-    nodes.sort(key=lambda node: node._sequence_nr())
     while nodes:
         nodes.pop()
 

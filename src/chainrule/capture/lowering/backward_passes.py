@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules._functions import BackwardHookFunction
 
 from chainrule.capture.lowering.operations import Lowering, node_name
 from chainrule.capture.lowering.tensor_versions import Snapshots, frozen
@@ -33,6 +32,7 @@ from chainrule.graph.graph import (
     references,
 )
 from chainrule.graph.snapshot import all_have_numbers
+from chainrule.pytorch_internals import BackwardHookFunction
 from chainrule.rules.facts import facts_of
 
 

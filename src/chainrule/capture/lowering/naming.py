@@ -20,6 +20,7 @@ from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.capture.tape import RawCall, RawModule, Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.pytorch_internals import _DropoutNd
 from chainrule.rules.facts import base_name
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
@@ -127,7 +128,7 @@ def drops(module: torch.nn.Module) -> float:
 
 def _is_layer(module: torch.nn.Module) -> bool:
     """Whether `p` or `dropout` of it is a probability for sure."""
-    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.RNNBase, torch.nn.MultiheadAttention)
+    kinds = (_DropoutNd, torch.nn.RNNBase, torch.nn.MultiheadAttention)
     return isinstance(module, kinds) or "drop" in type(module).__name__.lower()
 
 

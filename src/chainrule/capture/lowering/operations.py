@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.autograd import make_autograd_impl
 
 from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
 from chainrule.capture.tape import RawFunction, Tape
@@ -21,6 +20,7 @@ from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.pytorch_internals import make_autograd_impl
 from chainrule.rules.facts import STRIDED, facts_of
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
