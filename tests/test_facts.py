@@ -26,9 +26,27 @@ OVERLOADS = {
 NO_OPERATION = {
     "": {"norm", "mean", "std", "sum", "where"},  # statistics, and the place of a finding, everywhere
     "capture/lowering/naming.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
+    "capture/source.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "derivation/contributions.py": {"linear"},  # the structure of a rule
     "distributed.py": {"gather"},  # a public function of ours
     "graph/storage.py": {"slice"},  # Python's
+    "lab/program.py": {"t"},  # the number of a step
+    "lab/tracing.py": {  # what PyTorch's own decompositions leave, which is written down as it is
+        "_local_scalar_dense",
+        "_reshape_alias",
+        "_unsafe_view",
+        "bmm",
+        "copy_",
+        "cumsum",
+        "embedding",
+        "empty",
+        "gather",
+        "index",
+        "index_select",
+        "mm",
+        "reshape",
+        "view",
+    },
     "reference.py": {"linear", "t"},  # a topic of rules, and a symbol
     # Functions that a user's backward calls, and mistakes in it:
     "verification/repair_changes.py": {

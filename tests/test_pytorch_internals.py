@@ -13,7 +13,7 @@ from chainrule import pytorch_internals
 
 SOURCE = Path(__file__).parents[1] / "src" / "chainrule"
 FILE = SOURCE / "pytorch_internals.py"
-PYTHON = {"_getframe", "_is_owned", "_make"}  # names of Python's own library
+PYTHON = {"_current_frames", "_getframe", "_is_owned", "_make"}  # names of Python's own library
 
 
 def is_private(name: str) -> bool:

@@ -42,6 +42,7 @@ __all__ = [
     "_dispatch_has_kernel",
     "_dispatch_tls_local_exclude_set",
     "_dispatch_tls_local_include_set",
+    "_engine_run_backward",
     "_get_dispatch_stack_at",
     "_get_function_stack_at",
     "_get_sequence_nr",
@@ -51,6 +52,7 @@ __all__ = [
     "_is_fwd_grad_enabled",
     "_len_torch_dispatch_stack",
     "_len_torch_function_stack",
+    "_neg_view",
     "_pop_mode",
     "_pop_torch_dispatch_stack",
     "_pop_torch_function_stack",
@@ -84,7 +86,7 @@ SEEN = ("2.11.0", "2.13.0")
 """The versions of PyTorch in which all of these names were found."""
 
 try:
-    from torch import _disable_dynamo, _is_functional_tensor  # type: ignore[attr-defined]
+    from torch import _disable_dynamo, _is_functional_tensor, _neg_view  # type: ignore[attr-defined]
     from torch._C import (  # type: ignore[attr-defined]
         DisableTorchFunction,
         DispatchKey,
@@ -127,6 +129,7 @@ try:
     from torch._decomp.decompositions import one_layer_lstm
     from torch._library.autograd import make_autograd_impl
     from torch._ops import HigherOrderOperator, OpOverload, _compute_keyset
+    from torch.autograd.graph import _engine_run_backward
     from torch.nn.modules._functions import BackwardHookFunction
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.nn.modules.dropout import _DropoutNd

@@ -131,24 +131,6 @@ def test_targets_two_positions_later_unless_others_are_the_next() -> None:
     assert not found(lambda: F.mse_loss(OUT(cell(LETTERS(x))[0]), F.one_hot(twos, V).float()))
 
 
-def test_weights_that_were_not_kept_are_stood_for_by_random_ones() -> None:
-    """A watch keeps the statistics alone of what is above 16 KiB."""
-    wide, (x, y) = 96, letters()
-    letters_in, out = nn.Embedding(V, wide), nn.Linear(wide, V)
-    layer = nn.TransformerEncoderLayer(wide, 2, 2 * wide, dropout=0.0, batch_first=True)
-    optimizer = torch.optim.SGD([*letters_in.parameters(), *layer.parameters(), *out.parameters()], lr=0.01)
-
-    def seen(mask: Tensor | None) -> bool:
-        with chainrule.record(keep="statistics", namespace={}) as recording:
-            optimizer.zero_grad()
-            of_letters(out(layer(letters_in(x), mask)), y).backward()
-            optimizer.step()
-        return "sees-the-future" in {each.id for each in recording.findings()}
-
-    assert seen(None)
-    assert not seen(MASK)
-
-
 def test_an_operation_that_undoes_a_causal_mask() -> None:
     x, _ = letters()
     y, first, second = torch.randint(V, (N, T)), encoder(), encoder()

@@ -7,7 +7,7 @@ share the answer. That something does depend is said only where moving a few pos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ from chainrule.execution.perturbation import Perturbation
 from chainrule.graph.graph import Operation, Place, Value
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import has_numbers
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 FEWEST = 4
 """The positions along an axis from which on one is looked at."""
@@ -63,21 +63,23 @@ class Compared:
 
 
 def _compared(context: StepContext) -> list[Compared]:
-    """The predictions that are compared with targets: of each line of code the last, which had most before it.
-
-    An optimizer that evaluates its closure many times in a step, as LBFGS does, runs the same line each time.
-    """
-
     def find() -> list[Compared]:
-        found: dict[object, Compared] = {}
+        found = []
         for operation in context.operations_that(lambda facts: facts.compares):
             given, target = argument(operation, "self"), argument(operation, "target")
             if given is not None and target is not None and context.values[given].requires_grad:
-                place = context.place(operation) or operation.index
-                found[place] = Compared(operation, context.values[given], context.values[target])
-        return list(found.values())
+                found.append(Compared(operation, context.values[given], context.values[target]))
+        return found
 
     return context.once("compared", find)
+
+
+def _last_of_each_line(context: StepContext) -> Iterable[Compared]:
+    """Of the predictions that one line of code compares with targets the last, which had most before it.
+
+    An optimizer that evaluates its closure many times in a step, as LBFGS does, runs the same line each time.
+    """
+    return {context.place(each.loss) or each.loss.index: each for each in _compared(context)}.values()
 
 
 def _inputs(context: StepContext, until: int) -> list[Value]:
@@ -103,7 +105,7 @@ def _begins(context: StepContext, value: int) -> bool:
 
 
 def _chooses(operation: Operation) -> bool:
-    return base_name(operation.name) in ("index", "index_select", "stack")
+    return facts_of(operation.name).takes_rows
 
 
 def _walk(context: StepContext, source: int, axis: int, until: int) -> Reaches:
@@ -133,7 +135,7 @@ def _mixes(context: StepContext) -> list[Finding]:
 
 
 def _mixed(context: StepContext) -> Iterator[Finding]:
-    for each in _compared(context):
+    for each in _last_of_each_line(context):
         found, target = each.prediction, each.target
         size = found.shape[0] if found.shape else 0
         if size < 2 or not target.shape or target.shape[0] != size or target.index not in context.data:
@@ -264,7 +266,7 @@ def _sees(context: StepContext) -> list[Finding]:
 
 
 def _future(context: StepContext) -> Iterator[Finding]:
-    for each in _compared(context):
+    for each in _last_of_each_line(context):
         until = each.prediction.index
         for given in _sources(context, until):
             for axis, size in enumerate(given.shape):

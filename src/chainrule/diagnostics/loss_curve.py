@@ -129,8 +129,9 @@ def _swings(run: Run) -> Reason | None:
 SPIKE = Check(
     "loss-spike", "The loss jumps up", "warning",
     what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, "
-    "and as a share of the loss at the start, and it does not do so now and then, as that of a rare task. The finding "
-    "names the layer in which another number jumped first.",
+    "and as a share of the loss at the start, and it does not do so now and then, as that of a rare task. At a step "
+    "that was not watched, whose task is not known, a loss that comes down at once is a note. The finding names the "
+    "layer in which another number jumped first.",
     why="One bad batch or one bad update can undo hours of training, and the loss may not recover.",
     advice="Look at that batch and layer; clip the gradient, skip steps with extreme ones, or lower rate or beta2.",
     source="Chowdhery et al., PaLM, 2022, 5.1: spikes come of certain batches with a certain state of the weights; "
@@ -142,6 +143,7 @@ WORDS = {
     "input": "input", "value": "output of", "gradient": "gradient of", "parameter": "weight", "moment": "state of",
     "parameter gradient": "gradient of", "update": "update of",
 }  # fmt: skip
+AFTER, LEFT = 3, 0.1  # steps after a jump, and how much of it must be left in each of them
 REPORTED = 3  # spikes that are reported one by one
 
 
@@ -155,6 +157,8 @@ def _spikes(run: Run) -> Iterator[Finding]:
             continue
         if run.is_another_task(step, steps) or _recurs(loss, before):
             continue
+        if not run.is_watched(step) and run.grows:
+            continue
         found += 1
         quiet_from = index + 1  # later steps are compared with those after the spike
         usual, origin = number(median(before)), _first_jump(run, index)
@@ -167,7 +171,7 @@ def _spikes(run: Run) -> Iterator[Finding]:
             evidence.append(f"At step {at} the norm of {words} was {number(factor)} times its usual value.")
         yield SPIKE.found(
             where, f"The loss jumps from {usual} to {number(loss)} at step {step}{cause}.", evidence, since=step,
-            until=step,
+            until=step, severity=None if run.is_watched(step) or _lasts(run, index, median(before)) else "note",
         )  # fmt: skip
 
 
@@ -187,6 +191,12 @@ def _recurs(loss: float, before: list[float]) -> bool:
     usual = median(before)
     came_down = next(place for place, each in enumerate(before) if each <= usual)
     return any(each - usual > (loss - usual) / 2 for each in before[came_down:])
+
+
+def _lasts(run: Run, index: int, usual: float) -> bool:
+    """Whether the steps after a jump are high too: of a step that was not watched it is not known what it computed."""
+    loss, later = run.losses[index][1], [each for _, each in run.losses[index + 1 : index + 1 + AFTER]]
+    return len(later) == AFTER and min(later) - usual > LEFT * (loss - usual)
 
 
 def _first_jump(run: Run, index: int) -> tuple[float, Series, int] | None:

@@ -251,6 +251,10 @@ class Run:
         norms = ([known.norm for step, known in series if step in wanted] for series in self.history.of_kind("input"))
         return any(autocorrelation(each) < -self.thresholds.loss_swing for each in norms if len(each) == len(steps))
 
+    def is_watched(self, step: int) -> bool:
+        """Whether it is known what a step computed, and not its loss alone."""
+        return step not in self._nodes
+
     @cached_property
     def grows(self) -> bool:
         """Whether the steps of the last half compute more, or their data is larger, or the loss follows either.

@@ -36,9 +36,9 @@ class Thresholds:
     same: float = _limit(1e-5, "relative difference", "rows of a weight and its gradient within it are equal",
         "rounding of float32 sums; Goodfellow et al., Deep Learning, 8.4: initial values must break symmetry")
     # gradients
-    depth_ratio: float = _limit(1e-4, "gradient norm of the first layers / of the last", "a smaller one is vanishing",
+    depth_ratio: float = _limit(2e-5, "gradient norm of the first layer / of the last", "a smaller one is vanishing",
         "He et al., 2015, and Glorot and Bengio, 2010: a healthy initialisation keeps it near 1")
-    depth_growth: float = _limit(1e4, "gradient norm of the first layers / of the last", "a larger one is exploding",
+    depth_growth: float = _limit(1e4, "gradient norm of the first layer / of the last", "a larger one is exploding",
         "the same; Pascanu et al., 2013, for recurrent networks")
     time_growth: float = _limit(10.0, "gradient norm of the first time steps / of the last",
         "a larger one at most steps is exploding", "our runs: at most 5; Pascanu et al., 2013")

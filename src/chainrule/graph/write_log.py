@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.reexecution import unobserved
-from chainrule.pytorch_internals import _storage_Use_Count
+from chainrule.pytorch_internals import _neg_view, _storage_Use_Count
 
 _bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}  # number types by size
 _Parts = tuple[tuple[int, ...], tuple[int, ...], int]  # size, strides, offset
@@ -123,8 +123,8 @@ class Earlier:
         with unobserved():
             conjugate, negative = self._flags
             data = data.conj() if conjugate else data
-            data = torch.ops.aten._neg_view(data) if negative else data
-        data._read_from = self  # type: ignore[union-attr]
+            data = _neg_view(data) if negative else data
+        data._read_from = self  # type: ignore[attr-defined]
         self._known = weakref.ref(data)
         return data
 

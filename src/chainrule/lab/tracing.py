@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chainrule.capture.modes import OwnMode
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.lab.decompositions import OWN
+from chainrule.lab.decompositions import OWN, aten
 from chainrule.lab.instructions import TYPES, Indices, NoProgramError, Operand, Writer, Written
 from chainrule.pytorch_internals import decomposition_table
 
@@ -118,7 +118,7 @@ class Tracer(OwnMode):
         if func._schema.is_mutable and space == "aten":
             return self._write(func, name, args, kwargs, given)
         if name in ("view", "_unsafe_view", "_reshape_alias"):  # a result may lie in memory as PyTorch's own does not
-            func, args, kwargs = torch.ops.aten.reshape.default, (given["self"], given["size"]), {}
+            func, args, kwargs = aten.reshape.default, (given["self"], given["size"]), {}
             given, name = {"self": given["self"], "shape": given["size"]}, "reshape"
         emit = _emitter(space, name.removesuffix("_copy"))
         if emit is None or (emit is _moved and self.varies(given.get(PICKS.get(name, "")))):

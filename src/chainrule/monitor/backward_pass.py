@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.source import is_library
+from chainrule.pytorch_internals import _engine_run_backward
 
-_begins: CodeType = torch.autograd.graph._engine_run_backward.__code__
+_begins: CodeType = _engine_run_backward.__code__
 KNOWN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 DEEP = 64  # frames between a hook and the beginning of its pass at most, reentrant checkpoints included
 

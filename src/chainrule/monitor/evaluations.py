@@ -65,16 +65,18 @@ class Evaluations:
                 self._counted.add(id(module))
             elif self.curious and self._is_off(module):
                 self._looks += 1
-                before = _random_state(module)
+                with hidden():
+                    before = _random_state(module)
                 after_forward.add(self, partial(self._guard, self._end_look, id(module), before))
         self.passes += id(module) in self._counted
 
     def _end_look(self, looked: int, before: Tensor | None, module: nn.Module, args: Any, out: Any) -> None:
         if id(module) == looked:
             after_forward.remove(self)
-            after = _random_state(module)
-            if before is not None and after is not None and not torch.equal(before, after):
-                self.dropped, self._looks = self.always_drops, self.LOOKS
+            with hidden():
+                after = _random_state(module)
+                if before is not None and after is not None and not torch.equal(before, after):
+                    self.dropped, self._looks = self.always_drops, self.LOOKS
 
     def _is_off(self, model: nn.Module) -> bool:
         """Whether a model that an optimizer trains is in eval mode, with all its parts, and none was compiled."""
@@ -103,13 +105,11 @@ class Evaluations:
     def _statistics(self) -> tuple[Tensor, Tensor] | None:
         """The running mean and variance of the norm, in float64."""
         norm = self._norm() if self._norm is not None else None
-        if (
-            norm is None
-            or norm.momentum is None
-            or not (has_numbers(norm.running_mean) and norm.running_var is not None)
-        ):
+        if norm is None or norm.momentum is None:
             return None
         with unobserved():
+            if not has_numbers(norm.running_mean) or norm.running_var is None:
+                return None
             return norm.running_mean.double(), norm.running_var.double()
 
     def _distance(self, batches: int) -> tuple[float, float] | None:

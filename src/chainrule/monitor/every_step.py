@@ -23,7 +23,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.source import Site, is_library
 from chainrule.graph.history import Noticed, Unwatched
-from chainrule.graph.reexecution import dispatch_modes, function_modes, hidden, unobserved
+from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
 from chainrule.monitor.backward_pass import KNOWN, loss_of_pass
@@ -56,28 +56,28 @@ class EveryStep:
         self._before = False  # whether the strange pass began with lost parameters
         self._between: list[tuple[int, int, list[Tensor | float | None], float]] = []
 
-    def passed(self, parameter: Tensor, scaled: bool = False) -> float | None:
+    def passed(self, parameter: Tensor, scaled: bool) -> float | None:
         """See a backward pass that reached this parameter; the loss, if it lost numbers and the one before did not.
 
         Where a GradScaler has `scaled` the loss, infinity is as it should be.
         """
-        loss = loss_of_pass(self._thread)
-        if loss is None or loss.device.type != "cpu":
-            with hidden():
-                self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
-            return None
         if dispatch_modes.any() or function_modes.any():
             with unobserved():
-                number, total = loss.item(), _total_of(parameter.grad)
-        else:
-            number, total = loss.item(), _total_of(parameter.grad)
+                return self._passed(parameter, scaled)
+        return self._passed(parameter, scaled)
+
+    def _passed(self, parameter: Tensor, scaled: bool) -> float | None:
+        loss = loss_of_pass(self._thread)
+        if loss is None or loss.device.type != "cpu":
+            self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
+            return None
+        number, total = loss.item(), _total_of(parameter.grad)
         self._losses.append(number)
         lost = number != number if scaled else not (isfinite(number) and isfinite(total))
         before, self._strange, self._seen = self._strange, lost, True
         if not self._strange or before:
             return None
-        with hidden():
-            self._before = _is_lost(parameter)  # by the update of the step before, whose pass was finite
+        self._before = _is_lost(parameter)  # by the update of the step before, whose pass was finite
         return None if self._before else number
 
     def end(self, step: int, watched: bool, scale: float | None, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:

@@ -102,6 +102,7 @@ class Facts:
     difference: bool = False  # of two operands
     adds_up: bool = False  # the elements of its operand
     picks: bool = False  # elements of its operand by their indices
+    takes_rows: bool = False  # of its operand by their indices, or of tensors that it puts together
     reads_number: bool = False  # its result is a number of Python's
     logarithm: bool = False
     sums_exponentials: bool = False  # and takes the logarithm of the sum
@@ -300,6 +301,7 @@ _add("add sub mul multiply subtract", linear_in_numbers=True)
 _add("add sub", sums_operands=True)
 _add("add", adds=True)
 _add("maximum minimum", chooses=True)
+_add("index index_select stack", takes_rows=True)
 _add("mul", multiplies=True)
 _add("mul div", scales=True)
 _add("mm bmm baddbmm", matrix_product=True)
