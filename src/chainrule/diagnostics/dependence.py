@@ -27,6 +27,7 @@ from chainrule.graph.names import element
 from chainrule.graph.snapshot import has_numbers
 from chainrule.rules.facts import facts_of
 
+MOST_OPERATIONS = 20_000  # of a step; in a larger one following the data takes longer than the step
 FEWEST = 4
 """The positions along an axis from which on one is looked at."""
 KINDS = 8
@@ -79,6 +80,8 @@ def _last_of_each_line(context: StepContext) -> Iterable[Compared]:
 
     An optimizer that evaluates its closure many times in a step, as LBFGS does, runs the same line each time.
     """
+    if len(context.graph.operations) > MOST_OPERATIONS:
+        return ()
     return {context.place(each.loss) or each.loss.index: each for each in _compared(context)}.values()
 
 

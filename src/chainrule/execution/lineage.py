@@ -6,6 +6,7 @@ leave for Python.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,8 +40,9 @@ class Lineage:
         if known.earlier is None or known.operation is None:
             return []
         here = self.memory(known.earlier)
-        written = (out for operation, out in self.writes if known.operation <= operation < before)
-        return [out for out in written if here.overlaps(self.memory(out))]
+        writes = self._writes_to.get(here.root if here.is_new else None, [])
+        written = writes[bisect_left(writes, (known.operation,)) : bisect_left(writes, (before,))]
+        return [out for _, out in written if here.overlaps(self.memory(out))]
 
     @cached_property
     def read(self) -> list[int]:
@@ -58,6 +60,15 @@ class Lineage:
             for out in (*operation.outputs, *self.unreturned.get(operation.index, ()))
             if out is not None
         ]
+
+    @cached_property
+    def _writes_to(self) -> dict[int | None, list[tuple[int, int]]]:
+        """The writes by the value that the memory was made as; under None those to memory from before the step."""
+        found: dict[int | None, list[tuple[int, int]]] = {}
+        for write in self.writes:
+            memory = self.memory(write[1])
+            found.setdefault(memory.root if memory.is_new else None, []).append(write)
+        return found
 
     @cached_property
     def unreturned(self) -> dict[int, list[int]]:
