@@ -129,9 +129,9 @@ def _swings(run: Run) -> Reason | None:
 SPIKE = Check(
     "loss-spike", "The loss jumps up", "warning",
     what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, "
-    "and as a share of the loss at the start, and it does not do so now and then, as that of a rare task. At a step "
-    "that was not watched, whose task is not known, a loss that comes down at once is a note. The finding names the "
-    "layer in which another number jumped first.",
+    "and as a share of the loss at the start, and it does not do so now and then, as that of a rare task. Where most "
+    "steps were not watched, whose tasks are not known, a loss that comes down at once is a note. The finding names "
+    "the layer in which another number jumped first.",
     why="One bad batch or one bad update can undo hours of training, and the loss may not recover.",
     advice="Look at that batch and layer; clip the gradient, skip steps with extreme ones, or lower rate or beta2.",
     source="Chowdhery et al., PaLM, 2022, 5.1: spikes come of certain batches with a certain state of the weights; "
@@ -159,6 +159,7 @@ def _spikes(run: Run) -> Iterator[Finding]:
             continue
         if not run.is_watched(step) and run.grows:
             continue
+        known = run.is_watched(step) and sum(map(run.is_watched, steps)) >= MIN_BEFORE
         found += 1
         quiet_from = index + 1  # later steps are compared with those after the spike
         usual, origin = number(median(before)), _first_jump(run, index)
@@ -171,7 +172,7 @@ def _spikes(run: Run) -> Iterator[Finding]:
             evidence.append(f"At step {at} the norm of {words} was {number(factor)} times its usual value.")
         yield SPIKE.found(
             where, f"The loss jumps from {usual} to {number(loss)} at step {step}{cause}.", evidence, since=step,
-            until=step, severity=None if run.is_watched(step) or _lasts(run, index, median(before)) else "note",
+            until=step, severity=None if known or _lasts(run, index, median(before)) else "note",
         )  # fmt: skip
 
 
