@@ -270,6 +270,7 @@ def test_why_a_step_has_no_lab() -> None:
     large = nn.Linear(100, 40)
     assert reason(large, lambda: large(torch.randn(2, 100)).sum())[1].startswith("the step has 4,")
     assert "Twice" in reason(model, lambda: Twice.apply(model(x)).sum())[1]
+    assert "read out of a tensor" in reason(model, lambda: model(x).sum() * float(x.mean()))[1]
     program, _ = reason(model, lambda: model(x).sum(), torch.optim.NAdam)
     assert program is not None
     assert "number is read" in program.without

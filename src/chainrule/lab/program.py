@@ -15,6 +15,7 @@ from chainrule.derivation.backprop import walked
 from chainrule.document import Moved, Program
 from chainrule.document import Operand as Encoded
 from chainrule.execution.experiment import written_by
+from chainrule.execution.lineage import reads_numbers
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
@@ -38,7 +39,7 @@ def program_of(graph: Graph, rows: Mapping[int, int]) -> tuple[Program | None, s
         return program(graph, rows), ""
     except NoProgramError as error:
         return None, f"{error}."
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+    except Exception as error:  # a page is written whatever an operation cannot do
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         return None, f"its operations cannot be taken apart ({said})."
 
@@ -60,6 +61,9 @@ class _Tracing:
             raise NoProgramError("it has no single loss that a backward pass began at")
         if graph.hooked:
             raise NoProgramError("a hook changed a gradient")
+        begun = min(each.position for each in graph.backwards)
+        if any(reads_numbers(each) for each in graph.operations if each.index < begun):
+            raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
         self.loss = losses[0]
         needed = {self.loss} | graph.ancestors([self.loss])
         makers = {graph.values[each].operation for each in needed}
