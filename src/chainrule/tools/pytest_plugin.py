@@ -163,7 +163,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """How many gradients were verified, and what could not be checked."""
     if not config.getoption("chainrule_verify"):
         return
-    told = [
+    properties = [
         (each.nodeid, name, value)
         for reports in terminalreporter.stats.values()
         for each in reports
@@ -171,9 +171,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for name, value in each.user_properties
     ]
     counts, left = (
-        [value for _, name, value in told if name == wanted and isinstance(value, int)] for wanted in (VERIFIED, LEFT)
+        [value for _, name, value in properties if name == wanted and isinstance(value, int)]
+        for wanted in (VERIFIED, LEFT)
     )
-    unchecked = [(nodeid, value) for nodeid, name, value in told if name == UNCHECKED]
+    unchecked = [(nodeid, value) for nodeid, name, value in properties if name == UNCHECKED]
     terminalreporter.section("chainrule")
     terminalreporter.line(
         f"{sum(counts):,} autograd nodes verified in {len(counts):,} tests with a backward pass"
