@@ -24,7 +24,7 @@ from torch import Tensor
 
 from chainrule.document import Kind
 from chainrule.errors import RecordingError, RequestError
-from chainrule.execution.experiment import nothing_left_behind
+from chainrule.execution.experiment import in_one_line, nothing_left_behind
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.graph import Node
 from chainrule.graph.trees import map_leaves, reach, tensors_in
@@ -230,7 +230,7 @@ class _Function:
                     return None
                 refused = isinstance(error, (OnceError, NotImplementedError)) or "is not implemented" in str(error)
                 verdict: Kind = "not checked" if condition is TWICE and refused else "disagrees"
-                row = Row(blamed, blamed.place, verdict, f"its backward raises {_said(error)}", own=FUNCTION)
+                row = Row(blamed, blamed.place, verdict, f"its backward raises {in_one_line(error)}", own=FUNCTION)
                 check = GradientCheck((row,), (0, 1))
             elif first:
                 check = check_gradients(recording.graph)
@@ -331,12 +331,7 @@ def _failed(name: str, where: str, error: Exception) -> RecordingError:
     lines = str(error).strip().splitlines()
     writes = lines and "a leaf Variable that requires grad" in lines[0]
     advice = f" It writes to what it is given: chainrule.verify(lambda x: {name}(x.clone()), x)." if writes else ""
-    return RecordingError(f"chainrule.verify: {name} failed {where}: {_said(error)}{advice}")
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
+    return RecordingError(f"chainrule.verify: {name} failed {where}: {in_one_line(error)}{advice}")
 
 
 def _nothing(name: str, inputs: list[Tensor], out: Any) -> str:

@@ -108,13 +108,15 @@ def larger(a: Written, b: Written) -> Written:
 class Derivation:
     """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now.
 
-    `after` is the optimizer's state after the step, as far as terms are a part of it.
+    `after` is the optimizer's state after the step, as far as terms are a part of it. What is kept from step to step is
+    rounded to the number type `stored`: kernels work out coarse types in float32, and so do the terms.
     """
 
     theta: Written
     g: Written
     state: dict[str, Any]
     hyper: dict[str, Any]
+    stored: torch.dtype
     terms: list[Term] = field(default_factory=list)
     after: dict[str, Any] = field(default_factory=dict)
     _kept: dict[str, str] = field(default_factory=dict)  # the symbol after the step -> the name in the state
@@ -134,6 +136,8 @@ class Derivation:
 
     def add(self, symbol: str, formula: Written, meaning: str, relation: str = "=", condition: str = "") -> Written:
         """Write the next term; returns it under its symbol, for the terms that follow."""
+        if symbol in self._kept:
+            formula = replace(formula, value=as_worked_out(formula.value.to(self.stored)))
         text = f"{symbol} {relation} {formula.text}{condition}"
         numbers = {name: number(each) for name, each in self.hyper.items() if type(each) in (int, float)}
         equation, with_numbers = (Template(text).safe_substitute(names) for names in (SYMBOLS, numbers))
@@ -145,7 +149,8 @@ class Derivation:
     def step(self, step: Written, condition: str = "") -> None:
         """Write the last two terms: the step, and the parameter less the step."""
         step = self.add(r"\Delta_t", step, "the step", condition=condition)
-        self.add("$theta", self.theta - step, "the new parameter", r"\leftarrow")
+        new = self.theta - step
+        self.add("$theta", replace(new, value=new.value.to(self.stored)), "the new parameter", r"\leftarrow")
 
 
 _blocks: dict[str, tuple[frozenset[str], Block]] = {}
@@ -192,10 +197,11 @@ def worked_out(
     if update.grad.layout != torch.strided or update.before.layout != torch.strided:
         return None
     # PyTorch updates a complex parameter as pairs of real numbers, and so do we.
-    state = {name: as_real(each) for name, each in update.state_before.items() if each is not None}
+    state = {name: as_worked_out(as_real(each)) for name, each in update.state_before.items() if each is not None}
     hyper = hyperparameters(update.options, state) | dict(variables or {})
-    before, grad = Written("$theta", as_real(update.before)), Written("$g", as_real(update.grad))
-    derivation = Derivation(before, grad, state, hyper)
+    before, grad = (as_real(each) for each in (update.before, update.grad))
+    theta, g = Written("$theta", as_worked_out(before)), Written("$g", as_worked_out(grad))
+    derivation = Derivation(theta, g, state, hyper, before.dtype)
     block(derivation)
     return derivation
 
@@ -203,21 +209,17 @@ def worked_out(
 PART = 2**19  # elements that are worked out at a time where only their agreement is asked for
 
 
-def terms_agree(
-    update: ParameterUpdate, optimizer: str, agree: Callable[[Tensor, ParameterUpdate], bool]
-) -> bool | None:
-    """Whether the new parameter is what the terms say, by `agree(ours, update)`; None where `terms` has none.
+def new_parameters(update: ParameterUpdate, optimizer: str) -> Iterator[tuple[Tensor, ParameterUpdate]]:
+    """What the terms of an update give, with the update; of a large parameter part by part. Nothing without terms.
 
-    Every optimizer explained here works element by element, so a large parameter is worked out part by part.
+    Every optimizer explained here works element by element.
     """
-    found = []
     for part in _parts(update):
-        worked_out = terms(part, optimizer)
-        if worked_out is None:
-            return None
-        value = worked_out[-1].value
-        found.append(agree(value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32), part))
-    return all(found)
+        found = terms(part, optimizer)
+        if found is None:
+            return
+        value = found[-1].value
+        yield value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32), part
 
 
 def _parts(update: ParameterUpdate) -> Iterator[ParameterUpdate]:
@@ -246,8 +248,13 @@ def as_real(value: Any) -> Any:
     return torch.view_as_real(value) if isinstance(value, Tensor) and value.is_complex() else value
 
 
+def as_worked_out(value: Any) -> Any:
+    """A tensor of a coarse number type in float32; all else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def as_complex(value: Any) -> Any:
-    """The way back."""
+    """The way back from pairs of real numbers."""
     return torch.view_as_complex(value) if isinstance(value, Tensor) else value
 
 

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
-from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, real
+from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind, real
 from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import select_nodes
@@ -359,9 +359,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     except CannotRunError as error:
         obstacle = str(error)
     except Exception as error:  # a user's function, or an operation without float64, may raise anything
-        obstacle = (
-            f"it cannot be run again ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        )
+        obstacle = f"it cannot be run again ({in_one_line(error)})"
     if obstacle:
         found = {finding.edge.position for finding in findings}
         for edge in node.edges:

@@ -23,7 +23,7 @@ from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied, Rule, reduce_to_shape
-from chainrule.rules.optimizers import terms_agree
+from chainrule.rules.optimizers import new_parameters
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
 from chainrule.verification.update_check import compare_update
@@ -217,7 +217,8 @@ def _verdict(
     compared = [f for f in findings if f.finite is not None or (trusted and f.rule is not None)]
     incomplete = not compared or any(f not in compared and not f.missing for f in findings)
     if unsettled or (obstacle and (incomplete or not trusted)):
-        agreed = "our rule and autograd agree, but " if explained and findings else ""
+        alike = explained and findings and all(f.rule is None or f.rule.agrees for f in findings)
+        agreed = "our rule and autograd agree, but " if alike else ""
         return "not checked", agreed + (unsettled or obstacle)
     conventions = [each for f in findings for each in f.conventions]
     if conventions and trusted and not incomplete and all(each.choice.startswith(ONE_SIDED) for each in conventions):
@@ -421,9 +422,10 @@ def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
     """Whether one parameter is what the terms of its update give."""
     if update.grad is None or not update.is_whole:
         return UpdateCheck(update.name, "not checked", "its numbers were not kept")
-    found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part, step.optimizer).agrees)
-    if found is None:
-        return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
+    found = [compare_update(*each, step.optimizer) for each in new_parameters(update, step.optimizer)]
     if not found:
+        return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
+    if not all(comparison.agrees for comparison, _ in found):
         return UpdateCheck(update.name, "disagrees", f"it is not what the formula of {step.optimizer} gives")
-    return UpdateCheck(update.name, "agrees")
+    undecided = next((reason for _, reason in found if reason), "")
+    return UpdateCheck(update.name, "not checked" if undecided else "agrees", undecided)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution
-from chainrule.execution.experiment import FINEST, STEP, Experiment, Probe, pick, put, real
+from chainrule.execution.experiment import FINEST, STEP, Experiment, Probe, in_one_line, pick, put, real
 from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms, unravel
 from chainrule.graph.graph import Edge
 from chainrule.graph.snapshot import tensor_of
@@ -95,9 +95,16 @@ def compare_rule(
     finding.breach = _breach(context, finding, off)
     if off and not (finding.off or finding.breach) and experiment is not None:
         # One of the two may round more (a constant in float32, a sum that cancels), and neither be wrong.
-        precise = _right_in_float64(context, experiment, finding, [*off[:8]])
+        try:
+            precise = _right_in_float64(context, experiment, finding, [*off[:8]])
+            moved = 0.0 if precise is None else MARGIN * spread_of_rule(context, experiment, finding.edge)
+        except Exception as error:  # an operation without a kernel for float64, or a user's, may raise anything
+            finding.unsettled = (
+                f"our rule and autograd differ in the gradient of `{finding.label}`, and whether that is rounding is "
+                f"not known: it cannot be run again ({in_one_line(error)})"
+            )
+            precise, off = None, ()
         if precise is not None:
-            moved = MARGIN * spread_of_rule(context, experiment, finding.edge)
             within = compare(ours, precise, terms, count=count, eps=eps, slack=moved, argument=finding.label)
             if within.agrees:
                 found, off = replace(found, tolerance=max(found.largest, within.tolerance)), ()

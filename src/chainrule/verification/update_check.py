@@ -14,9 +14,14 @@ from chainrule.graph.comparison import MARGIN, Comparison, compare, dense, round
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.rules.optimizers import terms
 
+WHY = "with it a variance may or may not be above 0, and its root a number"
 
-def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comparison:
+
+def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tuple[Comparison, str]:
     """What the terms of an update give, with the parameter after the step, each element by itself.
+
+    The second result says why elements were left out ("": none were): rounding alone decides whether a variance is
+    above 0 there, and its root a number.
 
     Rounding allows two last places of the parameter and MARGIN of the step. Where that is not enough, since the terms
     of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it. A
@@ -33,7 +38,12 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comp
         return compare(new, after, before.abs(), eps=2 * eps / MARGIN, slack=MARGIN * (of_step + of_terms))
 
     found = compared(0.0)
-    return found if found.agrees else compared(_spread_of_step(update, optimizer))
+    if found.agrees:
+        return found, ""
+    moved = _spread_of_step(update, optimizer)
+    undecided = ~moved.isfinite()
+    new, many = torch.where(undecided, after, new), int(undecided.sum())
+    return compared(moved), f"rounding alone decides the step of {many} of its elements: {WHY}" if many else ""
 
 
 def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
