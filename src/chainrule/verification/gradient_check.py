@@ -346,7 +346,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                 if finding is None and (known := unmeasured(edge, context)) is not None:
                     finding = measure(context, experiment, edge, known)
                     if experiment.narrow and (known := unmeasured(edge, context)) is not None:
-                        finding = measure_coarsely(experiment, edge, known)
+                        finding = measure_coarsely(context, experiment, edge, known)
             else:
                 finding = unmeasured(edge, context, ours)
                 if finding is not None:

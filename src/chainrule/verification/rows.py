@@ -207,8 +207,8 @@ def _verdict(
         return "disagrees", f"the gradient of `{breach.label}` is not what the convention says: {breach.breach}"
     if rule_off:
         names = ", ".join(f"`{f.label}`" for f in rule_off)
-        if obstacle:
-            return "disagrees", f"our rule and autograd differ in the gradient of {names}; {obstacle}"
+        if unmeasured := obstacle or next((f.unsettled for f in rule_off if f.unsettled), ""):
+            return "disagrees", f"our rule and autograd differ in the gradient of {names}; {unmeasured}"
         return "disagrees", f"autograd and differences agree: our rule is wrong in the gradient of {names}"
     if broken:
         return "disagrees", broken
@@ -217,8 +217,7 @@ def _verdict(
     compared = [f for f in findings if f.finite is not None or (trusted and f.rule is not None)]
     incomplete = not compared or any(f not in compared and not f.missing for f in findings)
     if unsettled or (obstacle and (incomplete or not trusted)):
-        alike = explained and findings and all(f.rule is None or f.rule.agrees for f in findings)
-        agreed = "our rule and autograd agree, but " if alike else ""
+        agreed = "our rule and autograd agree, but " if explained and findings else ""
         return "not checked", agreed + (unsettled or obstacle)
     conventions = [each for f in findings for each in f.conventions]
     if conventions and trusted and not incomplete and all(each.choice.startswith(ONE_SIDED) for each in conventions):
