@@ -14,8 +14,6 @@ from torch import Tensor
 
 import chainrule
 from chainrule.graph.reexecution import Reexecution
-from chainrule.graph.snapshot import Snapshot, tensor_of
-from chainrule.recording import Recording
 
 state = SimpleNamespace(calls=0, first=10**9, error=RuntimeError)
 
@@ -85,7 +83,7 @@ ACTIONS: dict[str, Callable[[chainrule.Recording], Any]] = {
 
 def tried(action: Callable[[chainrule.Recording], Any], recording: chainrule.Recording) -> Any:
     try:
-        return action(Recording.of(recording.graph))
+        return action(chainrule.Recording.of(recording.graph))
     except chainrule.ChainruleError:
         return None
 
@@ -98,7 +96,7 @@ def tried(action: Callable[[chainrule.Recording], Any], recording: chainrule.Rec
 def test_whatever_raises_when_it_runs_again_reaches_nobody(function: Any, action: str) -> None:
     recording = step(function)
     state.calls = 0
-    ACTIONS[action](Recording.of(recording.graph))
+    ACTIONS[action](chainrule.Recording.of(recording.graph))
     calls = state.calls
     for first in sorted({0, 1, 5, calls // 2, calls - 1} & set(range(calls))):
         for error in (RuntimeError, NotImplementedError, IndexError)[:: 1 if first == 0 else 2]:
@@ -143,16 +141,10 @@ def without_float64(recording: chainrule.Recording, factor: float, none: bool) -
     nodes = []
     for node in graph.nodes:
         executions = tuple(
-            replace(
-                each,
-                sent=tuple(
-                    g and Snapshot.of(factor * t) if (t := tensor_of(g)) is not None else None for g in each.sent
-                ),
-            )
-            for each in node.executions
+            replace(each, sent=tuple(g and g.filled(factor * g.tensor) for g in each.sent)) for each in node.executions
         )
         nodes.append(node if node.leaf is not None else replace(node, executions=executions))
-    return Recording.of(replace(graph, operations=operations, nodes=tuple(nodes))).verify()
+    return chainrule.Recording.of(replace(graph, operations=operations, nodes=tuple(nodes))).verify()
 
 
 @pytest.mark.parametrize("none", [False, True], ids=["float32 alone", "no kernel"])

@@ -30,7 +30,7 @@ from chainrule.graph.graph import Node
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import Recording, record
 from chainrule.report.headline import with_names
-from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition
+from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition, random_upstream
 from chainrule.verification.gradient_check import FUNCTION, Rows, constraint_of
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification.rows import GradientCheck, Row
@@ -174,7 +174,8 @@ class _Function:
         if constraint := next(filter(None, map(constraint_of, graph.operations)), ""):
             node = replace(graph.nodes[-1], index=count, name=name, operation=None, leaf=None)
             return [Row(node, None, "not checked", constraint, own=FUNCTION)]
-        second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), first.outs)
+        upstream = [g for g in random_upstream(first.outs) if g is not None]
+        second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), upstream)
         found = _Function(second.function, second.inputs, {}, runs=self.fn).attempt(TWICE)
         made = [] if found is None else found.check.rows
         rows = [row for row in made if row.node.function_class is second.function]

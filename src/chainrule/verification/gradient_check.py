@@ -38,7 +38,6 @@ from chainrule.verification.circumstances import circumstance
 from chainrule.verification.coarse_differences import measure_coarsely
 from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
-from chainrule.verification.double_backward import ARRIVES, wrong_second_derivative
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rounding import check_in_float64, settle
@@ -57,6 +56,7 @@ from chainrule.verification.rows import (
     worst_row,
 )
 from chainrule.verification.rule_comparison import LARGE, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.second_derivative import wrong_in_step
 from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
@@ -401,19 +401,12 @@ def _differentiated(context: NodeContext, experiment: Experiment, row: Row) -> R
     backwards, execution = context.graph.backwards, context.execution
     if not (execution.backward < len(backwards) and backwards[execution.backward].differentiated) or experiment.narrow:
         return row
+    edges = [e for e in context.node.edges if e.argument is not None and execution.along(e) is not None]
     try:
-        name = wrong_second_derivative(experiment, [e for e in context.node.edges if execution.along(e) is not None])
+        reason = experiment.guarded(lambda: wrong_in_step(experiment, edges))
     except Exception:  # what cannot be differentiated twice here was not, then
         return row
-    if not name:
-        return row
-    reason = (
-        f"its backward was differentiated again, and the derivative of its gradient with respect to {name} is not the "
-        "one that differences measure"
-    )
-    if name != ARRIVES:
-        reason += ": what is kept on ctx carries no graph, unless it is an argument or an output"
-    return replace(row, verdict="disagrees", reason=reason)
+    return replace(row, verdict="disagrees", reason=reason) if reason else row
 
 
 def _finite(gradient: Tensor | None) -> bool:
