@@ -61,9 +61,16 @@ def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
             options=options,
         )  # fmt: skip
         with rounding if rounding is not None else nullcontext():
-            worked_out = terms(wide, optimizer)
-        assert worked_out is not None
-        value = worked_out[-2].value
-        return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            return _step_of(wide, optimizer)
 
-    return spread(step, update.before.dtype.to_real(), step(None), None).expand(update.before.shape)
+    still = step(None)
+    of_state = (_step_of(update, optimizer) - still).abs().nan_to_num(torch.inf)  # stored, which a fused kernel is not
+    return torch.maximum(spread(step, update.before.dtype.to_real(), still, None), of_state).expand(update.before.shape)
+
+
+def _step_of(update: ParameterUpdate, optimizer: str) -> Tensor:
+    """The step, in float64."""
+    found = terms(update, optimizer)
+    assert found is not None
+    value: Tensor = widened(torch.as_tensor(found[-2].value))
+    return value
