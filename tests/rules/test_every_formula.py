@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from latex_math import FormulaError, Statement, differ
+from latex_math import Statement, differ
+from latex_tree import FormulaError
 from test_every_rule import WRONG_IN_PYTORCH, quiet, recorded, steps_of  # noqa: F401 (a fixture)
 from torch import Tensor
 from torch.nn import functional as F
