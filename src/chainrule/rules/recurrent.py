@@ -1,6 +1,6 @@
 r"""Rules of recurrent layers: LSTM, GRU and the plain RNN, one step at a time or as a fused kernel over all steps.
 
-A cell is stated once, by what it does with its gates (`cells.py`); everything else follows from it. The input gates are
+A cell is stated once, by what it does with its gates (`CELLS`); everything else follows from it. The input gates are
 x W_ih^T + b_ih and the hidden gates h W_hh^T + b_hh of a step.
 
 Fused kernels are unrolled and walked back step by step, which is backpropagation through time: a state's gradient is
@@ -13,19 +13,128 @@ first, which is what a packed sequence is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chainrule.rules import Rule, Wrt, at, derivative, rule, sample
-from chainrule.rules.cells import CELLS, LSTM, Cell, written
+from chainrule.rules import Rule, Wrt, rule, sample
 from chainrule.rules.linear import randn
 
 Steps = list[Tensor]
+
+
+# Cells: what one step does with its gates, and the way back of that. -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class GateGradients:
+    """d loss / d of what a step started from: its gates, and the states where they enter beside the gates."""
+
+    input_gates: Tensor
+    hidden_gates: Tensor
+    h: Tensor | None
+    c: Tensor | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell from its gates a and d and the states u and v before the step, in short: `_latex` prints it, `_run` runs.
+
+    `moved` says how all of that changes with its gates and states, `back` what comes back to the gates from h and c
+    (w is what comes to c from later steps), `to_h` and `to_c` what comes back to the states beside the gates.
+    """
+
+    forward: str
+    moved: str
+    back: str
+    to_h: str = ""
+    to_c: str = ""
+
+    def step(self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The new h and c, from those before."""
+        found = _run(self.forward, a=a, d=d, u=h, v=c)
+        return found["h"], found.get("c")
+
+    def step_back(
+        self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None, h_bar: Tensor, c_bar: Tensor | None
+    ) -> GateGradients:
+        """What comes back from the gradients of the new h and c."""
+        lines = [self.forward, self.back, f"to_h = {self.to_h or None}", f"to_c = {self.to_c or None}"]
+        found = _run("; ".join(lines), a=a, d=d, u=h, v=c, h_bar=h_bar, w_bar=c_bar)
+        return GateGradients(found["a_bar"], found["d_bar"], found["to_h"], found["to_c"])
+
+
+def _latex(short: str) -> str:
+    """LaTeX of formulas in short: `z` is z_t, `.z` its direction, `~z` its gradient, `z[0/4]` its first quarter."""
+
+    def letter(found: re.Match[str]) -> str:
+        mark, name, place, count = found.groups()
+        name = {"": name, ".": rf"\dot{{{name}}}", "~": rf"\bar{{{name}}}"}[mark] + "_t"
+        return name if place is None else rf"\operatorname{{chunk}}({name}, {place}, {count})"
+
+    text = re.sub(r"([.~]?)\b([a-z])\b(?:\[(\d)/(\d)\])?", letter, " ".join(short.split()))
+    for word, command in (("*", r"\odot"), ("tanh", r"\tanh"), ("sigma", r"\sigma"), (";", r", \quad")):
+        text = text.replace(word, command)
+    return text.replace("ReLU", r"\operatorname{ReLU}")
+
+
+FUNCTIONS = {
+    "sigma": torch.sigmoid,
+    "tanh": torch.tanh,
+    "ReLU": torch.relu,
+    "chunk": lambda t, place, count: t.chunk(count, -1)[place],
+    "cat": lambda *parts: torch.cat(parts, -1),
+}
+
+
+@cache
+def _code(short: str) -> CodeType:
+    """Formulas in short as Python: `~z` is z_bar, `z[0/4]` a call of chunk, a list its parts side by side."""
+    text = re.sub(r"(\w)\[(\d)/(\d)\]", r"chunk(\1, \2, \3)", short.replace("[h > 0]", "(h > 0)"))
+    text = re.sub(r"\[(.*?)\]", r"cat(\1)", re.sub(r"~(\w)", r"\1_bar", text))
+    return compile(text, "<cell>", "exec")
+
+
+def _run(short: str, **known: Any) -> dict[str, Any]:
+    """All that formulas in short define, from what is known."""
+    found = {**FUNCTIONS, **known}
+    exec(_code(short), found)
+    return found
+
+
+LSTM = 2
+CELLS = {  # by PyTorch's number for the mode of a fused kernel
+    LSTM: Cell(
+        "z = a + d; i = sigma(z[0/4]); f = sigma(z[1/4]); g = tanh(z[2/4]); o = sigma(z[3/4]); c = f * v + i * g; "
+        "h = o * tanh(c)",
+        ".z = .a + .d; .i = i * (1 - i) * .z[0/4]; .f = f * (1 - f) * .z[1/4]; .g = (1 - g * g) * .z[2/4]; "
+        ".o = o * (1 - o) * .z[3/4]; .c = .f * v + f * .v + .i * g + i * .g; "
+        ".h = .o * tanh(c) + o * (1 - tanh(c) * tanh(c)) * .c",
+        "~c = ~h * o * (1 - tanh(c) * tanh(c)) + ~w; ~a = [~c * g * i * (1 - i), ~c * v * f * (1 - f), "
+        "~c * i * (1 - g * g), ~h * tanh(c) * o * (1 - o)]; ~d = ~a",
+        to_c="f * ~c",
+    ),
+    3: Cell(
+        "r = sigma(a[0/3] + d[0/3]); z = sigma(a[1/3] + d[1/3]); n = tanh(a[2/3] + r * d[2/3]); "
+        "h = (1 - z) * n + z * u",
+        ".r = r * (1 - r) * (.a[0/3] + .d[0/3]); .z = z * (1 - z) * (.a[1/3] + .d[1/3]); "
+        ".n = (1 - n * n) * (.a[2/3] + .r * d[2/3] + r * .d[2/3]); .h = (1 - z) * .n + .z * (u - n) + z * .u",
+        "~n = ~h * (1 - z) * (1 - n * n); ~z = ~h * (u - n) * z * (1 - z); ~r = ~n * d[2/3] * r * (1 - r); "
+        "~a = [~r, ~z, ~n]; ~d = [~r, ~z, ~n * r]",
+        to_h="z * ~h",
+    ),
+    **{
+        mode: Cell(f"h = {squash}(a + d)", f".h = {slope} * (.a + .d)", f"~a = ~h * {slope}; ~d = ~a")
+        for mode, squash, slope in ((0, "ReLU", "[h > 0]"), (1, "tanh", "(1 - h * h)"))
+    },
+}
+
 
 # One layer in one direction, over all steps. -----------------------------------------------------------------------
 
@@ -216,7 +325,7 @@ class _Layer:
         biases = (f" + {n['b']}", f" + {n['B']}") if n.get("b") else ("", "")
         gates = [rf"a_t = {{{n['x']}}}_t \, {n['W']}^T{biases[0]}", rf"d_t = u_t \, {n['R']}^T{biases[1]}"]
         states = [self._state("u", n["h"], "h"), *([self._state("v", n["c"], "c")] if self.lstm else [])]
-        return r", \quad ".join([written(self.cell.forward), *gates, *states])
+        return r", \quad ".join([_latex(self.cell.forward), *gates, *states])
 
     def ends(self, mark: str) -> str:
         out, last = (f"{mark}{{{name}}}" if mark else f"{{{name}}}" for name in ("$out0", "$out1"))
@@ -246,14 +355,14 @@ class _Layer:
         ]
         states = [self._state(r"\dot{u}", first["h"], r"\dot{h}")]
         states += [self._state(r"\dot{v}", first["c"], r"\dot{c}")] if self.lstm else []
-        return self.ends(r"\dot") + _after([written(self.cell.moved), *gates, *states])
+        return self.ends(r"\dot") + _after([_latex(self.cell.moved), *gates, *states])
 
     def back(self, argument: str) -> str:
         if argument in "bB" and argument not in self.names:
             return "0"
         n, first, sign = self.names, self._at(False), "-" if self.reverse else "+"
         target, lead = "$grad", "_{0}" * (self.names["h"] != "$hx_")
-        to_h = rf"\bar{{d}}_t \, {n['R']}" + (f" + {written(self.cell.to_h)}" if self.cell.to_h else "")
+        to_h = rf"\bar{{d}}_t \, {n['R']}" + (f" + {_latex(self.cell.to_h)}" if self.cell.to_h else "")
         totals = {
             "x": rf"{{{target}}}_t = \bar{{a}}_t \, {n['W']}",
             "W": rf"{target} = \sum_t \bar{{a}}_t^T \, {{{n['x']}}}_t",
@@ -261,7 +370,7 @@ class _Layer:
             "b": rf"{target} = \sum_t \operatorname{{colsum}}(\bar{{a}}_t)",
             "B": rf"{target} = \sum_t \operatorname{{colsum}}(\bar{{d}}_t)",
             "h": rf"{{{target}}}{lead} = " + to_h.replace("_t", f"_{first}"),
-            "c": rf"{{{target}}}{lead} = " + written(self.cell.to_c).replace("_t", f"_{first}"),
+            "c": rf"{{{target}}}{lead} = " + _latex(self.cell.to_c).replace("_t", f"_{first}"),
         }
         every = [totals[key].replace(target, rf"\bar{{{n[key]}}}") for key in "WRbB" if key in n]
         total = r", \quad ".join(every) if argument == "all" else totals[argument]
@@ -271,8 +380,8 @@ class _Layer:
             return rf"\begin{{cases}} {last} & t = {self._at(True)} \\ {rest} & \text{{otherwise}} \end{{cases}}"
 
         bars = [rf"\bar{{h}}_t = {{$g0}}_t + {later('{$g1}' + lead, to_h)}"]
-        bars += [rf"\bar{{w}}_t = {later('{$g2}' + lead, written(self.cell.to_c))}"] if self.lstm else []
-        return total + _after([*bars, written(self.cell.back)])
+        bars += [rf"\bar{{w}}_t = {later('{$g2}' + lead, _latex(self.cell.to_c))}"] if self.lstm else []
+        return total + _after([*bars, _latex(self.cell.back)])
 
 
 LATER = "a step reaches its own output and later ones, never earlier ones, and each sequence is by itself"
@@ -407,7 +516,7 @@ class _Step:
     state: str  # what the schema calls the state that enters beside the gates
 
     def _plain(self, short: str) -> str:
-        return _after([written(short).replace("_t", "")])
+        return _after([_latex(short).replace("_t", "")])
 
     def forward(self) -> str:
         biases = ("", "") if self.op.input_bias is None else (" + $input_bias", " + $hidden_bias")
@@ -436,7 +545,7 @@ class _Step:
             "hidden_gates": r"\bar{d}",
             "input_bias": r"\operatorname{colsum}(\bar{a})",
             "hidden_bias": r"\operatorname{colsum}(\bar{d})",
-            self.state: written(cell.to_c or cell.to_h).replace("_t", ""),
+            self.state: _latex(cell.to_c or cell.to_h).replace("_t", ""),
         }[argument]
         bars = [r"\bar{h} = $g0", *([r"\bar{w} = $g1"] if self.mode == LSTM else [])]
         return rf"$grad = {total}" + _after(bars) + self._plain(cell.back)
@@ -458,56 +567,3 @@ def _fused_cell(node: str, mode: int, state: str, outputs: int) -> Rule:
 
 lstm_cell = _fused_cell("ThnnFusedLstmCellBackward0", LSTM, "cx", 3)
 gru_cell = _fused_cell("ThnnFusedGruCellBackward0", 3, "hx", 2)
-
-
-# Packing -----------------------------------------------------------------------------------------------------------
-
-
-def _unpack(op: Any, g: Any) -> Tensor:
-    gradient = torch.zeros_like(op.input)
-    steps = gradient.transpose(0, 1) if op.batch_first else gradient
-    for t, step in enumerate(g[0].split([int(each) for each in op.outs[1]])):
-        steps[t, : step.shape[0]] = step
-    return gradient
-
-
-PACKED = (
-    "{$g}_{m_t + n, k}"  # step t has the N_t sequences that are long enough, longest first; m_t elements lie before
-)
-TAKEN = (
-    r"0 \le n < N_t, \quad N_t = \sum_s [{$lengths}_s > t], "
-    r"\quad m_t = \sum_s \min({$lengths}_s, t)"
-)
-
-
-def _padded(op: Any, name: str) -> str:
-    return at(name, "ntk" if op.batch_first else "tnk")
-
-
-pack_padded_sequence = rule(
-    "PackPaddedSequenceBackward0",
-    equation=lambda op: f"{PACKED.replace('$g', '$out')} = {_padded(op, 'input')}",
-    where=TAKEN,
-    wrt={
-        "input": Wrt(
-            _unpack,
-            lambda op: derivative(PACKED.replace("$g", "$out"), _padded(op, "input"), "1"),
-            lambda op: rf"{_padded(op, 'grad')} = [n < N_t] \, {PACKED}, \quad $g \text{{ is 0 outside}}",
-            "each output element is a copy of one input element",
-        )
-    },
-    constants={"lengths": "not differentiable"},
-    structure="linear",
-    outputs=2,
-    samples=lambda: [
-        sample(torch.ops.aten._pack_padded_sequence, randn(3, 2, 2, shift=0), torch.tensor([3, 1]), False),
-        sample(
-            torch.ops.aten._pack_padded_sequence,
-            randn(2, 3, 2, shift=0),
-            torch.tensor([2, 2]),
-            True,
-            note="batch first",
-        ),
-    ],
-    source="derivatives.yaml: _pack_padded_sequence",
-)
