@@ -57,7 +57,7 @@ READ_FIRST += [
     "factorise",
     "reflections",
 ]
-READ_FIRST += ["spectral", "random", "loss", "class_losses"]
+READ_FIRST += ["reflections", "spectral", "random", "loss", "class_losses"]
 
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
 LETTERS = {
