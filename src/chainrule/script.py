@@ -1,8 +1,8 @@
 """Runs an unmodified training script as `python SCRIPT` or `python -m MODULE` would, and records one of its steps.
 
 PyTorch calls global hooks around every `optimizer.step()`: training step N runs from the end of step N-1 (or the start
-of the script) to the end of step N. With several optimizers it ends when each has stepped (`capture/rounds.py`). PyTorch is imported before the script begins, so environment
-variables that it reads at import must be set outside.
+of the script) to the end of step N. With several optimizers it ends when each has stepped (`capture/rounds.py`).
+PyTorch is imported before the script begins, so environment variables that it reads at import must be set outside.
 """
 
 from __future__ import annotations
