@@ -16,7 +16,7 @@ from chainrule.numbers import number
 from chainrule.rules.optimizers import hyperparameters, terms
 
 SMALL = 36  # elements of a tensor up to which it is asked for
-STEPS = 40  # forward steps up to which a page asks
+STEPS = 24  # forward steps up to which a page asks
 NAMED = 24  # mistakes of one tensor
 DIGITS = 6
 

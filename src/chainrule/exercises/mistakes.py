@@ -31,7 +31,7 @@ AS_LIKELY = 0.3  # the cost by which another mistake may be dearer, to be named 
 NEAR = 0.03  # what each step between a mistake and the quantity costs
 FOLLOWED = 60  # mistakes of a gradient that are followed into the update
 LARGEST = 4096  # elements of a quantity whose mistakes are known
-STEPS = 120  # of a step that is worked through again for each mistake
+STEPS = 100  # of a step that is worked through again for each mistake
 
 
 @dataclass(frozen=True)
