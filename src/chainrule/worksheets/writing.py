@@ -19,11 +19,11 @@ from chainrule.worksheets.questions import questions
 from chainrule.worksheets.sheets import Sheet, as_latex, as_markdown, as_notebook, otter_tests, solution
 
 SOLUTIONS, OTTER, KEY = "solutions", "otter", "key.json"
-FORMAT = 1
+FORMAT, VARIANTS = 1, 30
 
 
 def write(
-    network: str, output: Path, *, seed: int | None = None, variants: int = 30, dead_unit: bool = False,
+    network: str, output: Path, *, seed: int | None = None, variants: int | None = None, dead_unit: bool = False,
     kink: bool = False,
 ) -> list[Sheet]:  # fmt: skip
     """Write the worksheets of a network `2-3-2-1`, or of the step of a script, to the folder `output`.
@@ -32,6 +32,12 @@ def write(
     RecordingError where the script has no training step, StorageError where the folder holds worksheets already or
     cannot be written.
     """
+    if not is_sizes(network) and (dead_unit or kink or seed is not None or (variants or 1) > 1):
+        raise RequestError(
+            f"--network {network} is a script, and its numbers are as they are: one variant. Leave --variants, --seed, "
+            "--dead-unit and --kink out, or give the sizes of a network, as in 2-3-2-1."
+        )
+    variants = variants or VARIANTS
     folder = output / SOLUTIONS
     if (folder / KEY).exists():
         raise StorageError(f"{output} holds worksheets already. Give another folder, or delete this one first.")
@@ -100,11 +106,3 @@ def _write_key(sheets: list[Sheet], folder: Path, network: str, seed: int) -> No
     variants = {sheet.label: [asdict(question) for question in sheet.questions] for sheet in sheets}
     key = {"format": FORMAT, "worksheet": sheets[0].key, "network": network, "seed": seed, "variants": variants}
     (folder / KEY).write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-
-
-def check_count(variants: int, network: str) -> None:
-    """Raise RequestError where a script is to have several variants: its numbers are as they are."""
-    if variants > 1 and not is_sizes(network):
-        raise RequestError(
-            f"{network} is a script, and its step has one variant: its own numbers. Leave --variants out."
-        )
