@@ -20,6 +20,7 @@ ROOMS = (
     ("verification",),
     ("diagnostics",),
     ("lab",),
+    ("exercises",),
     ("report",),
     ("views",),
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),

@@ -19,7 +19,7 @@ from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.lab.program import program_of
-from chainrule.numbers import number
+from chainrule.numbers import nested, number
 from chainrule.report import block_tables, code, data_parallel, steps, update, value_table
 from chainrule.report.context import Context, shape_text
 from chainrule.report.headline import headline, with_names
@@ -287,10 +287,3 @@ def cell(context: Context, snapshot: Snapshot | None) -> str:
             return f"{shape}, not kept"
         return f"{shape}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
     return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
-
-
-def nested(item: object) -> str:
-    """Nested lists of numbers as Python writes them, each number as in all views."""
-    if isinstance(item, list):
-        return "[" + ", ".join(nested(each) for each in item) + "]"
-    return number(item)  # type: ignore[arg-type]
