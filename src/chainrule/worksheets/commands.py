@@ -24,7 +24,10 @@ NOTHING = 2
     help="Draw the same numbers each time. By default they are others each time.",
 )  # fmt: skip
 @click.option(
-    "--variants", type=click.IntRange(1, 999), metavar="N", help="How many sheets, each with other numbers. [default: 30]"
+    "--variants",
+    type=click.IntRange(1, 999),
+    metavar="N",
+    help="How many sheets, each with other numbers. [default: 30]",
 )
 @click.option("--dead-unit", is_flag=True, help="One hidden unit is off for every sample.")
 @click.option("--kink", is_flag=True, help="One input of a ReLU is exactly 0.")
@@ -32,9 +35,7 @@ NOTHING = 2
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR",
     help="The folder to write to.",
 )  # fmt: skip
-def exercise(
-    network: str, seed: int | None, variants: int | None, dead_unit: bool, kink: bool, output: Path
-) -> None:
+def exercise(network: str, seed: int | None, variants: int | None, dead_unit: bool, kink: bool, output: Path) -> None:
     """Write worksheets of one training step to work out by hand, with solutions.
 
     Each sheet is written as a notebook that checks itself (.ipynb), as .md and as .tex; the solutions are in a folder
@@ -60,7 +61,9 @@ def exercise(
     help="The solutions that chainrule exercise wrote. By default they are in FOLDER or beside it.",
 )  # fmt: skip
 @click.option("--json", "form", flag_value="json", help="Print one JSON object, with each answer of each student.")
-@click.option("--csv", "form", flag_value="csv", help="Print a table for a spreadsheet, with the points of each answer.")
+@click.option(
+    "--csv", "form", flag_value="csv", help="Print a table for a spreadsheet, with the points of each answer."
+)
 def grade(folder: Path, solutions: Path | None, form: str | None) -> None:
     """Grade the filled-in worksheets in FOLDER.
 

@@ -127,9 +127,9 @@ class Variant:
         follows = self.follow_up.of(question.quantity, own)
         if answer.shape == right.shape:
             own[question.quantity] = answer
-        if found.right:
-            return Mark(question, question.points, "right")
         points = _hits(question, answer, right)
+        if found.right or points == question.points:
+            return Mark(question, question.points, "right")
         if follows is not None and (hits := _hits(question, answer, right, follows)) > points:
             if _hits(question, answer, follows) == question.points:
                 return Mark(question, question.points, "follows")
@@ -160,7 +160,7 @@ def _hits(question: Question, answer: Tensor, *wanted: Tensor) -> int:
     """How many numbers are one of those wanted, when rounded as the question says."""
     if answer.shape != wanted[0].shape:
         return 0
-    tolerance = 1e-4 if question.exact else 0.5 * 10**-question.decimals + 1e-6
+    tolerance = 0.5 * 10**-question.compared * (1 + 1e-3)
     return int(torch.stack([(answer - each).abs() <= tolerance for each in wanted]).any(0).sum())
 
 
@@ -201,7 +201,8 @@ class Key:
 
 
 def _question(fields: dict[str, Any]) -> Question:
-    return Question(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    known: dict[str, Any] = {name: tuple(it) if isinstance(it, list) else it for name, it in fields.items()}
+    return Question(**known)
 
 
 def solutions_for(folder: Path) -> Path:
@@ -302,5 +303,3 @@ def as_rows(grades: Grades) -> list[list[str]]:
 def _plain(cell: str) -> str:
     """A student's own text, which a spreadsheet must not take for a formula."""
     return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t") else cell
-
-

@@ -19,7 +19,7 @@ from chainrule.errors import RequestError
 
 SAMPLES = 2
 LEARNING_RATE = "0.1"
-INPUTS, WEIGHTS, BIASES, ERRORS = (-2, -1, 1, 2, 3), (-2, -1, 1, 2), (-2, -1, 0, 1, 2), (-2, -1, 1, 2)
+INPUTS, WEIGHTS, BIASES, ERRORS = (-2, -1, 1, 2, 3), (-2, -1, 1, 2), (-2, -1, 1, 2), (-2, -1, 1, 2)
 DRAWS, ENOUGH = 20_000, 40  # networks drawn for one variant, and fitting ones among them that are compared
 WIDEST, DEEPEST = 6, 6
 _SIZES = re.compile(r"\d+(-\d+)+")
@@ -70,9 +70,9 @@ def networks(wish: Wish, seed: int, count: int) -> Iterator[Network]:
         draw = random.Random(f"{seed}/{variant}/{wish}")
         best = min(_fitting(wish, draw, seen), key=lambda each: ease(each)[0], default=None)
         if best is None:
-            wanted = " and ".join(name for name in ("dead unit", "kink") if getattr(wish, name.replace(" ", "_")))
+            wanted = " and ".join(["a dead unit"] * wish.dead_unit + ["a kink"] * wish.kink)
             raise RequestError(
-                f"no {'-'.join(map(str, wish.sizes))} network {f'with a {wanted} ' if wanted else ''}was found for "
+                f"no {'-'.join(map(str, wish.sizes))} network {f'with {wanted} ' if wanted else ''}was found for "
                 f"variant {variant}. Ask for fewer variants, or for other sizes."
             )
         seen.add(best)
@@ -109,7 +109,7 @@ def _drawn(wish: Wish, draw: random.Random) -> Network | None:
             hidden.append(result)
             result = _relu(result)
         activation = result
-    if hidden and not _worth_it(hidden, wish):
+    if not _worth_it(hidden, wish):
         return None
     step = _whole(SAMPLES * wish.sizes[-1])
     targets = tuple(tuple(number - step * draw.choice(ERRORS) for number in row) for row in activation)
@@ -162,9 +162,7 @@ def numbers_of(network: Network) -> dict[str, list[list[Fraction]]]:
         if layer < last:
             activations.append(_relu(sums[-1]))
             found[f"A{layer}"] = _fractions(activations[-1])
-    errors = [
-        [a - y for a, y in zip(*rows, strict=True)] for rows in zip(sums[-1], network.targets, strict=True)
-    ]
+    errors = [[a - y for a, y in zip(*rows, strict=True)] for rows in zip(sums[-1], network.targets, strict=True)]
     count = SAMPLES * len(network.targets[0])
     found["J"] = [[Fraction(sum(error**2 for row in errors for error in row), count)]]
     scale, rate = Fraction(2, count), Fraction(LEARNING_RATE)
@@ -183,7 +181,8 @@ def numbers_of(network: Network) -> dict[str, list[list[Fraction]]]:
         found[f"dJ/db{layer}"] = _fractions(of_bias, scale)
         for name, before, gradient in ((f"W{layer}", weight, of_weight), (f"b{layer}", (bias,), of_bias)):
             found[f"new {name}"] = [
-                [w - rate * scale * g for w, g in zip(*rows, strict=True)] for rows in zip(before, gradient, strict=True)
+                [w - rate * scale * g for w, g in zip(*rows, strict=True)]
+                for rows in zip(before, gradient, strict=True)
             ]
         if layer > 1:
             upstream = [

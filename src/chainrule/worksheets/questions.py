@@ -6,15 +6,15 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from chainrule import document as doc
 from chainrule.errors import RequestError
 from chainrule.recording import Recording
 
 LARGEST = 36  # numbers up to which a tensor is asked for
-DECIMALS = (4, 3, 5, 2, 6)  # to which numbers that are no short decimals are asked for, the first that fits
 EXACT = 3  # decimals up to which a number counts as short
+USUAL, SMALLEST = 4, 3  # decimals of other numbers, and significant digits that the largest of a tensor has at least
 Part = Literal["forward", "backward", "update"]
 
 
@@ -38,6 +38,16 @@ class Question:
     formulas: tuple[str, ...] = ()
 
     @property
+    def compared(self) -> int:
+        """The decimals that decide whether a number is right."""
+        return USUAL if self.exact else self.decimals
+
+    @property
+    def nested(self) -> Any:
+        """The right numbers as lists in lists."""
+        return nested(self.values, self.shape)
+
+    @property
     def points(self) -> int:
         """A point for each number."""
         return len(self.values)
@@ -48,6 +58,14 @@ class Question:
         size = " x ".join(map(str, self.shape))
         what = "a number" if not self.shape else f"{size} number{'s' * (self.points > 1)}"
         return f"{what}, {'exact' if self.exact else many(self.decimals, 'decimal')}"
+
+
+def nested(cells: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    """Cells as lists in lists of this shape; without a shape the one cell."""
+    if not shape:
+        return cells[0]
+    size = len(cells) // shape[0]
+    return [nested(cells[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
 
 
 def many(count: int, thing: str) -> str:
@@ -107,7 +125,6 @@ def _is_asked(tensor: doc.Tensor) -> bool:
     return (
         tensor.entries is not None
         and 0 < len(tensor.entries) <= LARGEST
-        and len(tensor.shape) <= 2
         and not any(isinstance(each, complex | bool) for each in tensor.entries)
     )
 
@@ -136,6 +153,8 @@ def decimals_of(values: Sequence[float]) -> tuple[int, bool]:
             return decimals, True
 
     def margin(decimals: int) -> float:
-        return min(abs(abs(value) * 10**decimals % 1 - 0.5) for value in values)
+        return min(abs(math.fmod(abs(value) * 10.0**decimals, 1) - 0.5) for value in values)
 
-    return next((each for each in DECIMALS if margin(each) > 0.01), max(DECIMALS, key=margin)), False
+    usual = max(USUAL, SMALLEST - 1 - math.floor(math.log10(max(map(abs, values)))))
+    choice = (usual, usual + 1, usual + 2)
+    return next((each for each in choice if margin(each) > 0.01), max(choice, key=margin)), False

@@ -5,24 +5,36 @@ A notebook has, for each answer, a salted hash of its rounded numbers. Everythin
 
 # ---
 import hashlib
+from typing import Any
 
 
-def seal(salt, name, answer, decimals):
+def seal(salt: str, name: str, answer: Any, decimals: int) -> str:
     """A hash of the rounded numbers of an answer. It takes a moment on purpose: guessing must not be quick."""
+    answer = plain(answer)
     digits = " ".join(str(round(float(number) * 10**decimals)) for number in numbers(answer))
-    return hashlib.pbkdf2_hmac("sha256", digits.encode(), f"{salt}/{name}".encode(), 20_000).hex()[:32]
+    text = f"{[size for size in shape(answer) if size != 1]} {digits}"  # a row may stand for a column
+    return hashlib.pbkdf2_hmac("sha256", text.encode(), f"{salt}/{name}".encode(), 20_000).hex()[:32]
 
 
-def numbers(answer):
-    """The numbers of an answer, row by row: a number, a list of lists, an array or a tensor."""
-    answer = answer.tolist() if hasattr(answer, "tolist") else answer
+def plain(answer: Any) -> Any:
+    """An array or a tensor as lists; lists and numbers as they are."""
+    return answer.tolist() if hasattr(answer, "tolist") else answer
+
+
+def numbers(answer: Any) -> list[Any]:
+    """The numbers of nested lists, row by row."""
     return [each for row in answer for each in numbers(row)] if isinstance(answer, (list, tuple)) else [answer]
 
 
-def check(name, answer):
+def shape(answer: Any) -> list[int]:
+    """How many rows and columns nested lists have."""
+    return [len(answer), *shape(answer[0])] if isinstance(answer, (list, tuple)) and answer else []
+
+
+def check(name: str, answer: Any) -> bool:
     """Whether the answer called `name` is right, when its numbers are rounded as the question says."""
     decimals, sealed = SEALS[name]
-    if any(each is ... for each in numbers(answer)):
+    if any(each is ... for each in numbers(plain(answer))):
         print(f"{name}: not answered yet")
         return False
     try:
@@ -36,4 +48,4 @@ def check(name, answer):
 
 # ---
 SALT: str = ""
-SEALS: dict = {}
+SEALS: dict[str, tuple[int, str]] = {}

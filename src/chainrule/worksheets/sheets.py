@@ -13,7 +13,7 @@ from chainrule import document as doc
 from chainrule.recording import Recording
 from chainrule.views import latex, markdown
 from chainrule.views.notebook import FORMAT, LANGUAGE, MINOR
-from chainrule.worksheets.questions import Part, Question, many
+from chainrule.worksheets.questions import Part, Question, many, nested
 from chainrule.worksheets.sealed import seal
 
 PARTS: dict[Part, str] = {"forward": "Forward pass", "backward": "Backward pass", "update": "Update"}
@@ -43,7 +43,7 @@ class Sheet:
     @cached_property
     def seals(self) -> dict[str, str]:
         """The hash of each right answer, by its name."""
-        return {q.name: seal(self.salt, q.name, list(q.values), q.decimals) for q in self.questions}
+        return {q.name: seal(self.salt, q.name, q.nested, q.compared) for q in self.questions}
 
     def asked(self, part: Part) -> list[tuple[int, Question]]:
         """The questions of one part, each with its number on the sheet."""
@@ -100,20 +100,10 @@ def _asks(number: int, question: Question) -> tuple[doc.Block, ...]:
     return (said, *(doc.Equation(formula) for formula in question.formulas))
 
 
-def rows_of(question: Question, cells: list[str]) -> str:
-    """Cells in brackets, as a list of lists of the question's shape."""
-    if not question.shape:
-        return cells[0]
-    if len(question.shape) == 1:
-        return f"[{', '.join(cells)}]"
-    width = question.shape[1]
-    rows = (", ".join(cells[start : start + width]) for start in range(0, len(cells), width))
-    return "[" + ", ".join(f"[{row}]" for row in rows) + "]"
-
-
 def blank(question: Question, form: str) -> str:
     """The line that a student fills in: `Z1 = [[___, ___]]`."""
-    return f"{question.name} = {rows_of(question, [BLANK[form]] * question.points)}"
+    cells = nested([BLANK[form]] * question.points, question.shape)
+    return f"{question.name} = {cells}".replace("'", "")
 
 
 # -- the sheet --------------------------------------------------------------------------------------------------------
@@ -149,7 +139,7 @@ def as_latex(sheet: Sheet) -> str:
 def _matrix(question: Question, cells: list[str]) -> str:
     if not question.shape:
         return cells[0]
-    width = question.shape[-1] if question.shape else 1
+    width = question.shape[-1]
     rows = [" & ".join(cells[start : start + width]) for start in range(0, len(cells), width)]
     return r"\begin{bmatrix} " + r" \\ ".join(rows) + r" \end{bmatrix}"
 
@@ -179,7 +169,7 @@ def check_cell(sheet: Sheet, questions: tuple[Question, ...] | None = None) -> s
     """The code of `check`, with the hashes of the answers to these questions, by default all of the sheet's."""
     code = files(__package__).joinpath("sealed.py").read_text(encoding="utf-8").split("# ---\n")[1].strip()
     asked = sheet.questions if questions is None else questions
-    seals = "".join(f'    "{each.name}": ({each.decimals}, "{sheet.seals[each.name]}"),\n' for each in asked)
+    seals = "".join(f'    "{each.name}": ({each.compared}, "{sheet.seals[each.name]}"),\n' for each in asked)
     return f'{code}\n\n\nSALT = "{sheet.salt}"\nSEALS = {{\n{seals}}}'
 
 

@@ -22,9 +22,10 @@ from chainrule.worksheets.sheets import BLANK
 
 SUFFIXES = (".ipynb", ".md", ".csv", ".json")
 LARGEST = 4_000_000  # bytes of a file; a filled-in notebook has some 30 thousand
-DEEPEST = 3  # brackets inside each other
+DEEPEST = 6  # brackets inside each other
 MARK = re.compile(r"Worksheet ([0-9a-f]{8}), variant (\d+)")
 _NAME = re.compile(r"^Name:[ \t]*([^\s].*?)[ \t]*$", re.MULTILINE)
+_FORMULA = re.compile(r"^```math\n.*?^```", re.MULTILINE | re.DOTALL)
 _ARRAYS = {"tensor", "Tensor", "array", "asarray"}
 _ARITHMETIC: Mapping[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -89,7 +90,7 @@ def read(path: Path, folder: Path, names: Mapping[str, str]) -> list[Submission]
             case ".ipynb":
                 prose, code = _cells(text)
             case _:
-                prose = code = text
+                prose, code = text, _FORMULA.sub("", text)
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise UnreadableError("has not the form of a filled-in sheet.") from None
     mark = MARK.search(prose)

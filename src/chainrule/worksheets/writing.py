@@ -7,14 +7,15 @@ import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 from chainrule import views
 from chainrule.errors import RecordingError, RequestError, StorageError
+from chainrule.progress import bar
 from chainrule.recording import Recording, record
 from chainrule.script import run_script
-from chainrule.worksheets.networks import Wish, is_sizes, networks, script, sizes_of
+from chainrule.worksheets.networks import Network, Wish, is_sizes, networks, script, sizes_of
 from chainrule.worksheets.questions import questions
 from chainrule.worksheets.sheets import Sheet, as_latex, as_markdown, as_notebook, otter_tests, solution
 
@@ -37,42 +38,44 @@ def write(
             f"--network {network} is a script, and its numbers are as they are: one variant. Leave --variants, --seed, "
             "--dead-unit and --kink out, or give the sizes of a network, as in 2-3-2-1."
         )
-    variants = variants or VARIANTS
+    variants = (variants or VARIANTS) if is_sizes(network) else 1
+    output = output.absolute()  # a script may change its folder
     folder = output / SOLUTIONS
     if (folder / KEY).exists():
         raise StorageError(f"{output} holds worksheets already. Give another folder, or delete this one first.")
+    seed = secrets.randbelow(2**53) if seed is None else seed
+    key = hashlib.sha256(f"{network}/{seed}/{variants}/{dead_unit}/{kink}".encode()).hexdigest()[:8]
+    if is_sizes(network):
+        chosen = list(networks(Wish(sizes_of(network), dead_unit, kink), seed, variants))
+        recorded = _of_networks(chosen, folder)
+    else:
+        recorded = iter((("01", _of_script(network)),))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        seed = secrets.randbelow(2**53) if seed is None else seed
-        key = hashlib.sha256(f"{network}/{seed}/{variants}/{dead_unit}/{kink}".encode()).hexdigest()[:8]
-        if is_sizes(network):
-            recorded = _of_sizes(Wish(sizes_of(network), dead_unit, kink), folder, seed, variants)
-        else:
-            recorded = iter((("01", _of_script(network)),))
-        sheets = [_sheet(key, label, recording) for label, recording in recorded]
-        for sheet in sheets:
-            _write_sheet(sheet, output)
-            sheet.recording.save(folder / f"variant-{sheet.label}.safetensors")
+        sheets = []
+        with bar("writing worksheets") as progress:
+            for label, recording in recorded:
+                sheets.append(_sheet(key, label, recording))
+                _write_sheet(sheets[-1], output)
+                progress(len(sheets), variants)
         _write_key(sheets, folder, network, seed)
     except OSError as error:
         raise StorageError(f"{output} cannot be written ({error.strerror}). Give another folder with -o.") from error
     return sheets
 
 
-def _of_sizes(wish: Wish, folder: Path, seed: int, variants: int) -> Iterator[tuple[str, Recording]]:
+def _of_networks(chosen: list[Network], folder: Path) -> Iterator[tuple[str, Recording]]:
     """Each variant's label and its recorded step; the script of each is written to the folder."""
-    title = f"One step of a {'-'.join(map(str, wish.sizes))} network."
-    for number, network in enumerate(networks(wish, seed, variants), 1):
-        label = f"{number:0{max(2, len(str(variants)))}d}"
+    for number, network in enumerate(chosen, 1):
+        label = f"{number:0{max(2, len(str(len(chosen))))}d}"
         path = folder / f"variant-{label}.py"
+        sizes = [len(network.inputs[0]), *map(len, network.weights)]
+        title = f"One step of a {'-'.join(map(str, sizes))} network."
         path.write_text(script(network, title), encoding="utf-8")
-        spec = spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        with record(namespace=vars(module)) as recording:
-            module.train_step()
+        names: dict[str, Any] = {"__name__": path.stem}
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
+        with record(namespace=names) as recording:
+            names["train_step"]()
         yield label, recording
 
 
@@ -92,6 +95,7 @@ def _sheet(key: str, label: str, recording: Recording) -> Sheet:
 
 def _write_sheet(sheet: Sheet, output: Path) -> None:
     name = f"variant-{sheet.label}"
+    sheet.recording.save(output / SOLUTIONS / f"{name}.safetensors")
     for suffix, written in ((".md", as_markdown), (".tex", as_latex), (".ipynb", as_notebook)):
         (output / f"{name}{suffix}").write_text(written(sheet), encoding="utf-8")
         text = views.written(solution(sheet, coded=suffix == ".ipynb"), suffix)
