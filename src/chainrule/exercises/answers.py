@@ -140,8 +140,9 @@ class _Check:
 
     def _named(self, right: Tensor) -> Mistake | None:
         known = self.known.at(self.asked)
-        whole = self._matching(known, torch.ones_like(right), right)
-        if whole is not None:
+        everywhere = torch.ones_like(right)
+        whole = self._matching(known, everywhere, right)
+        if whole is not None or any(self._fits(each, everywhere) for each in known):
             return whole
         if bool(right.any()):
             local = self._matching(known, ~right, torch.zeros_like(right))
@@ -163,10 +164,9 @@ class _Check:
         found: list[Mistake] = []
         rank = 0
         for each in known:
-            value = each.value.double()
-            if value.shape == self.given.data.shape and self._agrees(value, settled):
+            if self._fits(each, settled):
                 rank += 1
-                if self._agrees(value, where) and self._is_no_chance(each, value, where, rank):
+                if self._fits(each, where) and self._is_no_chance(each, where, rank):
                     found.append(each)
         if not found:
             return None
@@ -176,13 +176,18 @@ class _Check:
 
     def _unit(self, value: Tensor) -> Tensor:
         """How far an answer may be off the value of a mistake."""
-        return torch.maximum(self.given.half, 1e-5 * value.abs() + 1e-6 * rms(value)) * (1 + 1e-6)
+        return self.given.half + 1e-5 * value.abs() + 1e-6 * rms(value)
 
-    def _agrees(self, value: Tensor, where: Tensor) -> bool:
+    def _fits(self, mistake: Mistake, where: Tensor) -> bool:
+        """Whether the answer agrees with a mistake at these elements."""
+        value = mistake.value.double()
+        if value.shape != self.given.data.shape:
+            return False
         return bool(((self.given.data - value).abs() <= self._unit(value))[where].all())
 
-    def _is_no_chance(self, mistake: Mistake, value: Tensor, where: Tensor, rank: int) -> bool:
+    def _is_no_chance(self, mistake: Mistake, where: Tensor, rank: int) -> bool:
         """Whether an answer that agrees with a mistake at these elements does so for more than chance."""
+        value = mistake.value.double()
         digits = self._digits(value, self._unit(value), where)
         is_whole = bool((self.given.data == self.given.data.round()).all())
         is_plain = mistake.cost <= ELEMENTARY and digits >= (0.6 if is_whole else 2.0)
@@ -190,10 +195,12 @@ class _Check:
 
     def _digits(self, value: Tensor, unit: Tensor, where: Tensor) -> float:
         """How many digits of an answer a mistake explains: those of the elements at which it is not the right number."""
+        size = value.abs()
         if value.shape == self.right.shape:
             where = where & ((value - self.right).abs() > unit + self.tolerance)
-        size = (value.abs() / unit.clamp_min(1e-300)).clamp_min(1.0).log10().clamp(0, MOST_DIGITS)
-        return float(torch.where(value == 0, torch.full_like(size, ZERO), size)[where].sum())
+            size = torch.minimum(size, (value - self.right).abs())  # an answer is somewhere around the right one
+        digits = (size / unit.clamp_min(1e-300)).clamp_min(1.0).log10().clamp(0, MOST_DIGITS)
+        return float(torch.where(value == 0, torch.full_like(digits, ZERO), digits)[where].sum())
 
     def _rounded_early(self, right: Tensor) -> Mistake | None:
         """An answer that is off by a unit or two of its last digit."""

@@ -129,6 +129,10 @@ class BackwardSlips:
         assert rule is not None
         if rule.topic in ("loss", "activation") or rule.name in SOFTMAXES:
             return
+        above = self.graph.values[part.step.outputs[0]].grad
+        if above is not None and above.dim() == 2 and above.shape[0] == above.shape[1] > 1:
+            sentence = f"{self._gradient(part.step.outputs[0])} is transposed where it should not be, or not where it should"
+            yield self._slip(part, 1.3, "transposed", sentence, lambda op, up: by_rule(part, op, tuple(None if g is None else g.t() for g in up)))  # fmt: skip
         for name, item, value in part.step.arguments:
             other = op.arguments.get(name)
             if (

@@ -46,11 +46,18 @@ def by_rule(part: Part, op: Applied, upstream: tuple[Tensor | None, ...]) -> Ten
     return found if part.item is None or found is None else found[part.item]
 
 
+def as_recorded(part: Part, op: Applied, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
+    """The gradient with the step's own numbers, whatever went into it."""
+    assert part.step.op is not None
+    return by_rule(part, wide_op(part.step.op), upstream)
+
+
 @dataclass(frozen=True)
 class Change:
     """One step done in another way: `back` gives the gradient of one argument, `forward` the result from the right one.
 
-    `given` are operands that the step takes instead, in the forward pass.
+    `given` are operands that the step takes instead, in the forward pass. A change of the forward pass may have a `back`
+    as well, of who goes on with what he wrote.
     """
 
     step: Step
@@ -237,10 +244,11 @@ class Chain:
         return made
 
     def _filled(self, leaf: Any, known: Values) -> Any:
-        """An argument with its numbers, copied: an in-place operation writes to them."""
+        """An argument with its numbers in double precision, copied: an in-place operation writes to them."""
         if not isinstance(leaf, Ref):
             return leaf
-        return (known[leaf.value] if leaf.value in known else self.graph.values[leaf.value].snapshot.tensor).clone()
+        data = known[leaf.value] if leaf.value in known else self.graph.values[leaf.value].snapshot.tensor
+        return wide(data.clone())
 
     def changed(self, update: Change) -> Change:
         """The same change of the backward step of a forward step."""

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.forward_values import name_of
-from chainrule.exercises.activations import ACTIVATIONS, called
-from chainrule.exercises.chain import Change
+from chainrule.exercises.activations import ACTIVATIONS, Activation, called
+from chainrule.exercises.chain import Change, Part
 from chainrule.exercises.slip import Slip, written
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Notation
+from chainrule.rules import Applied
 
 Result = Callable[[Tensor], Tensor]
 
@@ -44,14 +45,16 @@ class ForwardSlips:
 
     def _operands(self, step: Step, out: str) -> Iterator[Slip]:
         assert step.rule is not None
-        if step.rule.topic in ("loss", "normalise", "activation"):
+        if step.rule.topic in ("loss", "activation"):
             return
-        operands = {value for name, item, value in step.arguments if item is None and name in step.rule.wrt}
-        for value in operands if len(operands) > 1 else ():
+        operands = {value: name for name, item, value in step.arguments if item is None and name in step.rule.wrt}
+        for value, name in operands.items() if len(operands) > 1 else ():
             data, text = self.graph.values[value].data, self.notation.plain(value)
             if data is None or not data.is_floating_point():
                 continue
-            is_bias = data.dim() < len(self.graph.values[step.outputs[0]].shape)
+            is_bias = name == "bias" if step.rule.topic == "normalise" else data.dim() < len(self.graph.values[step.outputs[0]].shape)
+            if step.rule.topic == "normalise" and name not in ("weight", "bias"):
+                continue
             if is_bias:
                 sentence = f"{text} is not added in {out}: {written(text, data)}"
                 yield self._given(step, 1.1, "bias left out", sentence, value, torch.zeros_like(data))
@@ -71,25 +74,20 @@ class ForwardSlips:
     def _result(self, step: Step, out: str) -> Iterator[Slip]:
         assert step.rule is not None
         assert step.op is not None
-        own, value = ACTIVATIONS.get(step.rule.name), step.arguments[0][2] if step.arguments else None
-        if value is None or self.graph.values[value].data is None:
+        value = step.arguments[0][2] if step.arguments else None
+        data = None if value is None else self.graph.values[value].data
+        if value is None or data is None or len(step.arguments) > 1:
             return
-        before = self.graph.values[value].data
-        assert before is not None
+        before = data.double() if data.is_floating_point() else data
         text, here = self.notation.plain(value), called(step.rule.name) or name_of(step.rule, step.op)
-        if (
-            before.shape == self.graph.values[step.outputs[0]].shape
-            and step.rule.structure == "elementwise"
-            and len(step.arguments) == 1
-        ):
+        if data.shape == self.graph.values[step.outputs[0]].shape and step.rule.structure == "elementwise":
             sentence = f"{here} is left out: this is {text} itself"
-            yield self._made(step, 1.1, "left out", sentence, lambda result: before)
-        for name, other in ACTIVATIONS.items() if own is not None else ():
+            change = Change(step, "self", lambda part, op, up: up[0], lambda _: before)
+            yield Slip(1.1, "left out", sentence, change)
+        for name, other in ACTIVATIONS.items() if step.rule.name in ACTIVATIONS else ():
             if name != step.rule.name:
                 sentence = f"{out} is {here} of {text}, and this takes {other.called}"
-                yield self._made(
-                    step, 1.2, "wrong activation", sentence, lambda result, other=other: other.function(before)
-                )  # type: ignore[misc]
+                yield Slip(1.2, "wrong activation", sentence, _taken(step, before, other))
         if step.rule.name == "softmax":
             exponentials = f"the softmax divides each row's exponentials by their sum, and these are"
             yield self._made(step, 1.2, "left out", f"{exponentials} exp({text}) alone", lambda result: before.exp())
@@ -143,6 +141,15 @@ class ForwardSlips:
                 sentence,
                 lambda result: root.reshape(result.shape) if root.numel() == result.numel() else root.sum() / count,
             )
+
+
+def _taken(step: Step, x: Tensor, other: Activation) -> Change:
+    """Another activation, forward and back."""
+
+    def back(part: Part, op: Applied, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
+        return None if upstream[0] is None else upstream[0] * other.slope(op.self, other.function(op.self))
+
+    return Change(step, "self", back, lambda _: other.function(x))
 
 
 def mean_of(step: Step, graph: Graph) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, derive
 from chainrule.exercises.backward_slips import BackwardSlips
-from chainrule.exercises.chain import Chain, Values
+from chainrule.exercises.chain import Chain, Change, Values, as_recorded
 from chainrule.exercises.forward_slips import ForwardSlips, mean_of
 from chainrule.exercises.quantities import Kind, Quantity, Recorded, made, names, quantity_of
 from chainrule.exercises.slip import Slip
@@ -28,7 +28,7 @@ from chainrule.graph.names import Notation
 SAME = 1e-6  # the relative difference up to which two values are one
 AS_LIKELY = 0.3  # the cost by which another mistake may be dearer, to be named as well
 NEAR = 0.03  # what each step between a mistake and the quantity costs
-FOLLOWED = 24  # mistakes of a gradient that are followed into the update
+FOLLOWED = 60  # mistakes of a gradient that are followed into the update
 LARGEST = 4096  # elements of a quantity whose mistakes are known
 STEPS = 120  # of a step that is worked through again for each mistake
 
@@ -86,6 +86,7 @@ class Mistakes:
         self.recorded = recorded
         self.graph, self.notation = recorded.graph, recorded.notation
         self.chain = Chain(self.graph, recorded.derivation)
+        self._found: dict[str, tuple[Mistake, ...]] = {}
 
     @classmethod
     def of(cls, recorded: Recorded) -> Mistakes:
@@ -109,6 +110,16 @@ class Mistakes:
 
     def at(self, quantity: Quantity) -> tuple[Mistake, ...]:
         """The mistakes at one quantity."""
+        if quantity.name not in self._found:
+            self._found[quantity.name] = self._whole(replace(quantity, index=None))
+        whole = self._found[quantity.name]
+        if quantity.index is None:
+            return whole
+        each = ((one, quantity.part(one.value)) for one in whole)
+        parts = (replace(one, value=part) for one, part in each if part is not None)
+        return tuple(_distinct(parts, quantity.right.double()))
+
+    def _whole(self, quantity: Quantity) -> tuple[Mistake, ...]:
         if quantity.data.numel() > LARGEST or not quantity.data.is_floating_point():
             return ()
         found = sorted(self._raw(quantity), key=lambda each: each.cost)
@@ -217,16 +228,25 @@ class Mistakes:
         for place, step in enumerate(self.chain.backward_steps):
             for part in self.chain.parts[step.index]:
                 for slip in slips.of(part, uses[part.target]):
-                    found.append((place, slip, _differing(self._walked(slip, None), right)))
+                    found.append((place, slip, _differing(self._walked(slip.change, None), right)))
         for place, slip, values in self._forward:
             at = len(self.chain.backward_steps) - 1 - place
             dearer = replace(slip, cost=slip.cost + 0.3, sentence=f"{slip.sentence}; the rest follows from that")
-            found.append((max(0, at), dearer, _differing(self._walked(None, values), right)))
+            for change in self._backs(slip.change):
+                found.append((max(0, at), dearer, _differing(self._walked(change, values), right)))
         return found
 
-    def _walked(self, slip: Slip | None, values: Values | None) -> dict[int, Tensor]:
+    def _backs(self, change: Change) -> Iterator[Change | None]:
+        """How one goes back who did a step otherwise: from what he got, as he wrote it, or as the step really is."""
+        yield None
+        if change.back is not None:
+            mine = self.chain.changed(change)
+            yield mine
+            yield replace(mine, back=as_recorded)
+
+    def _walked(self, change: Change | None, values: Values | None) -> dict[int, Tensor]:
         try:
-            return self.chain.gradients(slip.change if slip is not None else None, values)
+            return self.chain.gradients(change, values)
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
             return {}  # a change that the step cannot take
 
@@ -289,7 +309,7 @@ class Mistakes:
             )
             if after is not None:
                 sentence = f"the update is right, but the gradient in it is not: {each.sentence}"
-                yield Mistake(after, each.name, sentence, each.cost + 0.3)
+                yield Mistake(after, each.name, sentence, each.cost + 0.3, each.also)
 
 
 def _differing(found: dict[int, Tensor], right: dict[int, Tensor]) -> dict[int, Tensor]:
