@@ -73,7 +73,7 @@ def grade(folder: Path, solutions: Path | None, form: str | None) -> None:
     \b
     Examples:
       chainrule grade submitted
-      chainrule grade submitted --solutions homework/solutions --csv > points.csv
+      chainrule grade submitted --solutions homework/solutions --csv
     """
     from chainrule.views.terminal import render
     from chainrule.worksheets.grading import as_json, as_rows, document

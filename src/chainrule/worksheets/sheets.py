@@ -64,10 +64,15 @@ def _head(sheet: Sheet) -> tuple[doc.Block, ...]:
 
 def _given(sheet: Sheet) -> Iterator[doc.Block]:
     """The network's numbers, and how it learns."""
+    products: doc.Text = ()
+    if any(r"\odot" in formula for question in sheet.questions for formula in question.formulas):
+        products = (" ", doc.Math(r"\odot"), " multiplies element by element.")
     yield doc.Paragraph(
-        ("Samples are rows, and a row of a weight is a unit. Indices count from 0. ",
-         doc.Math(r"\odot"), " multiplies element by element.")
-    )  # fmt: skip
+        (
+            "Samples are rows, and a row of a weight is a unit. A gradient has the shape of what it belongs to.",
+            *products,
+        )
+    )
     for row in sheet.document.rows:
         if row.kind in ("data", "parameter"):
             yield replace(row.value, label="")
