@@ -263,14 +263,13 @@ class Recording:
 
     @apart()
     def check(self, quantity: str, answer: Any, earlier: Mapping[str, Any] | None = None) -> Answer:
-        """Check a student's answer: `recording.check("dJ/dW2", [[0.1, -0.3]])`, and name the mistake in a wrong one.
+        """Check a student's answer, and name the mistake in a wrong one: `recording.check("dJ/dW2", [[0.1, -0.3]])`.
 
-        A quantity is what the views call it: a gradient, a value (`A1`), a parameter after the update (`new W2`), or one
-        element (`Z2[0,1]`). An answer is a tensor, nested lists, a number or a number as text, rounded or not. With
-        `earlier` answers, by their quantities, one that follows from a wrong one by right arithmetic is recognised.
+        It is about a gradient, a value (`A1`), a parameter after the update (`new W2`), or one element (`Z2[0,1]`). It
+        is a tensor, nested lists, a number, or one as text, rounded or not. With `earlier` answers, by their
+        quantities, one that follows from a wrong one by right arithmetic is recognised.
 
-        Raises MissingError, with the nearest names, for a quantity that does not exist, RequestError for what is no
-        number.
+        Raises MissingError, with the nearest names, for what the step lacks, RequestError for what is no number.
         """
         from chainrule.exercises.answers import check
 

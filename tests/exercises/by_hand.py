@@ -1,7 +1,7 @@
 """Six networks worked out in plain PyTorch, right or with one mistake of a student in it; nothing of chainrule is used.
 
-A slip is a kind of mistake at a place (`off unit` at `A1`). Each network gives every number that a student is asked for,
-by its name, computed from formulas with that slip.
+A slip is a kind of mistake at a place (`off unit` at `A1`). Each network gives every number that a student is asked
+for, by its name, computed from formulas with that slip.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class Slips:
         return self.made == (kind, place)
 
 
-def linear(s: Slips, l: str, g: Tensor, x: Tensor, W: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def linear(s: Slips, place: str, g: Tensor, x: Tensor, W: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Back through Z = x W^T + b: the gradients of x, W and b."""
     count = len(x)
     dW, db, dx = g.T @ x, g.sum(0), g @ W
-    if s.at("sum over the batch", l):
+    if s.at("sum over the batch", place):
         dW, db = g[:1].T @ x[:1], g[0]
-    if s.at("mean over the batch", l):
+    if s.at("mean over the batch", place):
         dW, db = dW / count, db / count
-    if s.at("factor left out", f"x of {l}"):
+    if s.at("factor left out", f"x of {place}"):
         dW = g.T @ torch.ones_like(x)
-    if s.at("upstream left out", l):
+    if s.at("upstream left out", place):
         dW = torch.ones_like(g).T @ x
-    if s.at("not summed", l):
+    if s.at("not summed", place):
         db = g
-    if s.at("factor left out", f"W of {l}"):
+    if s.at("factor left out", f"W of {place}"):
         dx = g @ torch.ones_like(W)
-    if s.at("updated weight", l):
+    if s.at("updated weight", place):
         dx = g @ new
-    if W.shape[0] == W.shape[1] and s.at("transposed", l):
+    if W.shape[0] == W.shape[1] and s.at("transposed", place):
         dx = g @ W.T
     return dx, dW, db
 
@@ -211,12 +211,26 @@ def lstm(p: Numbers, s: Slips) -> Numbers:
     J, dh = squared_error(s, h, p["t"])
     do, dq = dh * (1 if s.at("factor left out", "q of h") else q), dh * (1 if s.at("factor left out", "o of h") else o)
     dc = dq * slope(s, "q", "tanh", c)
-    df, di, dg = dc * (1 if s.at("factor left out", "c0 of c") else c0), dc * g, dc * (1 if s.at("factor left out", "i of c") else i)
+    df, di, dg = (
+        dc * (1 if s.at("factor left out", "c0 of c") else c0),
+        dc * g,
+        dc * (1 if s.at("factor left out", "i of c") else i),
+    )
     dzi, dzf = di * slope(s, "i", "sigmoid", zi), df * slope(s, "f", "sigmoid", zf)
     dzg, dzo = dg * slope(s, "g", "tanh", zg), do * slope(s, "o", "sigmoid", zo)
     dz = torch.cat([dzi, dzf, dzg, dzo], 1)
     _, dWi, dbi = linear(s, "i", dz, x, p["Wi"], p["new Wi"])
-    found = {"dJ/dWi": dWi, "dJ/dbi": dbi, "dJ/dWh": dz.T @ h0, "dJ/dc": dc, "dJ/do": do, "dJ/dq": dq, "dJ/dg": dg, "dJ/di": di, "dJ/df": df}
+    found = {
+        "dJ/dWi": dWi,
+        "dJ/dbi": dbi,
+        "dJ/dWh": dz.T @ h0,
+        "dJ/dc": dc,
+        "dJ/do": do,
+        "dJ/dq": dq,
+        "dJ/dg": dg,
+        "dJ/di": di,
+        "dJ/df": df,
+    }
     found |= {"c": c, "h": h, "J": J, "new Wi": stepped(s, "Wi", p["Wi"], dWi, 0.1)}
     return finish(s, found)
 
@@ -269,8 +283,17 @@ def batch_norm(p: Numbers, s: Slips) -> Numbers:
     dZ = (dhat - dhat.mean(0) - hat * (dhat * hat).mean(0)) / spread
     if s.at("mean and variance as constants", "N"):
         dZ = dhat / spread
-    _, dW1, db1 = linear(s, "1", dZ, X, p["W1"], p["W1"])
-    found = {"dJ/dW1": dW1, "dJ/dgamma": dgamma, "dJ/dbeta": dbeta, "dJ/dW2": dW2, "dJ/db2": db2, "dJ/dZ": dZ, "dJ/dN": dN, "dJ/dA": dA}
+    _, dW1, _ = linear(s, "1", dZ, X, p["W1"], p["W1"])
+    found = {
+        "dJ/dW1": dW1,
+        "dJ/dgamma": dgamma,
+        "dJ/dbeta": dbeta,
+        "dJ/dW2": dW2,
+        "dJ/db2": db2,
+        "dJ/dZ": dZ,
+        "dJ/dN": dN,
+        "dJ/dA": dA,
+    }
     found |= {"N": N, "A": A, "out": out, "J": J}
     found |= {f"new {w}": stepped(s, w, p[w], found[f"dJ/d{w}"], 0.1) for w in ("W1", "W2")}
     return finish(s, found)

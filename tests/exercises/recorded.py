@@ -37,7 +37,11 @@ Recorded = tuple[chainrule.Recording, Numbers]
 
 def three_layers() -> Recorded:
     model, loss, optimizer = worked_example.build("sgd")
-    named = {f"{kind[0].upper() if kind == 'weight' else 'b'}{i}": getattr(getattr(model, f"linear{i}"), kind) for i in (1, 2, 3) for kind in ("weight", "bias")}
+    named = {
+        f"{kind[0].upper() if kind == 'weight' else 'b'}{i}": getattr(getattr(model, f"linear{i}"), kind)
+        for i in (1, 2, 3)
+        for kind in ("weight", "bias")
+    }
     before = numbers(X=worked_example.X, Y=worked_example.Y, **named)
     with chainrule.record() as recording:
         worked_example.train_step(model, loss, optimizer)
@@ -107,7 +111,14 @@ def attention() -> Recorded:
 
 def batch_norm() -> Recorded:
     X, t = drawn(4, 3), drawn(4, 2)
-    W1, b1, gamma, beta, W2, b2 = parameter(3, 3), parameter(3), parameter(3), parameter(3), parameter(2, 3), parameter(2)
+    W1, b1, gamma, beta, W2, b2 = (
+        parameter(3, 3),
+        parameter(3),
+        parameter(3),
+        parameter(3),
+        parameter(2, 3),
+        parameter(2),
+    )
     before = numbers(X=X, t=t, W1=W1, b1=b1, gamma=gamma, beta=beta, W2=W2, b2=b2)
     optimizer = torch.optim.SGD([W1, b1, gamma, beta, W2, b2], lr=0.1)
     with chainrule.record() as recording:

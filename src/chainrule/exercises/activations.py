@@ -16,7 +16,8 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 class Activation:
     """An activation: what it is called, its derivative in words, both as functions, and wrong forms of the derivative.
 
-    Each of the `forms` has its cost, the name of the mistake, and a template with {x} and {y} for the names of argument and result.
+    Each of the `forms` has its cost, the name of the mistake, and a template with {x} and {y} for the names of argument
+    and result.
     """
 
     called: str
@@ -35,14 +36,16 @@ class Activation:
 ACTIVATIONS = {
     "relu": Activation(
         "ReLU", "1 above 0 and else 0", torch.relu, lambda x, y: (x > 0).to(x.dtype),
-        ((1.35, "wrong value", "1 where {x} is below 0, and else 0: the wrong way round", lambda x, y: (x <= 0).to(x.dtype)),
+        ((1.35, "wrong value", "1 where {x} is below 0, and else 0: the wrong way round",
+          lambda x, y: (x <= 0).to(x.dtype)),
          (1.1, "kink", "1 also where {x} = 0, where PyTorch takes 0", lambda x, y: (x >= 0).to(x.dtype)),
          (1.4, "wrong value", "{x}", lambda x, y: x)),
     ),
     "sigmoid": Activation(
         "the sigmoid", "s(1 - s)", torch.sigmoid, lambda x, y: torch.sigmoid(x) * (1 - torch.sigmoid(x)),
         ((1.2, "wrong value", "{x}(1 - {x}), with {x} where {y} belongs", lambda x, y: x * (1 - x)),
-         (1.2, "wrong value", "s(1 - s) at {y}, the result, where it belongs at {x}", lambda x, y: torch.sigmoid(y) * (1 - torch.sigmoid(y))),
+         (1.2, "wrong value", "s(1 - s) at {y}, the result, where it belongs at {x}",
+          lambda x, y: torch.sigmoid(y) * (1 - torch.sigmoid(y))),
          (1.25, "wrong value", "1 - {y}, with the factor {y} left out", lambda x, y: 1 - y),
          (1.3, "wrong value", "{y}(1 + {y})", lambda x, y: y * (1 + y)),
          (1.3, "wrong activation", "1 - {y}^2, which is that of tanh", lambda x, y: 1 - y * y)),
@@ -50,7 +53,8 @@ ACTIVATIONS = {
     "tanh": Activation(
         "tanh", "1 - t^2", torch.tanh, lambda x, y: 1 - torch.tanh(x) ** 2,
         ((1.2, "wrong value", "1 - {x}^2, with {x} where {y} belongs", lambda x, y: 1 - x * x),
-         (1.2, "wrong value", "1 - t^2 at {y}, the result, where it belongs at {x}", lambda x, y: 1 - torch.tanh(y) ** 2),
+         (1.2, "wrong value", "1 - t^2 at {y}, the result, where it belongs at {x}",
+          lambda x, y: 1 - torch.tanh(y) ** 2),
          (1.2, "wrong value", "1 - {y}, with the square left out", lambda x, y: 1 - y),
          (1.3, "wrong value", "1 + {y}^2", lambda x, y: 1 + y * y),
          (1.3, "wrong activation", "{y}(1 - {y}), which is that of the sigmoid", lambda x, y: y * (1 - y))),

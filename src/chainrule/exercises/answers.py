@@ -23,7 +23,7 @@ from chainrule.graph.comparison import FLOAT32, allowance, rms, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import element
 
-BY_CHANCE = 0.004  # mistakes that may fit a number that has none of them
+BY_CHANCE = 0.02  # mistakes that may fit a number that has none of them
 COARSE = 0.05  # half a unit of the last digit, relative to the number, up to which its digits are enough
 ELEMENTARY = 1.06  # the cost of what is a fact about the number, as its sign: named with fewer digits
 ZERO = 0.7  # digits that a 0 counts for
@@ -53,7 +53,7 @@ def check(recording: Recorded | Graph, quantity: str, answer: Any, earlier: Mapp
 
     With `earlier` answers, by their quantities, an answer that follows from a wrong one by right arithmetic is told.
 
-    Raises MissingError, with the nearest names, where there is no such quantity, and RequestError for what is no number.
+    Raises MissingError, with the nearest names, where there is no such quantity, RequestError for what is no number.
     """
     recorded = Facts.of(recording)
     asked = quantity_of(recorded, quantity)
@@ -90,7 +90,8 @@ class _Check:
             return replace(followed, elements=right)
         mistake = self._named(right)
         if mistake is None and bool((right | coarse).all()):
-            sentence = f"{self.asked} may be right, but it has too few digits to show it. Give at least two, and no 0 for a small number."
+            digits = "Give at least two, and no 0 for a small number."
+            sentence = f"{self.asked} may be right, but it has too few digits to show it. {digits}"
             return Answer(False, None, right, sentence)
         return Answer(False, mistake, right, self._sentence(mistake, right))
 
@@ -194,7 +195,7 @@ class _Check:
         return is_plain or rank * 10.0**-digits <= BY_CHANCE
 
     def _digits(self, value: Tensor, unit: Tensor, where: Tensor) -> float:
-        """How many digits of an answer a mistake explains: those of the elements at which it is not the right number."""
+        """How many digits of an answer a mistake explains: those of elements at which it is not the right number."""
         size = value.abs()
         if value.shape == self.right.shape:
             where = where & ((value - self.right).abs() > unit + self.tolerance)
@@ -249,7 +250,8 @@ class _Check:
                 or not named
             ):
                 continue
-            sentence = f"the arithmetic is right: it follows from your {' and '.join(named)}, which {'is' if len(named) == 1 else 'are'} not right"
+            which = f"{' and '.join(named)}, which {'is' if len(named) == 1 else 'are'} not right"
+            sentence = f"the arithmetic is right: it follows from your {which}"
             mistake = Mistake(value, "follow-up", sentence, 1.0)
             return Answer(False, mistake, self.elements, f"{self.asked} is not right: {sentence}.")
         return None

@@ -12,18 +12,17 @@ from torch import Tensor
 from chainrule.derivation.forward_values import name_of
 from chainrule.exercises.activations import ACTIVATIONS, called
 from chainrule.exercises.chain import Change, Part, by_rule, wide
+from chainrule.exercises.loss_slips import loss_slips, mean_of
 from chainrule.exercises.slip import Slip, listed, written
-from chainrule.graph.graph import Graph
+from chainrule.graph.graph import Graph, Value
 from chainrule.graph.names import Notation
 from chainrule.graph.trees import map_leaves
-from chainrule.rules import Applied
+from chainrule.rules import Applied, Rule
 
 Upstream = tuple[Tensor | None, ...]
 Work = Callable[[Applied, Upstream], Tensor | None]
 
-SAMPLES = 8  # of a batch of which one may be taken alone
-NORMS = ("batch_norm", "native_layer_norm", "native_group_norm")
-SOFTMAXES = ("softmax",)
+SAMPLES = 8  # of a batch, of which one may be taken alone
 
 
 class BackwardSlips:
@@ -36,272 +35,198 @@ class BackwardSlips:
 
     def of(self, part: Part, uses: int) -> Iterator[Slip]:
         """The slips in one part of a step; `uses` is how many steps its value goes into."""
-        assert part.step.op is not None
-        op = part.step.op
-        yield from self._upstream(part)
-        yield from self._operands(part, op)
-        yield from self._activation(part, op)
-        yield from self._softmax(part, op)
-        yield from self._norm(part, op)
-        yield from self._pool(part, op)
-        yield from self._loss(part, op)
-        if uses > 1:
-            sentence = f"{self._named(part)} is used {uses} times, and what comes back through {self._result(part)} is missing in the sum"
-            yield self._slip(part, 1.5, "path", sentence, lambda op, up: None)
-
-    # -- words --------------------------------------------------------------------------------------------------------
-
-    def _named(self, part: Part) -> str:
-        return self.notation.plain(part.value)
-
-    def _result(self, part: Part) -> str:
-        return self.notation.plain(part.step.outputs[0])
-
-    def _operation(self, part: Part) -> str:
         assert part.step.rule is not None
         assert part.step.op is not None
-        return called(part.step.rule.name) or name_of(part.step.rule, part.step.op)
+        yield from _Slips(self, part, part.step.rule, part.step.op).all(uses)
 
-    def _gradient(self, value: int) -> str:
-        return self.notation.plain_gradient(value)
 
-    def _slip(self, part: Part, cost: float, name: str, sentence: str, work: Work) -> Slip:
+class _Slips:
+    """Those in one part, with the names of its numbers: y = f(x), and the gradients of both."""
+
+    def __init__(self, known: BackwardSlips, part: Part, rule: Rule, op: Applied) -> None:
+        self.graph, self.after = known.graph, known.after
+        self.plain = known.notation.plain
+        self.part, self.rule, self.op = part, rule, op
+        self.value: Value = self.graph.values[part.value]
+        self.result: Value = self.graph.values[part.step.outputs[0]]
+        self.x, self.y = self.plain(part.value), self.plain(self.result.index)
+        self.dx = known.notation.plain_gradient(part.value)
+        self.dy = known.notation.plain_gradient(self.result.index)
+
+    def all(self, uses: int) -> Iterator[Slip]:
+        yield from self._chain_rule()
+        yield from self._batch()
+        if self.rule.topic not in ("loss", "activation") and self.rule.name != "softmax":
+            yield from self._operands()
+        yield from self._activation()
+        yield from self._special()
+        if self.rule.topic == "loss":
+            yield from self._loss()
+        if uses > 1:
+            sentence = f"{self.x} is used {uses} times, and what comes back through {self.y} is missing in the sum"
+            yield self._slip(1.5, "path", sentence, lambda op, up: None)
+
+    def _slip(self, cost: float, name: str, sentence: str, work: Work) -> Slip:
         def back(_: Part, op: Applied, upstream: Upstream) -> Tensor | None:
             return work(op, upstream)
 
-        return Slip(cost, name, sentence, Change(part.step, part.argument, back))
+        return Slip(cost, name, sentence, Change(self.part.step, self.part.argument, back))
+
+    def _by_rule(self, op: Applied, up: Upstream) -> Tensor | None:
+        return by_rule(self.part, op, up)
+
+    def _from(self, change: Callable[[Tensor], Tensor]) -> Work:
+        """The right step from other upstream gradients."""
+        return lambda op, up: self._by_rule(op, tuple(None if g is None else change(g) for g in up))
+
+    def _scaled(self, factor: float) -> Work:
+        def work(op: Applied, up: Upstream) -> Tensor | None:
+            found = self._by_rule(op, up)
+            return None if found is None else factor * found
+
+        return work
 
     # -- any step -----------------------------------------------------------------------------------------------------
 
-    def _upstream(self, part: Part) -> Iterator[Slip]:
-        shape = self.graph.values[part.value].shape
-        known = self.graph.values[part.step.outputs[0]]
-        above = self._gradient(part.step.outputs[0])
-        if known.shape == shape and len(part.step.outputs) == 1:
-            sentence = f"the derivative of {self._result(part)} by {self._named(part)} is left out: {above} is passed on as it is"
-            if part.step.rule is not None and part.step.rule.kink is not None:
-                sentence = self._off(part) or sentence
-            name = "off unit" if sentence.startswith("the ReLU is off") else "left out"
-            yield self._slip(part, 1.2, name, sentence, lambda op, up: up[0])
-        if known.shape != () or known.has_gradient:
-            sentence = f"the upstream gradient {above} is left out: this is the derivative of {self._result(part)} by {self._named(part)} alone"
-            if known.grad is not None:
-                sentence = f"{sentence}, without {written(above, known.grad)}"
-            yield self._slip(part, 1.6, "upstream left out", sentence, lambda op, up: by_rule(part, op, tuple(None if g is None else torch.ones_like(g) for g in up)))  # fmt: skip
-        yield self._slip(part, 1.45, "sign", f"the sign of what comes back to {self._named(part)} through {self._result(part)} is wrong", lambda op, up: _times(-1.0, by_rule(part, op, up)))  # fmt: skip
-        yield from self._batch(part)
+    def _chain_rule(self) -> Iterator[Slip]:
+        """One of the two factors left out, or the sign."""
+        if self.result.shape == self.value.shape and len(self.part.step.outputs) == 1:
+            sentence = f"the derivative of {self.y} by {self.x} is left out: {self.dy} is passed on as it is"
+            off = self._off()
+            yield self._slip(1.2, "off unit" if off else "left out", off or sentence, lambda op, up: up[0])
+        numbers = f", without {written(self.dy, self.result.grad)}" if self.result.grad is not None else ""
+        sentence = f"{self.dy} is left out: this is the derivative of {self.y} by {self.x} alone{numbers}"
+        yield self._slip(1.6, "upstream left out", sentence, self._from(torch.ones_like))
+        sentence = f"the sign of what comes back to {self.x} through {self.y} is wrong"
+        yield self._slip(1.45, "sign", sentence, self._scaled(-1.0))
 
-    def _off(self, part: Part) -> str:
-        """Where a ReLU is off, if it is one and something comes back there."""
-        data, grad = self.graph.values[part.value].data, self.graph.values[part.step.outputs[0]].grad
-        if part.step.rule is None or part.step.rule.name != "relu" or data is None or grad is None:
+    def _off(self) -> str:
+        """Where a ReLU is off, if it is one."""
+        data, grad = self.value.data, self.result.grad
+        if self.rule.name != "relu" or data is None or grad is None:
             return ""
-        off = (data <= 0) & (grad != 0)
-        here = self._gradient(part.value)
-        return f"the ReLU is off there: {listed(self._named(part), data, off)}; {here} is 0 where it is not above 0"
+        off = listed(self.x, data, (data <= 0) & (grad != 0))
+        return f"the ReLU is off there: {off}; {self.dx} is 0 where {self.x} is not above 0" if off else ""
 
-    def _batch(self, part: Part) -> Iterator[Slip]:
+    def _batch(self) -> Iterator[Slip]:
         """A gradient that is summed over the samples of a batch: one sample alone, or the mean."""
-        value, out = self.graph.values[part.value], self.graph.values[part.step.outputs[0]]
-        count = out.shape[0] if out.shape else 1
-        if value.kind != "parameter" or count < 2 or len(part.step.outputs) > 1 or part.step.op is None:
+        count = self.result.shape[0] if self.result.shape else 1
+        others = [self.graph.values[v] for _, _, v in self.part.step.arguments if v != self.part.value]
+        data = next((each for each in others if each.kind != "parameter"), None)
+        if self.value.kind != "parameter" or count < 2 or data is None or data.shape[:1] != (count,):
             return
-        operand = next((each for _, _, each in part.step.arguments if each != part.value and self.graph.values[each].kind != "parameter"), None)  # fmt: skip
-        if operand is None or self.graph.values[operand].shape[:1] != (count,):
-            return
-        named, above = self._named(part), self._gradient(part.step.outputs[0])
-        sentence = f"the sum over the batch is missing: {above} comes from {count} samples, which add up in {self._gradient(part.value)}"
+        said = f"the sum over the batch is missing: {self.dx} adds up what {self.dy} has for {count} samples"
         for sample in range(min(count, SAMPLES)):
-            kept = partial(_sample, sample)
-            yield self._slip(part, 1.2, "sum over the batch", f"{sentence}; here only sample {sample} counts",
-                             lambda op, up, kept=kept: by_rule(part, op, tuple(map(kept, up))))  # type: ignore[misc] # fmt: skip
-        sentence = f"{self._gradient(part.value)} is the sum over the {count} samples, and not their mean: the 1/{count} of the mean is in {above} already"
-        yield self._slip(part, 1.15, "mean", sentence, lambda op, up: _times(1 / count, by_rule(part, op, up)))
-        if out.shape == (count, *value.shape):
-            sentence = f"{named} is added to each of the {count} samples, so {self._gradient(part.value)} is the sum of the rows of {above}, and not {above} itself"
-            yield self._slip(part, 1.0, "not summed", sentence, lambda op, up: up[0])
+            sentence = f"{said}; here only sample {sample} counts"
+            yield self._slip(1.2, "sum over the batch", sentence, self._from(partial(_of_sample, sample)))
+        sentence = (
+            f"{self.dx} is the sum over the {count} samples, and not their mean; a mean in the loss is in {self.dy}"
+        )
+        yield self._slip(1.15, "mean", sentence, self._scaled(1 / count))
 
     # -- products -----------------------------------------------------------------------------------------------------
 
-    def _operands(self, part: Part, op: Applied) -> Iterator[Slip]:
+    def _operands(self) -> Iterator[Slip]:
         """The other factor of a product: left out, transposed, of after the update."""
-        rule = part.step.rule
-        assert rule is not None
-        if rule.topic in ("loss", "activation") or rule.name in SOFTMAXES:
-            return
-        above = self.graph.values[part.step.outputs[0]].grad
-        if above is not None and above.dim() == 2 and above.shape[0] == above.shape[1] > 1:
-            sentence = f"{self._gradient(part.step.outputs[0])} is transposed where it should not be, or not where it should"
-            yield self._slip(part, 1.3, "transposed", sentence, lambda op, up: by_rule(part, op, tuple(None if g is None else g.t() for g in up)))  # fmt: skip
-        for name, item, value in part.step.arguments:
-            other = op.arguments.get(name)
-            if (
-                item is not None
-                or value == part.value
-                or not isinstance(other, Tensor)
-                or not other.is_floating_point()
-            ):
-                continue
-            if name not in rule.wrt:
-                continue
-            text = self.notation.plain(value)
-            where = f"in {self._gradient(part.value)}"
-            yield self._with(
-                part,
-                1.3,
-                "left out",
-                f"the factor {text} is left out {where}: {written(text, other)}",
-                name,
-                torch.ones_like,
-            )
-            yield self._with(part, 1.5, "sign", f"the sign of {text} is wrong {where}", name, torch.neg)
-            if other.dim() == 2 and other.shape[0] == other.shape[1] and other.shape[0] > 1:
-                sentence = f"{text} is transposed where it should not be, or not where it should, {where}: {written(text, other)}"
-                yield self._with(part, 1.2, "transposed", sentence, name, torch.t)
-            if other.dim() == 4:
-                yield self._with(part, 1.5, "kernel not turned", f"the kernel {text} is turned by 180° where it should not be, or not where it should, {where}", name, lambda t: t.flip(-1, -2))  # fmt: skip
-            after = self.after.get(value)
-            if after is not None:
-                sentence = f"the updated {text} is used {where}; the gradients belong to the weights of before the update, {written(text, other)}"
-                yield self._with(part, 1.25, "updated weight", sentence, name, lambda t, after=after: after.to(t.dtype))  # type: ignore[misc]
+        if len(self.result.shape) == 2 and self.result.shape[0] == self.result.shape[1] > 1:
+            sentence = f"{self.dy} is transposed the other way in {self.dx}"
+            yield self._slip(1.3, "transposed", sentence, self._from(torch.t))
+        for name, item, value in self.part.step.arguments:
+            other = self.op.arguments.get(name)
+            is_factor = item is None and value != self.part.value and name in self.rule.wrt
+            if is_factor and isinstance(other, Tensor) and other.is_floating_point():
+                yield from self._operand(name, self.plain(value), other, self.after.get(value))
 
-    def _with(
-        self, part: Part, cost: float, name: str, sentence: str, argument: str, change: Callable[[Tensor], Tensor]
-    ) -> Slip:
+    def _operand(self, name: str, text: str, other: Tensor, after: Tensor | None) -> Iterator[Slip]:
+        numbers = written(text, other)
+        sentence = f"the factor {text} is left out in {self.dx}: {numbers}"
+        yield self._with(1.3, "left out", sentence, name, torch.ones_like)
+        yield self._with(1.5, "sign", f"the sign of {text} is wrong in {self.dx}", name, torch.neg)
+        if other.dim() == 2 and other.shape[0] == other.shape[1] > 1:
+            sentence = f"{text} is transposed the other way in {self.dx}: {numbers}"
+            yield self._with(1.2, "transposed", sentence, name, torch.t)
+        if other.dim() == 4:
+            sentence = f"the kernel {text} is turned the other way in {self.dx}"
+            yield self._with(1.5, "kernel turned", sentence, name, lambda data: data.flip(-1, -2))
+        if after is not None:
+            sentence = f"the updated {text} is used in {self.dx}, which belongs to that of before: {numbers}"
+            yield self._with(1.25, "updated weight", sentence, name, lambda data: after.to(data.dtype))
+
+    def _with(self, cost: float, name: str, sentence: str, argument: str, change: Callable[[Tensor], Tensor]) -> Slip:
+        """A slip that takes another operand."""
+
         def work(op: Applied, up: Upstream) -> Tensor | None:
-            return by_rule(part, _with_argument(op, argument, change(op.arguments[argument])), up)
+            return self._by_rule(_with(op, {argument: change(op.arguments[argument])}), up)
 
-        return self._slip(part, cost, name, sentence, work)
+        return self._slip(cost, name, sentence, work)
 
-    # -- activations --------------------------------------------------------------------------------------------------
+    # -- single operations --------------------------------------------------------------------------------------------
 
-    def _activation(self, part: Part, op: Applied) -> Iterator[Slip]:
-        rule = part.step.rule
-        own = ACTIVATIONS.get(rule.name) if rule is not None else None
-        if rule is None or own is None:
+    def _activation(self) -> Iterator[Slip]:
+        own = ACTIVATIONS.get(self.rule.name)
+        if own is None:
             return
-        x, y, here = self._named(part), self._result(part), self._operation(part)
+        here = called(self.rule.name) or name_of(self.rule, self.op)
         for name, other in ACTIVATIONS.items():
-            if name != rule.name:
-                sentence = f"this takes the derivative of {other.called}, {other.derivative}, where {y} = {here}({x}) has {own.derivative}"
-                yield self._slip(part, 1.3, "wrong activation", sentence, partial(_slope, other.slope))
-        for cost, name, text, slope in own.wrong(x, y):
-            data = self.graph.values[part.value].data
-            numbers = "" if data is None else f", {written(x, data)}"
-            yield self._slip(
-                part, cost, name, f"the derivative of {here} is taken as {text}{numbers}", partial(_slope, slope)
-            )
+            if name != self.rule.name:
+                sentence = f"this takes the derivative of {other.called}, {other.derivative}"
+                whole = f"{sentence}; {self.y} is {here} of {self.x}, and has {own.derivative}"
+                yield self._slip(1.3, "wrong activation", whole, partial(_times, other.slope))
+        numbers = "" if self.value.data is None else f", {written(self.x, self.value.data)}"
+        for cost, name, text, slope in own.wrong(self.x, self.y):
+            sentence = f"the derivative of {here} is taken as {text}{numbers}"
+            yield self._slip(cost, name, sentence, partial(_times, slope))
 
-    def _softmax(self, part: Part, op: Applied) -> Iterator[Slip]:
-        if part.step.rule is None or part.step.rule.name not in SOFTMAXES:
-            return
-        p = self._result(part)
-        sentence = f"only the diagonal of the softmax's Jacobian is used, {p}(1 - {p}): each element of {p} depends on all of {self._named(part)} in its row"
-        yield self._slip(part, 1.2, "diagonal", sentence, lambda op, up: _each(up, lambda g: g * op.out * (1 - op.out)))
-        sentence = (
-            f"the sum over the row is left out in the softmax's derivative: {p} times the upstream gradient alone"
-        )
-        yield self._slip(part, 1.3, "diagonal", sentence, lambda op, up: _each(up, lambda g: g * op.out))
+    def _special(self) -> Iterator[Slip]:
+        """A softmax, a normalisation, a pooling."""
+        if self.rule.name == "softmax":
+            sentence = f"only the diagonal of the softmax's Jacobian is used, {self.y}(1 - {self.y})"
+            whole = f"{sentence}: each element of {self.y} depends on all of {self.x} in its row"
+            yield self._slip(1.2, "diagonal", whole, partial(_times, lambda x, y: y * (1 - y)))
+            sentence = f"the sum over the row is left out in the softmax's derivative: this is {self.y} times {self.dy}"
+            yield self._slip(1.3, "diagonal", sentence, partial(_times, lambda x, y: y))
+        if self.rule.name == "batch_norm" and self.part.argument == "input":
+            sentence = f"the mean and the variance are taken as constants, and they depend on {self.x} too"
+            yield self._slip(1.2, "mean and variance", sentence, lambda op, up: self._by_rule(_frozen(op), up))
+        if self.rule.name == "max_pool2d_with_indices" and set(self.op.dilation) == {1}:
+            sentence = f"the gradient of a maximum goes to the largest of each window of {self.x}, and not to all"
+            yield self._slip(1.3, "pooling", f"{sentence} in equal shares", partial(_spread, None))
+            yield self._slip(1.3, "pooling", f"{sentence} of them", partial(_spread, 1))
 
-    def _norm(self, part: Part, op: Applied) -> Iterator[Slip]:
-        rule = part.step.rule
-        if rule is None or rule.name not in NORMS or part.argument != "input":
-            return
-        sentence = f"the mean and the variance are taken as constants: they depend on {self._named(part)} too, and two terms come back through them"
-        if rule.name == "batch_norm":
-            yield self._slip(part, 1.2, "mean and variance", sentence, lambda op, up: by_rule(part, _frozen(op), up))
-
-    def _pool(self, part: Part, op: Applied) -> Iterator[Slip]:
-        if part.step.rule is None or part.step.rule.name != "max_pool2d_with_indices" or any(op.dilation[i] != 1 for i in range(len(op.dilation))):  # fmt: skip
-            return
-        sentence = f"the gradient of a maximum goes to the largest element of each window of {self._named(part)} alone; here it goes to all of them"
-
-        def spread(op: Applied, up: Upstream, share: bool) -> Tensor | None:
-            if up[0] is None:
-                return None
-            sizes = (list(op.kernel_size), list(op.stride) or list(op.kernel_size), list(op.padding))
-            found: Tensor = torch.ops.aten.avg_pool2d_backward(up[0], op.self, *sizes, bool(op.ceil_mode), True, None)
-            return found if share else found * (sizes[0][0] * sizes[0][-1])
-
-        yield self._slip(part, 1.3, "pooling", f"{sentence}, shared out", partial(spread, share=True))
-        yield self._slip(part, 1.3, "pooling", f"{sentence}, whole", partial(spread, share=False))
-
-    # -- losses -------------------------------------------------------------------------------------------------------
-
-    def _loss(self, part: Part, op: Applied) -> Iterator[Slip]:
-        rule = part.step.rule
-        if rule is None or rule.topic != "loss":
-            return
-        kind = rule.name.removesuffix("_reduced")
-        x = self._named(part)
-        target = next((v for name, _, v in part.step.arguments if name == "target"), None)
-        t = "the target" if target is None else self.notation.plain(target)
-        slopes: dict[str, tuple[tuple[str, str, Callable[[Any], Tensor]], ...]] = {
-            "binary_cross_entropy": (
-                ("missing term", f"only the first term, -{t}/{x}, is used: the one of 1 - {t} is missing", lambda op: -op.target / op.self),
-                ("missing term", f"the first term, -{t}/{x}, is missing", lambda op: (1 - op.target) / (1 - op.self)),
-                ("left out", f"{x} - {t} is the gradient behind the sigmoid; by {x} itself it is divided by {x}(1 - {x})", lambda op: op.self - op.target),
-            ),
-            "binary_cross_entropy_with_logits": (
-                ("missing term", f"{t} is not subtracted from the sigmoid of {x}", lambda op: op.self.sigmoid()),
-                ("wrong value", f"the sigmoid is left out: {x} - {t}", lambda op: op.self - op.target),
-            ),
-            "cross_entropy": (
-                ("missing term", f"the 1 of the target's class is not subtracted: this is softmax({x}), divided by the number of samples", lambda op: op.input.softmax(-1)),
-                ("missing term", f"softmax({x}) is missing: only the 1 of the target's class is left", lambda op: -_onehot(op)),
-                ("wrong value", f"the softmax is left out: {x} minus the 1 of the target's class", lambda op: op.input - _onehot(op)),
-            ),
-        }  # fmt: skip
-        for name, sentence, slope in slopes.get(kind, ()):
-            yield self._slip(part, 1.3, name, sentence, partial(_mean_of, slope))
-            if op.arguments.get("reduction") in (1, "mean"):
-                yield self._slip(part, 1.5, name, f"{sentence}; and the mean's 1/N is missing", partial(_sum_of, slope))
-        if kind in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss") and part.argument == "self":
-            sentence = f"{t} and {x} are swapped"
-            yield self._slip(part, 1.15, "swapped", sentence, lambda op, up: by_rule(part, Applied({**op.arguments, "self": op.target, "target": op.self}, op.outs, op.name), up))  # fmt: skip
+    def _loss(self) -> Iterator[Slip]:
+        kind = self.rule.name.removesuffix("_reduced")
+        target = next((v for name, _, v in self.part.step.arguments if name == "target"), None)
+        t = "the target" if target is None else self.plain(target)
+        count = mean_of(self.part.step, self.graph)
+        for name, sentence, slope in loss_slips(kind, self.x, t):
+            yield self._slip(1.3, name, sentence, partial(_of_loss, slope, count))
+            if count > 1:
+                whole = f"{sentence}; and the mean's 1/{count} is missing"
+                yield self._slip(1.5, name, whole, partial(_of_loss, slope, 1))
+        if self.part.argument == "self" and self.value.shape == getattr(self.op.arguments.get("target"), "shape", None):
+            sentence = f"{t} and {self.x} are swapped"
+            yield self._slip(1.15, "swapped", sentence, lambda op, up: self._by_rule(
+                _with(op, {"self": op.target, "target": op.self}), up))  # fmt: skip
 
 
-def _onehot(op: Applied) -> Tensor:
-    if op.target.is_floating_point():
-        return wide(op.target)  # type: ignore[no-any-return]
-    found: Tensor = torch.nn.functional.one_hot(op.target, op.input.shape[-1]).to(op.input.dtype)
-    return found
+def _with(op: Applied, arguments: dict[str, Any]) -> Applied:
+    return Applied({**op.arguments, **arguments}, op.outs, op.name)
 
 
-def _sum_of(slope: Callable[[Any], Tensor], op: Applied, up: Upstream) -> Tensor | None:
-    return None if up[0] is None else up[0] * slope(op)
-
-
-def _mean_of(slope: Callable[[Any], Tensor], op: Applied, up: Upstream) -> Tensor | None:
-    found = _sum_of(slope, op, up)
-    is_mean = op.arguments.get("reduction") in (1, "mean")
-    count = op.target.numel() if is_mean and found is not None else 1
-    return None if found is None else found / count
-
-
-def _slope(slope: Callable[[Tensor, Tensor], Tensor], op: Applied, up: Upstream) -> Tensor | None:
-    return None if up[0] is None else up[0] * slope(op.self, op.out)
-
-
-def _each(up: Upstream, work: Callable[[Tensor], Tensor]) -> Tensor | None:
-    return None if up[0] is None else work(up[0])
-
-
-def _times(factor: float, gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else factor * gradient
-
-
-def _sample(sample: int, upstream: Tensor | None) -> Tensor | None:
+def _of_sample(sample: int, upstream: Tensor) -> Tensor:
     """An upstream gradient of one sample alone."""
-    if upstream is None:
-        return None
     kept = torch.zeros_like(upstream)
     kept[sample] = upstream[sample]
     return kept
 
 
-def _with_argument(op: Applied, name: str, given: Any) -> Applied:
-    return Applied({**op.arguments, name: given}, op.outs, op.name)
+def _times(slope: Callable[[Tensor, Tensor], Tensor], op: Applied, up: Upstream) -> Tensor | None:
+    """The upstream gradient times a derivative, from argument and result."""
+    return None if up[0] is None else up[0] * slope(op.self, op.out)
+
+
+def _of_loss(slope: Callable[[Any], Tensor], count: int, op: Applied, up: Upstream) -> Tensor | None:
+    return None if up[0] is None else up[0] * slope(op) / count
 
 
 def _frozen(op: Applied) -> Applied:
@@ -309,4 +234,13 @@ def _frozen(op: Applied) -> Applied:
     x: Tensor = op.input
     axes = [axis for axis in range(x.dim()) if axis != 1]
     constants = {"running_mean": x.mean(axes), "running_var": x.var(axes, unbiased=False), "training": False}
-    return Applied(map_leaves(wide, {**op.arguments, **constants}), op.outs, op.name)
+    return _with(op, map_leaves(wide, constants))
+
+
+def _spread(divisor: int | None, op: Applied, up: Upstream) -> Tensor | None:
+    """The gradient of a pooling that goes to all elements of a window, whole or (None) in equal shares."""
+    if up[0] is None:
+        return None
+    sizes = (list(op.kernel_size), list(op.stride) or list(op.kernel_size), list(op.padding))
+    found: Tensor = torch.ops.aten.avg_pool2d_backward(up[0], op.self, *sizes, bool(op.ceil_mode), True, divisor)
+    return found

@@ -1,7 +1,7 @@
 """A step worked through once more, forward and back, with one of its steps changed or some of its values given.
 
-Going back takes the steps of the derivation, so a change is one of something that a reader sees. It holds only where the
-walk without a change gives what was recorded: elsewhere (several backward passes, a hook) there is no chain.
+Going back takes the steps of the derivation, so a change is one of something that a reader sees. It holds only where
+the walk without a change gives what was recorded: elsewhere (several backward passes, a hook) there is no chain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Values = Mapping[int, Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """The way of one gradient through one step: `argument` of the step is `value`, and its gradient goes to `target`."""
+    """One gradient on its way through one step: that of `argument`, which is `value`; it goes to `target`."""
 
     step: Step
     argument: str
@@ -42,8 +42,9 @@ Back = Callable[[Part, Applied, tuple[Tensor | None, ...]], Tensor | None]
 def by_rule(part: Part, op: Applied, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
     """The right gradient."""
     assert part.step.rule is not None
-    found = part.step.rule.gradient(op, upstream, part.argument)
-    return found if part.item is None or found is None else found[part.item]
+    found: Any = part.step.rule.gradient(op, upstream, part.argument)
+    gradient: Tensor | None = found if part.item is None or found is None else found[part.item]
+    return gradient
 
 
 def as_recorded(part: Part, op: Applied, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -56,8 +57,8 @@ def as_recorded(part: Part, op: Applied, upstream: tuple[Tensor | None, ...]) ->
 class Change:
     """One step done in another way: `back` gives the gradient of one argument, `forward` the result from the right one.
 
-    `given` are operands that the step takes instead, in the forward pass. A change of the forward pass may have a `back`
-    as well, of who goes on with what he wrote.
+    `given` are operands that the step takes instead, in the forward pass. A change of the forward pass may have a
+    `back` as well, of who goes on with what he wrote.
     """
 
     step: Step
@@ -89,7 +90,7 @@ class Chain:
         self._wide: dict[int, Applied] = {}
 
     def _aliases(self) -> dict[int, int]:
-        """By the value that an operation took, the result that its gradient flows to: in-place writes make new values."""
+        """By the value that an operation took, the result that its gradient flows to: writes in place make new ones."""
         found: dict[int, int] = {}
         for node in self.graph.nodes:
             for edge in node.edges:
@@ -145,7 +146,7 @@ class Chain:
         given = given or {}
         for step in self.backward_steps:
             outputs = self._outputs(step)
-            upstream = tuple(given.get(v, found.get(v)) if v is not None else None for v in outputs)  # type: ignore[arg-type]
+            upstream = tuple(given.get(v, found.get(v)) if v is not None else None for v in outputs)
             if all(each is None for each in upstream):
                 continue
             op = self._applied(step, values)
@@ -171,9 +172,11 @@ class Chain:
             return self._wide[step.index]
         arguments = dict(step.op.arguments)
         for name, item, value in step.arguments:
-            if value in values and item is None:
+            if value not in values:
+                continue
+            if item is None:
                 arguments[name] = values[value]
-            elif value in values:
+            else:
                 arguments[name] = [*arguments[name][:item], values[value], *arguments[name][item + 1 :]]
         outs = zip(self._outputs(step), step.op.outs, strict=False)
         results = tuple(out if v is None else values.get(v, out) for v, out in outs)
@@ -191,7 +194,7 @@ class Chain:
 
     @cached_property
     def goes_forward(self) -> bool:
-        """Whether the recorded operations give the recorded values again, without memory that something else wrote to."""
+        """Whether the recorded operations give the recorded values again; not where others wrote to their memory."""
         values = self.graph.values
         used = {value for step in self.forward_steps for _, _, value in step.arguments}
         if any(values[v].earlier is not None and v not in self.alias for v in used):
@@ -234,7 +237,7 @@ class Chain:
                     raise ValueError(f"{operation.name} cannot run again on other numbers")
                 return {}
             arguments = map_leaves(lambda leaf: self._filled(leaf, inner), operation.arguments)
-            results = operation.function(arguments, gradients=operation.node is not None)  # type: ignore[call-arg]
+            results = operation.function(arguments, gradients=operation.node is not None)
             several = results if isinstance(results, (tuple, list)) else (results,)
             for value, result in zip(operation.outputs, several, strict=False):
                 if value is not None:

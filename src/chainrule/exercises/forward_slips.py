@@ -12,6 +12,7 @@ from chainrule.derivation.backprop import Step
 from chainrule.derivation.forward_values import name_of
 from chainrule.exercises.activations import ACTIVATIONS, Activation, called
 from chainrule.exercises.chain import Change, Part
+from chainrule.exercises.loss_slips import is_square, mean_of
 from chainrule.exercises.slip import Slip, written
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Notation
@@ -52,7 +53,11 @@ class ForwardSlips:
             data, text = self.graph.values[value].data, self.notation.plain(value)
             if data is None or not data.is_floating_point():
                 continue
-            is_bias = name == "bias" if step.rule.topic == "normalise" else data.dim() < len(self.graph.values[step.outputs[0]].shape)
+            is_bias = (
+                name == "bias"
+                if step.rule.topic == "normalise"
+                else data.dim() < len(self.graph.values[step.outputs[0]].shape)
+            )
             if step.rule.topic == "normalise" and name not in ("weight", "bias"):
                 continue
             if is_bias:
@@ -64,11 +69,11 @@ class ForwardSlips:
                 yield self._given(step, 1.5, "left out", sentence, value, torch.ones_like(data))
                 yield self._given(step, 1.5, "sign", f"the sign of {text} is wrong in {out}", value, -data)
             if data.dim() == 2 and data.shape[0] == data.shape[1] and data.shape[0] > 1:
-                sentence = f"{text} is transposed where it should not be, or not where it should, in {out}: {written(text, data)}"
+                sentence = f"{text} is transposed the other way in {out}: {written(text, data)}"
                 yield self._given(step, 1.2, "transposed", sentence, value, data.t().contiguous())
             after = self.after.get(value)
             if after is not None:
-                sentence = f"the updated {text} is used in {out}; the forward pass ran before the update, with {written(text, data)}"
+                sentence = f"the updated {text} is used in {out}, and it had {written(text, data)}"
                 yield self._given(step, 1.3, "updated weight", sentence, value, after)
 
     def _result(self, step: Step, out: str) -> Iterator[Slip]:
@@ -89,7 +94,7 @@ class ForwardSlips:
                 sentence = f"{out} is {here} of {text}, and this takes {other.called}"
                 yield Slip(1.2, "wrong activation", sentence, _taken(step, before, other))
         if step.rule.name == "softmax":
-            exponentials = f"the softmax divides each row's exponentials by their sum, and these are"
+            exponentials = "the softmax divides each row's exponentials by their sum, and these are"
             yield self._made(step, 1.2, "left out", f"{exponentials} exp({text}) alone", lambda result: before.exp())
             sentence = f"the softmax goes over the wrong axis of {text}"
             yield self._made(step, 1.3, "wrong axis", sentence, lambda result: before.softmax(0))
@@ -128,7 +133,7 @@ class ForwardSlips:
                     f"{x} and the target are swapped in {out}",
                     lambda result: swapped * (1 if count > 1 else op.self.numel()),
                 )
-        if kind == "mse_loss" or (kind == "pow" and op.arguments.get("exponent") == 2):
+        if is_square(step):
             yield self._made(
                 step, 1.2, "factor 2", f"{out} has no 1/2 in front of its square", lambda result: result / 2
             )
@@ -150,17 +155,3 @@ def _taken(step: Step, x: Tensor, other: Activation) -> Change:
         return None if upstream[0] is None else upstream[0] * other.slope(op.self, other.function(op.self))
 
     return Change(step, "self", back, lambda _: other.function(x))
-
-
-def mean_of(step: Step, graph: Graph) -> int:
-    """Over how many a step takes the mean; 1 where it takes none."""
-    if step.rule is None or step.op is None or not step.arguments:
-        return 1
-    shape = graph.values[step.arguments[0][2]].shape
-    if step.rule.name == "mean":
-        return max(1, math.prod(shape) // max(1, math.prod(graph.values[step.outputs[0]].shape)))
-    if step.rule.topic != "loss" or step.op.arguments.get("reduction") not in (1, "mean"):
-        return 1
-    if step.rule.name.startswith(("cross_entropy", "nll_loss")):
-        return shape[0] if len(shape) > 1 else 1
-    return math.prod(shape)

@@ -1,8 +1,8 @@
 """The mistakes that students make at a quantity of a step, each with the number that comes out.
 
-Each step on the way is done in another way, one at a time, and the rest as it should be. What comes out is the mistake's
-value, so a student's number that agrees with it has that mistake. Values that cannot be told from the right one are left
-out, and of several mistakes with one value the likeliest is kept, together with those that are about as likely.
+Each step on the way is done in another way, one at a time, and the rest as it should be. What comes out is the
+mistake's value, so a student's number that agrees with it has that mistake. Values that cannot be told from the right
+one are left out, and of several mistakes with one value the likeliest is kept, with those that are about as likely.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from chainrule.derivation.backprop import Derivation, derive
 from chainrule.exercises.backward_slips import BackwardSlips
 from chainrule.exercises.chain import Chain, Change, Values, as_recorded
-from chainrule.exercises.forward_slips import ForwardSlips, mean_of
+from chainrule.exercises.forward_slips import ForwardSlips
+from chainrule.exercises.loss_slips import is_square, mean_of
 from chainrule.exercises.quantities import Kind, Quantity, Recorded, made, names, quantity_of
 from chainrule.exercises.slip import Slip
 from chainrule.exercises.update_slips import new_parameter, update_slips
@@ -165,12 +166,7 @@ class Mistakes:
 
     @cached_property
     def _squares(self) -> list[str]:
-        return [
-            self.notation.plain(step.outputs[0])
-            for step in self.chain.forward_steps
-            if step.rule is not None and step.op is not None
-            and (step.rule.name.startswith("mse_loss") or (step.rule.name == "pow" and step.op.arguments.get("exponent") == 2))
-        ]  # fmt: skip
+        return [self.notation.plain(step.outputs[0]) for step in self.chain.forward_steps if is_square(step)]
 
     def _of_others(self, quantity: Quantity) -> Iterator[Mistake]:
         """Another quantity of the same shape."""
@@ -216,7 +212,7 @@ class Mistakes:
 
     @cached_property
     def _back(self) -> list[tuple[int, Slip, dict[int, Tensor]]]:
-        """Each slip on the way back or forward, with the gradients that come out and differ; the step's place with it."""
+        """Each slip, on the way back or forward, with the place of its step, and the gradients that it changes."""
         if not self.chain.goes_back or len(self.chain.backward_steps) > STEPS:
             return []
         right, found = self._right, []
@@ -230,6 +226,8 @@ class Mistakes:
                 for slip in slips.of(part, uses[part.target]):
                     found.append((place, slip, _differing(self._walked(slip.change, None), right)))
         for place, slip, values in self._forward:
+            if slip.name == "updated weight":  # nobody goes forward with all that comes after
+                continue
             at = len(self.chain.backward_steps) - 1 - place
             dearer = replace(slip, cost=slip.cost + 0.3, sentence=f"{slip.sentence}; the rest follows from that")
             for change in self._backs(slip.change):
@@ -263,7 +261,7 @@ class Mistakes:
                     and above.dim() == len(shape) + 1
                 ):
                     named, out = self.notation.plain(target), self.notation.plain_gradient(step.outputs[0])
-                    sentence = f"{named} is added to each sample, so its gradient is the sum of the rows of {out}, and not {out} itself"
+                    sentence = f"{named} is added to each sample, so its gradient is the sum of the rows of {out}"
                     yield Mistake(above.double(), "not summed", sentence, 1.0)
 
     # -- values -------------------------------------------------------------------------------------------------------
@@ -323,20 +321,29 @@ def _differing(found: dict[int, Tensor], right: dict[int, Tensor]) -> dict[int, 
 
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two values are one to a student: of one shape, and equal but for rounding."""
-    if one.shape != other.shape:
-        return False
-    return bool(((one - other).abs() <= SAME * torch.maximum(one.abs(), other.abs()) + 1e-12).all())
+    return one.shape == other.shape and bool(_close(one, other).all())
+
+
+def _close(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs() <= SAME * torch.maximum(one.abs(), other.abs()) + 1e-12
 
 
 def _distinct(mistakes: Iterable[Mistake], right: Tensor) -> Iterator[Mistake]:
-    """Each value once, without the right one; those that come in order of their costs stay so."""
+    """Each value once, without the right one and without what is 0 throughout, in the order of costs."""
     kept: list[Mistake] = []
+    rows: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}  # by shape: the values kept, and their places
     for each in mistakes:
-        if not bool(each.value.isfinite().all()) or not bool(each.value.any()) or same(each.value, right):
+        value = each.value.double().reshape(-1)
+        if not bool(value.isfinite().all()) or not bool(value.any()) or same(each.value.double(), right):
             continue
-        place = next((at for at, known in enumerate(kept) if same(known.value, each.value)), None)
-        if place is None:
+        shape = tuple(each.value.shape)
+        known, places = rows.get(shape, (torch.empty(0, value.numel(), dtype=torch.float64), []))
+        alike = _close(known, value).all(1).nonzero()
+        if not len(alike):
+            rows[shape] = (torch.cat([known, value[None]]), [*places, len(kept)])
             kept.append(each)
-        elif each.cost <= kept[place].cost + AS_LIKELY and each.name not in kept[place].names:
-            kept[place] = replace(kept[place], also=(*kept[place].also, each))
+            continue
+        first = kept[places[int(alike[0])]]
+        if each.cost <= first.cost + AS_LIKELY and each.name not in first.names:
+            kept[places[int(alike[0])]] = replace(first, also=(*first.also, each))
     yield from kept

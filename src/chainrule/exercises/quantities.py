@@ -1,4 +1,4 @@
-"""What a student can be asked for: a gradient, a value of the forward pass, a parameter after the update, by its name."""
+"""What a student can be asked for, by its name: a gradient, a value, a parameter after the update."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ class Recorded(Protocol):
     """What a recording is to an exercise."""
 
     @property
-    def graph(self) -> Graph: ...
+    def graph(self) -> Graph:
+        """The facts of the step."""
+
     @property
-    def derivation(self) -> Derivation: ...
+    def derivation(self) -> Derivation:
+        """The steps, with their gradients."""
+
     @property
-    def notation(self) -> Notation: ...
+    def notation(self) -> Notation:
+        """What each value is called."""
 
 
 @dataclass(frozen=True)

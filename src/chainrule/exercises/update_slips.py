@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chainrule.exercises.chain import wide
@@ -38,11 +37,13 @@ def update_slips(graph: Graph, value: int, named: str) -> Iterator[tuple[float, 
     yield 1.1, "learning rate", f"the learning rate {text} is left out", before + step / rate
     yield 1.5, "learning rate", f"the learning rate {text} counts twice", before + step * rate
     if optimizer != "SGD":
-        sentence = f"this is the step of plain gradient descent, {named} - {text} times the gradient, and not that of {optimizer}"
+        sentence = (
+            f"this is {named} - {text} times the gradient, the step of plain gradient descent, and not of {optimizer}"
+        )
         yield 1.2, "wrong optimizer", sentence, before - rate * gradient
         yield 1.4, "wrong optimizer", f"the gradient is subtracted as it is, without {optimizer}", before - gradient
     elif update.options.get("momentum") or update.options.get("weight_decay"):
-        sentence = f"this is the step of plain gradient descent: the momentum and the weight decay are left out"
+        sentence = "this is the step of plain gradient descent: the momentum and the weight decay are left out"
         yield 1.2, "momentum or weight decay", sentence, before - rate * gradient
     yield from _without_options(update, optimizer)
     yield from _adam(update, optimizer, before, rate)
