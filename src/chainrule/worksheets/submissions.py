@@ -63,7 +63,7 @@ def files_in(folder: Path, apart: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") for part in parts) or "__pycache__" in parts
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden and apart not in path.parents:
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.is_symlink() and not hidden and apart not in path.parents:
             found.append(path)
     return found
 
