@@ -21,7 +21,7 @@ from chainrule.document import Block, Document, Paragraph, Table, Text
 from chainrule.errors import StorageError
 from chainrule.exercises.answers import check
 from chainrule.recording import Recording, load
-from chainrule.worksheets.follow_up import FollowUp
+from chainrule.worksheets.follow_up import follows
 from chainrule.worksheets.questions import Question, many
 from chainrule.worksheets.submissions import (
     NotAnAnswerError,
@@ -96,11 +96,6 @@ class Variant:
         """The step."""
         return load(self.path)
 
-    @cached_property
-    def follow_up(self) -> FollowUp:
-        """What follows from a student's own numbers."""
-        return FollowUp(self.recording)
-
     def grade(self, submission: Submission) -> Graded:
         """The marks of one student."""
         own: dict[str, Tensor] = {}
@@ -124,14 +119,14 @@ class Variant:
             missing = many(int(answer.isnan().sum()), "number")
             return Mark(question, points, "wrong", "incomplete", f"{question.name}: {missing} missing.")
         found = check(self.recording, question.quantity, answer)
-        follows = self.follow_up.of(question.quantity, own)
+        followed = follows(self.recording, question.quantity, own)
         if answer.shape == right.shape:
             own[question.quantity] = answer
         points = _hits(question, answer, right)
         if found.right or points == question.points:
             return Mark(question, question.points, "right")
-        if follows is not None and (hits := _hits(question, answer, right, follows)) > points:
-            if _hits(question, answer, follows) == question.points:
+        if followed is not None and (hits := _hits(question, answer, right, followed)) > points:
+            if _hits(question, answer, followed) == question.points:
                 return Mark(question, question.points, "follows")
             points = hits
         mistake = found.mistake.name if found.mistake is not None else ""

@@ -58,14 +58,16 @@ class UnreadableError(Exception):
 
 
 def files_in(folder: Path, apart: Path) -> list[Path]:
-    """The files that may hold answers, in order; without what lies in the folder `apart`, or is hidden."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts) or "__pycache__" in parts
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.is_symlink() and not hidden and apart not in path.parents:
-            found.append(path)
-    return found
+    """The files that may hold answers, in order; without links, hidden ones, and what lies in the folder `apart`."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not path.is_symlink()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and apart not in path.parents
+    ]
 
 
 def read(path: Path, folder: Path, names: Mapping[str, str]) -> list[Submission]:
