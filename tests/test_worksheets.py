@@ -40,8 +40,9 @@ def nested(values, shape):
 
 def right(homework, label="01"):
     """The right answers, as a student writes them."""
-    rounded = {name: [round(v, each["decimals"]) for v in each["values"]] for name, each in key(homework, label).items()}
-    return {name: str(nested(rounded[name], each["shape"])) for name, each in key(homework, label).items()}
+    asked = key(homework, label).values()
+    rounded = {each["name"]: [round(value, each["decimals"]) for value in each["values"]] for each in asked}
+    return {each["name"]: str(nested(rounded[each["name"]], each["shape"])) for each in asked}
 
 
 def code_of(homework, label="01"):
@@ -134,7 +135,7 @@ def test_a_notebook_checks_itself(homework, capsys):
         assert not names["check"](name, torch.tensor(value) + 0.001)
     assert not names["check"]("Z1", [[..., ...], [..., ...]])
     assert not names["check"]("Z1", "[[1, 2], [3, 4]]")
-    assert not names["check"]("Z1", sum(json.loads(right(homework)["Z1"]), []))  # not the shape
+    assert not names["check"]("Z1", torch.tensor(json.loads(right(homework)["Z1"])).flatten())  # not the shape
     assert "Z1: not answered yet\nZ1: these are not numbers\nZ1: not right yet" in capsys.readouterr().out
 
 
@@ -302,7 +303,8 @@ def test_the_table_of_a_class(homework, tmp_path):
     shown = run("grade", tmp_path, "--solutions", homework / "solutions").output
     assert re.search(r"ada +01 +(\d+) +\1\b", shown)
     assert re.search(r"ben +01 +4 +", shown)
-    rows = list(csv.DictReader(run("grade", tmp_path, "--solutions", homework / "solutions", "--csv").stdout.splitlines()))
+    table = run("grade", tmp_path, "--solutions", homework / "solutions", "--csv").stdout
+    rows = list(csv.DictReader(table.splitlines()))
     assert [row["student"] for row in rows] == ["'=cmd", "ada", "ben"]
     assert [row["J"] for row in rows] == ["0", "1", "0"]
 
