@@ -38,7 +38,7 @@ ACTIVATIONS = {
         "ReLU", "1 above 0 and else 0", torch.relu, lambda x, y: (x > 0).to(x.dtype),
         ((1.35, "wrong value", "1 where {x} is below 0, and else 0: the wrong way round",
           lambda x, y: (x <= 0).to(x.dtype)),
-         (1.1, "kink", "1 also where {x} = 0, where PyTorch takes 0", lambda x, y: (x >= 0).to(x.dtype)),
+         (1.21, "kink", "1 also where {x} = 0, where PyTorch takes 0", lambda x, y: (x >= 0).to(x.dtype)),
          (1.4, "wrong value", "{x}", lambda x, y: x)),
     ),
     "sigmoid": Activation(

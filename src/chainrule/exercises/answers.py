@@ -68,15 +68,7 @@ class _Check:
             given = Given(given.data.reshape(self.right.shape), given.half.reshape(self.right.shape))
         self.given = given
         self.known = Mistakes.of(recorded)
-        self.tolerance = self._tolerance()
-
-    def _tolerance(self) -> Tensor:
-        """How far off rounding errors may be: those of an answer, and those of the recorded number itself."""
-        eps, size = rounding(self.asked.data.dtype), self.right.abs()
-        scale = rms(self.right) if self.right.numel() else 0.0
-        plain = allowance(size, size + scale, 64, min(eps, FLOAT32)) + (eps / 2 * size if eps > FLOAT32 else 0.0)
-        exact = self.known.exact(self.asked)
-        return plain if exact is None else plain + 4 * (exact - self.right).abs()
+        self.tolerance = tolerance_of(self.known, asked)
 
     def answer(self, earlier: dict[str, Any]) -> Answer:
         nothing = torch.zeros(self.right.shape, dtype=torch.bool)
@@ -111,22 +103,22 @@ class _Check:
         shape, right = tuple(self.given.data.shape), tuple(self.right.shape)
         everywhere = torch.ones(shape, dtype=torch.bool)
         fits = self._matching(self.known.at(self.asked), everywhere, ~everywhere)
-        said = f"{self.asked} has the shape {right}, and this answer has {shape}"
+        shapes = f"{self.asked} has the shape {right}, and this answer has {shape}"
         if fits is not None:
-            return Answer(False, fits, nothing, f"{said}: {_said(fits)}.")
+            return Answer(False, fits, nothing, f"{shapes}: {said(fits)}.")
         flat = self.given.data.reshape(-1)
         if flat.shape == self.right.reshape(-1).shape and self._same(
             flat, self.given.half.reshape(-1), self.right.reshape(-1)
         ):
-            return Answer(False, None, nothing, f"{said}; its numbers are right.")
-        return Answer(False, None, nothing, f"{said}.")
+            return Answer(False, None, nothing, f"{shapes}; its numbers are right.")
+        return Answer(False, None, nothing, f"{shapes}.")
 
     def _same(self, given: Tensor, half: Tensor, other: Tensor) -> bool:
         return bool(((given - other).abs() <= half * (1 + 1e-6) + self.tolerance.reshape(-1)).all())
 
     def _sentence(self, mistake: Mistake | None, right: Tensor) -> str:
         if mistake is not None:
-            return f"{self.asked} is not right: {_said(mistake)}."
+            return f"{self.asked} is not right: {said(mistake)}."
         count, of = int(right.sum()), right.numel()
         if of == 1 or not count:
             return f"{self.asked} is not right."
@@ -151,7 +143,7 @@ class _Check:
             name = "one element" if one else "some elements"
             if local is not None:
                 return Mistake(
-                    self.given.data, name, f"all is right but {places}, and there {_said(local)}", 1.5, (local,)
+                    self.given.data, name, f"all is right but {places}, and there {said(local)}", 1.5, (local,)
                 )
             if one:
                 return Mistake(self.given.data, name, f"all is right but {places}", 1.5)
@@ -299,7 +291,16 @@ class _Check:
         return self.asked.part(whole)
 
 
-def _said(mistake: Mistake) -> str:
+def tolerance_of(known: Mistakes, asked: Quantity) -> Tensor:
+    """How far off rounding errors may be: those of an answer, and those of the recorded number itself."""
+    right = asked.right.detach().double()
+    eps, size = rounding(asked.data.dtype), right.abs()
+    plain = allowance(size, size + rms(right), 64, min(eps, FLOAT32)) + (eps / 2 * size if eps > FLOAT32 else 0.0)
+    exact = known.exact(asked)
+    return plain if exact is None else plain + 4 * (exact - right).abs()
+
+
+def said(mistake: Mistake) -> str:
     """A mistake with the others that the same comes out of."""
     if mistake.name in ("one element", "some elements"):
         return mistake.sentence

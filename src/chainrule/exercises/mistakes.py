@@ -176,7 +176,7 @@ class Mistakes:
             kind: Kind = "update" if name.startswith("new ") else "gradient" if "/" in name else "value"
             other = self._quantities.get(name)
             if other is not None and other.name != quantity.name and other.data.shape == quantity.data.shape:
-                near = 1.3 if kind == quantity.kind or other.value == quantity.value else 1.6
+                near = 1.55 if kind == quantity.kind or other.value == quantity.value else 1.7
                 yield Mistake(other.data.double(), "another quantity", f"this is {name}, and not {quantity.name}", near)
 
     @cached_property

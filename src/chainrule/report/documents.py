@@ -15,6 +15,7 @@ import torch
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
+from chainrule.exercises.asking import asked
 from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, Snapshot
@@ -47,7 +48,9 @@ def full(context: Context, pointing: bool = False, coded: bool = False, running:
     sections = tuple(_sections(context))
     sections = code.with_code(context, sections) if coded else sections
     made, reason = program_of(context.graph, value_table.row_numbers(context)) if running else (None, "")
-    return Document(title, tuple(summary(context)), sections, value_table.rows(context), sums, made, reason)
+    exercises, slips = asked(context, value_table.row_numbers(context)) if running else ((), ())
+    shown = tuple(summary(context)), sections, value_table.rows(context), sums
+    return Document(title, *shown, made, reason, exercises, slips)
 
 
 def summary(context: Context) -> Iterator[Block]:
