@@ -20,8 +20,10 @@ from torch import Tensor
 from chainrule.document import Block, Document, Paragraph, Table, Text
 from chainrule.errors import StorageError
 from chainrule.exercises.answers import check
+from chainrule.exercises.follow_up import follows
+from chainrule.exercises.mistakes import Mistakes
+from chainrule.exercises.quantities import Kind, quantity_of
 from chainrule.recording import Recording, load
-from chainrule.worksheets.follow_up import follows
 from chainrule.worksheets.questions import Question, many
 from chainrule.worksheets.submissions import (
     NotAnAnswerError,
@@ -98,11 +100,11 @@ class Variant:
 
     def grade(self, submission: Submission) -> Graded:
         """The marks of one student."""
-        own: dict[str, Tensor] = {}
+        own: dict[tuple[Kind, int], Tensor] = {}
         marks = tuple(self._mark(each, submission.answers.get(each.name, ""), own) for each in self.questions)
         return Graded(submission, marks)
 
-    def _mark(self, question: Question, text: str, own: dict[str, Tensor]) -> Mark:
+    def _mark(self, question: Question, text: str, own: dict[tuple[Kind, int], Tensor]) -> Mark:
         """The mark of one answer. What is whole joins the student's `own` numbers, for the answers after it."""
         try:
             if len(text) > LONGEST:
@@ -119,9 +121,10 @@ class Variant:
             missing = many(int(answer.isnan().sum()), "number")
             return Mark(question, points, "wrong", "incomplete", f"{question.name}: {missing} missing.")
         found = check(self.recording, question.quantity, answer)
-        followed = follows(self.recording, question.quantity, own)
+        asked = quantity_of(self.recording, question.quantity)
+        followed = follows(Mistakes.of(self.recording), asked, own)
         if answer.shape == right.shape:
-            own[question.quantity] = answer
+            own[asked.kind, asked.value] = answer
         points = _hits(question, answer, right)
         if found.right or points == question.points:
             return Mark(question, question.points, "right")
