@@ -26,6 +26,7 @@ ROOMS = (
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
     ("monitor",),
     ("tools",),
+    ("worksheets",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.exercises.follow_up import follows
 from chainrule.exercises.mistakes import AS_LIKELY, Facts, Mistake, Mistakes
-from chainrule.exercises.quantities import Quantity, Recorded, quantity_of
+from chainrule.exercises.quantities import Kind, Quantity, Recorded, quantity_of
 from chainrule.exercises.reading import Given, places_of, read
-from chainrule.exercises.update_slips import new_parameter
 from chainrule.graph.comparison import FLOAT32, allowance, rms, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import element
@@ -255,40 +255,16 @@ class _Check:
 
     def _from(self, used: dict[str, _Check]) -> Tensor | None:
         """The quantity as it follows from answers to others."""
-        given: dict[str, dict[int, Tensor]] = {"gradient": {}, "value": {}, "update": {}}
+        earlier: dict[tuple[Kind, int], Tensor] = {}
         for each in used.values():
-            known = given[each.asked.kind]
-            whole = known.get(each.asked.value, each.asked.data.double()).clone()
+            at = (each.asked.kind, each.asked.value)
             if each.asked.index is None:
-                whole = each.given.data
+                earlier[at] = each.given.data
             else:
-                whole[each.asked.index] = each.given.data
-            known[each.asked.value] = whole
-        chain, asked = self.known.chain, self.asked
-        try:
-            values = None
-            if given["value"]:
-                if not chain.goes_forward:
-                    return None
-                dtype = {v: self.recorded.graph.values[v].dtype for v in given["value"]}
-                values = chain.values(given={v: data.to(dtype[v]) for v, data in given["value"].items()})
-            if asked.kind == "value":
-                return None if values is None or asked.value not in values else self._part(values[asked.value].double())
-            if not chain.goes_back:
-                return None
-            gradients = chain.gradients(
-                values=values, given={chain.alias.get(v, v): data for v, data in given["gradient"].items()}
-            )
-            gradient = gradients.get(chain.alias.get(asked.value, asked.value))
-            if asked.kind == "gradient" or gradient is None:
-                return None if gradient is None else self._part(gradient)
-            after = new_parameter(self.recorded.graph, asked.value, gradient)
-            return None if after is None else self._part(after)
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return None
-
-    def _part(self, whole: Tensor) -> Tensor | None:
-        return self.asked.part(whole)
+                earlier[at] = earlier.get(at, each.asked.data.double()).clone()
+                earlier[at][each.asked.index] = each.given.data
+        whole = follows(self.known, self.asked, earlier)
+        return None if whole is None else self.asked.part(whole)
 
 
 def tolerance_of(known: Mistakes, asked: Quantity) -> Tensor:
