@@ -155,10 +155,10 @@ def _shaped(answer: Tensor, question: Question) -> Tensor:
 
 
 def _hits(question: Question, answer: Tensor, *wanted: Tensor) -> int:
-    """How many numbers are one of those wanted, when rounded as the question says."""
+    """How many numbers are one of those wanted; what is asked for rounded may be off by one in its last digit."""
     if answer.shape != wanted[0].shape:
         return 0
-    tolerance = 0.5 * 10**-question.compared * (1 + 1e-3)
+    tolerance = (0.5 if question.exact else 1.0) * 10**-question.compared * (1 + 1e-3)
     return int(torch.stack([(answer - each).abs() <= tolerance for each in wanted]).any(0).sum())
 
 
