@@ -309,6 +309,13 @@ def test_the_table_of_a_class(homework, tmp_path):
     assert [row["J"] for row in rows] == ["0", "1", "0"]
 
 
+def test_a_sheet_without_a_folder_belongs_to_the_name_on_it(homework, tmp_path):
+    text = (homework / "variant-02.md").read_text().replace("Name:", "Name: Ada L.")
+    (tmp_path / "a.md").write_text(text)
+    (tmp_path / "ben.md").write_text(text.replace("Ada L.", ""))
+    assert set(graded(tmp_path, homework)[0]) == {"Ada L.", "ben"}
+
+
 def test_a_blank_sheet_of_the_class_is_nobody(homework):
     result = run("grade", homework)
     assert result.exit_code == 2

@@ -237,7 +237,8 @@ def _variant(key: Key, submission: Submission) -> Variant:
             f"is of worksheet {submission.worksheet}, and the solutions are of {key.worksheet}. Give its own with "
             "--solutions."
         )
-    found = key.variants.get(submission.variant) or key.variants.get(submission.variant.zfill(2))
+    width = max(map(len, key.variants))  # 7 may stand for 07
+    found = key.variants.get(submission.variant.zfill(width))
     if found is None:
         raise UnreadableError(f"is of variant {submission.variant!r}, and there are {', '.join(key.variants)}.")
     return found
