@@ -271,7 +271,7 @@ def tolerance_of(known: Mistakes, asked: Quantity) -> Tensor:
     """How far off rounding errors may be: those of an answer, and those of the recorded number itself."""
     right = asked.right.detach().double()
     eps, size = rounding(asked.data.dtype), right.abs()
-    plain = allowance(size, size + rms(right), 64, min(eps, FLOAT32)) + (eps / 2 * size if eps > FLOAT32 else 0.0)
+    plain = allowance(size, size + rms(right) / 8, 64, min(eps, FLOAT32)) + (eps / 2 * size if eps > FLOAT32 else 0.0)
     exact = known.exact(asked)
     return plain if exact is None else plain + 4 * (exact - right).abs()
 

@@ -99,11 +99,18 @@ class Mistakes:
         return _known[recorded]
 
     def exact(self, quantity: Quantity) -> Tensor | None:
-        """A gradient in double precision, from the recorded values; None where it is not known."""
-        if quantity.kind != "gradient" or not self.chain.goes_back:
-            return None
-        target = self.chain.alias.get(quantity.value, quantity.value)
-        return quantity.part(self._right[target]) if target in self._right else None
+        """A gradient or a value in double precision; None where it is not known."""
+        chain, value = self.chain, quantity.value
+        whole = None
+        if quantity.kind == "gradient" and chain.goes_back:
+            whole = self._right.get(chain.alias.get(value, value))
+        elif quantity.kind == "value" and chain.goes_forward:
+            whole = self._right_values.get(value)
+        return None if whole is None else quantity.part(whole)
+
+    @cached_property
+    def _right_values(self) -> dict[int, Tensor]:
+        return self.chain.values()
 
     @cached_property
     def _right(self) -> dict[int, Tensor]:
@@ -282,7 +289,7 @@ class Mistakes:
         """Each slip on the way forward, with the values that come out and differ."""
         if not self.chain.goes_forward or len(self.chain.forward_steps) > STEPS:
             return []
-        found, right = [], self.chain.values()
+        found, right = [], self._right_values
         slips = ForwardSlips(self.graph, self.notation)
         for place, step in enumerate(self.chain.forward_steps):
             for slip in slips.of(step):
