@@ -236,7 +236,7 @@ class Mistakes:
             if slip.name == "updated weight":  # nobody goes forward with all that comes after
                 continue
             at = len(self.chain.backward_steps) - 1 - place
-            dearer = replace(slip, cost=slip.cost + 0.3, sentence=f"{slip.sentence}; the rest follows from that")
+            dearer = replace(slip, cost=slip.cost + 0.45, sentence=f"{slip.sentence}; the rest follows from that")
             for change in self._backs(slip.change):
                 found.append((max(0, at), dearer, _differing(self._walked(change, values), right)))
         return found
