@@ -16,8 +16,9 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, Step
 from chainrule.graph.comparison import UNKNOWN_SUMS, compare, identical, rounding
-from chainrule.graph.graph import Graph, Ref, accumulate
+from chainrule.graph.graph import Graph, Ref
 from chainrule.graph.reexecution import apart
+from chainrule.graph.snapshot import accumulate
 from chainrule.graph.trees import map_leaves
 from chainrule.rules import Applied, reduce_to_shape
 
