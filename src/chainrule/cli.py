@@ -16,6 +16,7 @@ import click
 from chainrule._version import __version__
 from chainrule.errors import ChainruleError
 from chainrule.tools.reporter import Reporter, json_option, rank, result_options, say
+from chainrule.worksheets.commands import exercise, grade
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -177,7 +178,7 @@ def run(
     reporter = Reporter(**results)
     outcome = run_script(script, args, step=step, stop=stop, module=module)
     _say_shortfall(outcome)
-    status = outcome.status or (0 if outcome.complete else NOTHING)
+    status = outcome.status or (NOTHING if outcome.shortfall else 0)
     result = partial(Result, "run", script, step=step, steps=outcome.steps)
     if outcome.recording is not None and outcome.recording.graph.calls:
         sys.exit(_show(outcome.recording, brief, output, reporter, result, status, outcome))
@@ -238,7 +239,7 @@ def verify(
     result = partial(Result, "verify", script, step=step, steps=outcome.steps)
     if outcome.recording is None or not outcome.recording.nodes:
         summary = outcome.shortfall or ""
-        if outcome.complete:
+        if not summary:
             summary = (
                 f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
             )
@@ -407,6 +408,10 @@ def mcp() -> None:
     except ModuleNotFoundError as error:
         raise Failure(f"chainrule mcp needs the package {error.name}: pip install 'chainrule[mcp]'.") from error
     serve()
+
+
+commands.add_command(exercise)
+commands.add_command(grade)
 
 
 def _say_shortfall(outcome: ScriptRun) -> None:
