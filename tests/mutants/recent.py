@@ -9,6 +9,7 @@ from tests.mutants.backwards import (
     FACTOR,
     MEAN,
     OPERAND,
+    OPERATOR,
     REGION,
     SHIFTED,
     SIGN,
@@ -39,7 +40,7 @@ RECENT = (
         "c, s = t.cos(), t.sin()\na, b = x.chunk(2, -1)\nctx.save_for_backward(c, s)\nreturn x * c + torch.cat((-b, a), -1) * s",
         "c, s = ctx.saved_tensors\na, b = (g * s).chunk(2, -1)\nreturn g * c + torch.cat((b, -a), -1), None",
         (
-            ("torch.cat((b, -a), -1)", "torch.cat((-b, a), -1)", rf"({SIGN}|{TERM}|wrong)"),
+            ("torch.cat((b, -a), -1)", "torch.cat((-b, a), -1)", rf"({SIGN}|{OPERATOR}|{TERM}|wrong)"),
             ("(g * s).chunk", "(g * c).chunk", r"(wrong operand|wrong function|missing|wrong)"),
             ("g * c + torch.cat((b, -a), -1)", "g * c", TERM),
             ("g * c +", "g +", factor("")),
@@ -70,7 +71,7 @@ RECENT = (
                 "x[..., k - 1 - i:k - 1 - i + g.shape[2]]",
                 rf"({SHIFTED}|reversed|flip|extra|missing function|wrong)",
             ),
-            ("return dx, dw", "return dx, dw / len(x)", MEAN),
+            ("return dx, dw", "return dx, dw / len(x)", MEAN + "|" + FACTOR),
         ),
     ),
     Backward(
@@ -80,7 +81,7 @@ RECENT = (
         "x, h, r = ctx.saved_tensors\ndh = g.t() @ x\ndc = r * (dh - h * (dh * h).mean(1, keepdim=True))\ndw = dc - dc.mean(1, keepdim=True)\nreturn g @ h, dw",
         (
             ("dc - dc.mean(1, keepdim=True)", "dc", TERM),
-            ("(dh * h).mean(1, keepdim=True)", "(dh * h).sum(1, keepdim=True)", rf"({MEAN}|factor)"),
+            ("(dh * h).mean(1, keepdim=True)", "(dh * h).sum(1, keepdim=True)", rf"({MEAN}|factor|reduction: `sum`)"),
             ("dc = r * (", "dc = (", factor("")),
             ("g.t() @ x", "-(g.t() @ x)", SIGN),
         ),
@@ -125,7 +126,7 @@ RECENT = (
         "ctx.save_for_backward(x, w)\nreturn torch.fft.irfft(torch.fft.rfft(x.double()) * torch.fft.rfft(w.double()), n=x.shape[1]).to(x.dtype)",
         "x, w = (t.double() for t in ctx.saved_tensors)\ng = g.double()\nG = torch.fft.rfft(g)\ndx = torch.fft.irfft(G * torch.fft.rfft(w).conj(), n=x.shape[1])\ndw = torch.fft.irfft((G * torch.fft.rfft(x).conj()).sum(0), n=x.shape[1])\nreturn dx.to(ctx.saved_tensors[0].dtype), dw.to(ctx.saved_tensors[0].dtype)",
         (
-            ("torch.fft.rfft(w).conj()", "torch.fft.rfft(w)", "missing function: .*conj"),
+            ("torch.fft.rfft(w).conj()", "torch.fft.rfft(w)", "(missing function: .*conj|conjugate: )"),
             ("(G * torch.fft.rfft(x).conj()).sum(0)", "(G * torch.fft.rfft(x).conj()).mean(0)", MEAN),
             ("(G * torch.fft.rfft(x).conj()).sum(0)", "(G * torch.fft.rfft(x).conj())[0]", "reduction"),
         ),
