@@ -141,7 +141,7 @@ def _in_step(experiment: Experiment, edges: list[Edge]) -> SecondDerivative:
         }
         for edge, variable in zip(edges, variables, strict=True):
             put(arguments, edge, variable.clone())  # an in-place operation may not write to a leaf
-        called = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)
+        called = function.apply(*arguments.values()) if hasattr(function, "apply") else function(**arguments)
         outs = list(tensors_in(called))
         return [outs[place] for place in experiment.upstream]
 
@@ -160,9 +160,10 @@ def _wrong_argument(second: SecondDerivative) -> int | None:
     points, weights = second.inputs, list[Tensor]()
 
     def total(*variables: Tensor) -> Tensor:
-        outs = second.function.apply(*variables)  # type: ignore[no-untyped-call]
+        outs = second.function.apply(*variables)
         weights.extend(noise(out) for out in outs[len(weights) :])
-        return sum((out * w.conj()).real.sum() for out, w in zip(outs, weights, strict=True))  # type: ignore[return-value]
+        parts = [(out * w.conj()).real.sum() for out, w in zip(outs, weights, strict=True)]
+        return torch.stack(parts).sum()
 
     with torch.enable_grad():
         leaves = [point.clone().requires_grad_() for point in points]
