@@ -273,7 +273,8 @@ def tolerance_of(known: Mistakes, asked: Quantity) -> Tensor:
     eps, size = rounding(asked.data.dtype), right.abs()
     plain = allowance(size, size + rms(right) / 8, 64, min(eps, FLOAT32)) + (eps / 2 * size if eps > FLOAT32 else 0.0)
     exact = known.exact(asked)
-    return plain if exact is None else plain + 4 * (exact - right).abs()
+    own = 0.0 if exact is None else 4 * (exact - right).abs()
+    return (plain + own).nan_to_num(0.0, 0.0, 0.0)
 
 
 def said(mistake: Mistake) -> str:
