@@ -163,6 +163,20 @@ def test_a_script_has_one_sheet(tmp_path):
     assert students["ada"]["points"] == students["ada"]["of"]
 
 
+def test_a_wrong_gradient_is_no_answer(tmp_path):
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import torch\n\n\nclass Square(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n"
+        "        ctx.save_for_backward(x)\n        return x * x\n\n    @staticmethod\n    def backward(ctx, g):\n"
+        "        return g * ctx.saved_tensors[0]\n\n\nw = torch.nn.Parameter(torch.tensor([0.5, 2.0]))\n"
+        "optimizer = torch.optim.SGD([w], lr=0.1)\noptimizer.zero_grad()\nSquare.apply(w).sum().backward()\n"
+        "optimizer.step()\n"
+    )
+    result = run("exercise", "--network", script, "-o", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "is no answer to a question" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -307,6 +321,13 @@ def test_the_table_of_a_class(homework, tmp_path):
     rows = list(csv.DictReader(table.splitlines()))
     assert [row["student"] for row in rows] == ["'=cmd", "ada", "ben"]
     assert [row["J"] for row in rows] == ["0", "1", "0"]
+
+
+def test_a_sheet_without_a_folder_belongs_to_the_name_on_it(homework, tmp_path):
+    text = (homework / "variant-02.md").read_text().replace("Name:", "Name: Ada L.")
+    (tmp_path / "a.md").write_text(text)
+    (tmp_path / "ben.md").write_text(text.replace("Ada L.", ""))
+    assert set(graded(tmp_path, homework)[0]) == {"Ada L.", "ben"}
 
 
 def test_a_blank_sheet_of_the_class_is_nobody(homework):

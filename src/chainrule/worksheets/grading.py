@@ -155,10 +155,10 @@ def _shaped(answer: Tensor, question: Question) -> Tensor:
 
 
 def _hits(question: Question, answer: Tensor, *wanted: Tensor) -> int:
-    """How many numbers are one of those wanted, when rounded as the question says."""
+    """How many numbers are one of those wanted; what is asked for rounded may be off by one in its last digit."""
     if answer.shape != wanted[0].shape:
         return 0
-    tolerance = 0.5 * 10**-question.compared * (1 + 1e-3)
+    tolerance = (0.5 if question.exact else 1.0) * 10**-question.compared * (1 + 1e-3)
     return int(torch.stack([(answer - each).abs() <= tolerance for each in wanted]).any(0).sum())
 
 
@@ -237,7 +237,8 @@ def _variant(key: Key, submission: Submission) -> Variant:
             f"is of worksheet {submission.worksheet}, and the solutions are of {key.worksheet}. Give its own with "
             "--solutions."
         )
-    found = key.variants.get(submission.variant) or key.variants.get(submission.variant.zfill(2))
+    width = max(map(len, key.variants))  # 7 may stand for 07
+    found = key.variants.get(submission.variant.zfill(width))
     if found is None:
         raise UnreadableError(f"is of variant {submission.variant!r}, and there are {', '.join(key.variants)}.")
     return found

@@ -80,7 +80,7 @@ def questions(recording: Recording, document: doc.Document) -> tuple[Question, .
     """
     said = {section.anchor: section for _, section in document.walk()}
     found: dict[str, Question] = {}
-    for question in (*_forward(document, said), *_backward(document, said), *_updates(recording)):
+    for question in (*_forward(document, said), *_backward(document, said), *_updates(recording, said)):
         if all(map(math.isfinite, question.values)):
             found.setdefault(question.name, question)  # two names that differ in signs alone are one blank
     if not found:
@@ -109,16 +109,21 @@ def _backward(document: doc.Document, said: dict[str, doc.Section]) -> Iterator[
         yield _question(f"dJ/d{row.name}", row.gradient_symbol, "backward", row.gradient, formulas)
 
 
-def _updates(recording: Recording) -> Iterator[Question]:
+def _updates(recording: Recording, said: dict[str, doc.Section]) -> Iterator[Question]:
     notation = recording.notation
-    for parameter in recording.parameters.values():
-        after = parameter.after
-        if after is None or parameter.value is None or not parameter.has_gradient or after.numel() > LARGEST:
-            continue
-        symbol = notation.symbol(parameter.value)
-        tensor = doc.Tensor(symbol, tuple(after.shape), "", "parameter", tuple(after.flatten().tolist()))
-        name = notation.plain(parameter.value)
-        yield _question(f"new {name}", rf"{{{symbol}}}_{{\text{{new}}}}", "update", tensor, ())
+    for number, update in enumerate(recording.graph.updates, 1):
+        for place, each in enumerate(update.parameters):
+            after = each.end.data
+            if after is None or each.value is None or each.gradient is None:
+                continue
+            symbol, name = notation.symbol(each.value), notation.plain(each.value)
+            entries = tuple(after.flatten().tolist()) if after.numel() <= LARGEST else None
+            tensor = doc.Tensor(symbol, tuple(after.shape), "", "parameter", entries)
+            section = None if place else said.get(f"update-{number}-0")  # the others have the same formulas
+            blocks = section.blocks if section is not None else ()
+            formulas = [b.latex for b in blocks if isinstance(b, doc.Equation) and not b.label]
+            if _is_asked(tensor):
+                yield _question(f"new {name}", rf"{{{symbol}}}_{{\text{{new}}}}", "update", tensor, formulas)
 
 
 def _is_asked(tensor: doc.Tensor) -> bool:

@@ -64,28 +64,31 @@ def _head(sheet: Sheet) -> tuple[doc.Block, ...]:
 
 def _given(sheet: Sheet) -> Iterator[doc.Block]:
     """The network's numbers, and how it learns."""
-    products: doc.Text = ()
+    said: list[doc.Span] = [
+        "Samples are rows, and a row of a weight is a unit. A gradient has the shape of what it belongs to."
+    ]
+    if not all(question.exact for question in sheet.questions):
+        said.append(" Round what you write down, and go on with the number as it was before.")
     if any(r"\odot" in formula for question in sheet.questions for formula in question.formulas):
-        products = (" ", doc.Math(r"\odot"), " multiplies element by element.")
-    yield doc.Paragraph(
-        (
-            "Samples are rows, and a row of a weight is a unit. A gradient has the shape of what it belongs to.",
-            *products,
-        )
-    )
+        said += [" ", doc.Math(r"\odot"), " multiplies element by element."]
+    yield doc.Paragraph(tuple(said))
     for row in sheet.document.rows:
         if row.kind in ("data", "parameter"):
             yield replace(row.value, label="")
     for update in sheet.recording.graph.updates:
-        rates = dict.fromkeys(each.options.get("lr") for each in update.parameters)
-        learning = [f"{rate:g}" for rate in rates if isinstance(rate, float | int)]
+        settings = {name: it for each in update.parameters for name, it in each.options.items() if _is_number(it)}
+        rates = {each.options.get("lr") for each in update.parameters}
         rate: doc.Text = ()
-        if len(learning) == 1:
-            rate = (" with the learning rate ", doc.Math(rf"\eta = {learning[0]}"))
-        rule: doc.Text = ()
-        if update.optimizer == "SGD":
-            rule = (": ", doc.Math(r"\theta_{\text{new}} = \theta - \eta \, \frac{\partial J}{\partial \theta}"))
-        yield doc.Paragraph((f"The optimizer is {update.optimizer}", *rate, *rule, "."))
+        if len(rates) == 1 and "lr" in settings:
+            rate = (" with the learning rate ", doc.Math(rf"\eta = {settings['lr']:g}"))
+        others = "".join(f", {name} {it}" for name, it in settings.items() if name != "lr")
+        yield doc.Paragraph((f"The optimizer is {update.optimizer}", *rate, f"{others}."))
+
+
+def _is_number(option: object) -> bool:
+    """Whether an optimizer's option is a number that matters, or several."""
+    several = option if isinstance(option, tuple) else (option,)
+    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in several) and any(several)
 
 
 def _task(part: Part) -> doc.Paragraph:

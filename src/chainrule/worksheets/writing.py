@@ -85,6 +85,11 @@ def _of_script(path: str) -> Recording:
     if outcome.recording is None or not outcome.complete or outcome.recording.loss is None:
         said = outcome.shortfall or f"the first training step of {path} has no loss that is a single number."
         raise RecordingError(said)
+    if outcome.recording.verify().verdict == "disagrees":
+        raise RecordingError(
+            f"a gradient or an update in the first training step of {path} is wrong, so it is no answer to a question. "
+            f"See `chainrule verify {path}`."
+        )
     return outcome.recording
 
 
