@@ -21,11 +21,13 @@ ROOMS = (
     ("verification",),
     ("diagnostics",),
     ("lab",),
+    ("exercises",),
     ("report",),
     ("views",),
     ("progress", "script", "verification_result", "recording", "explain_step", "verify_function", "assertions"),
     ("monitor",),
     ("tools",),
+    ("worksheets",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
