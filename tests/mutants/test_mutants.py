@@ -79,6 +79,7 @@ def test_the_right_twins_raise_no_alarm():
     assert not [each.trial.name for each in judged if each.flagged or each.elsewhere]
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_mutants_of_recent_layers():
     right = [judge(Trial(each, None, 0, torch.float32)) for each in RECENT]
