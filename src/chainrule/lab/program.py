@@ -24,10 +24,9 @@ from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
 from chainrule.lab.tracing import Tracer, overlap
 from chainrule.rules.facts import base_name
-from chainrule.rules.optimizers import hyperparameters, worked_out
+from chainrule.rules.optimizers import changeable, hyperparameters, worked_out
 
 NUMBERS = 3_000  # in all values of a step, up to which it has a program
-VARIABLE = ("lr", "beta1", "beta2")  # hyperparameters that a reader may change
 
 
 def program_of(graph: Graph, rows: Mapping[int, int]) -> tuple[Program | None, str]:
@@ -78,6 +77,7 @@ class _Tracing:
         self.writer = Writer()
         self.tracer = Tracer(self.writer)
         self.settings: dict[tuple[int, str, float], Tensor] = {}
+        self.arriving: list[tuple[int, int]] = []
 
     def program(self) -> Program:
         data = {each: self.graph.values[each].snapshot.tensor.clone() for each in self.leaves}
@@ -99,6 +99,7 @@ class _Tracing:
             updates, without = [], str(error)
         guards = [(self.writer.encoded(operand), number) for operand, number in self.tracer.guards]
         results += [operand for operand, _ in guards]
+        needed = self.writer.needed(results)
         return Program(
             **self.writer.parts(results),
             guards=tuple(guards),
@@ -107,6 +108,7 @@ class _Tracing:
             gradients=tuple(
                 self._result(each, found, self.graph.values[each].grad) for each, found in gradients.items()
             ),
+            arriving=tuple(each for each in self.arriving if each[1] in needed),
             loss=self.rows[self.loss],
             settings=tuple(
                 (name, self.tracer.operand(each).slot, value) for (_, name, value), each in self.settings.items()
@@ -181,11 +183,19 @@ class _Tracing:
             for each in self.graph.values
         )
         graph = replace(self.graph, values=filled, nodes=tuple(map(self._without_gradients, self.graph.nodes)))
-        steps, of_passes = walked(graph)
+        steps, of_passes = walked(graph, self._arrived)
         for step in steps:
             if not all(has_numbers(each.gradient) for each in step.contributions if each.gradient is not None):
                 raise NoProgramError(step.failure or f"no rule covers {self.graph.nodes[step.node].name}")
         return graph.summed(of_passes)
+
+    def _arrived(self, value: int, gradient: Tensor) -> Tensor:
+        """What arrives at the operation that made a row, in a slot of its own: all that comes back is linear in it."""
+        if value not in self.rows or not gradient.numel():
+            return gradient
+        copy, slot = self.tracer.copied(gradient)
+        self.arriving.append((self.rows[value], slot))
+        return copy
 
     def _without_gradients(self, node: Node) -> Node:
         """A node without what autograd computed, but for the seed, so that nothing recorded is taken for traced."""
@@ -227,9 +237,7 @@ class _Tracing:
     def _moved(
         self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor
     ) -> Moved:
-        known = {
-            k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and v.shape == update.before.shape
-        }
+        known = {k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and k != "step"}
         state = {name: self.tracer.variable(each) for name, each in known.items()}
         first = self._step(update, optimizer, place, parameter, gradient, step, state)
         kept = {name: each for name, each in first.items() if name != ""}
@@ -255,8 +263,7 @@ class _Tracing:
     ) -> dict[str, Tensor]:  # fmt: skip
         """The parameter after the step (""), and each tensor of the state."""
         plain = hyperparameters(update.options, update.state_before)
-        settings = {name: self._setting(place, name, plain[name]) for name in VARIABLE if plain.get(name)}
-
+        settings = {name: self._setting(place, name, plain[name]) for name in changeable(plain)}
         whole = replace(
             update, start=update.start.filled(parameter), gradient=update.start.filled(gradient),
             state_before={"step": update.state_before.get("step", 0), **state},

@@ -65,6 +65,13 @@ class Tracer(OwnMode):
         self.put(made, Operand(self.writer.slot(data.dtype, data.numel())))
         return made
 
+    def copied(self, data: Tensor) -> tuple[Tensor, int]:
+        """A copy of these numbers that has a slot of its own, and the slot."""
+        made = data.clone(memory_format=torch.contiguous_format)
+        operand = self.writer.copied(self.operand(data), data.dtype, data.numel())
+        self.put(made, operand)
+        return made, operand.slot
+
     def put(self, tensor: Tensor, operand: Operand) -> None:
         """Say where the numbers of a tensor come from, in row-major order; what else is in its memory stays."""
         if not tensor.numel():

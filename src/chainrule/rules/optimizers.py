@@ -75,7 +75,7 @@ class Written:
         return Written(f"-{self.at(PRODUCT)}", -self.value, PRODUCT)
 
     def __bool__(self) -> bool:
-        return bool(self.value)
+        return isinstance(self.value, Tensor) or bool(self.value)  # a tensor is a variable of the lab, whatever it holds
 
 
 def written(value: Any) -> Written:
@@ -131,6 +131,11 @@ class Derivation:
         kept = self.state.get(name)
         self._kept[f"{symbol}_t"] = name
         return Written(f"{symbol}_{{t-1}}", torch.full_like(self.theta.value, first) if kept is None else kept)
+
+    def scalar_before(self, name: str, symbol: str, first: float) -> Written:
+        """The same of a number that the optimizer keeps as a tensor."""
+        self._kept[f"{symbol}_t"] = name
+        return Written(f"{symbol}_{{t-1}}", self.state.get(name, default_scalar(first)))
 
     def add(self, symbol: str, formula: Written, meaning: str, relation: str = "=", condition: str = "") -> Written:
         """Write the next term; returns it under its symbol, for the terms that follow."""
@@ -260,6 +265,15 @@ def hyperparameters(options: dict[str, Any], state: dict[str, Any]) -> dict[str,
     return {**plain, "t": step + 1, "s": step}
 
 
+CHANGEABLE = ("lr", "beta1", "beta2", "momentum", "dampening", "weight_decay", "eps", "alpha", "rho", "lr_decay",
+              "momentum_decay")  # fmt: skip
+
+
+def changeable(hyper: Mapping[str, Any]) -> tuple[str, ...]:
+    """The hyperparameters that may have another value without another formula: a 0 takes its term out."""
+    return tuple(name for name in CHANGEABLE if type(hyper.get(name)) in (int, float) and hyper[name])
+
+
 # Steps that several optimizers share.
 
 
@@ -356,9 +370,10 @@ def nadam(d: Derivation) -> None:
     now = d.add(r"\mu_t", mu(d.t), "how much momentum counts at this step")
     later = d.add(r"\mu_{t+1}", mu(d.t + 1), "how much it will count at the next")
     # PyTorch keeps the product as a tensor, by default in single precision, and so rounds it.
-    kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0))) * now
-    meaning = "the product of all of them so far, for the bias correction"
-    product = d.add(r"\Pi_t", replace(kept, value=kept.value.item()), meaning)
+    kept = d.scalar_before("mu_product", r"\Pi", 1.0)
+    rounded = (kept.value * now.value).to(kept.value.dtype)
+    product = replace(kept * now, value=rounded if isinstance(now.value, Tensor) else rounded.item())
+    product = d.add(r"\Pi_t", product, "the product of all of them so far, for the bias correction")
     ahead = later * m / (1 - product * later) + (1 - now) * d.g / (1 - product)
     m_hat = d.add(r"\hat{m}_t", ahead, "Nesterov: the first moment, looking one step ahead")
     d.step(d.lr * (m_hat / (sqrt(v_hat) + d.eps)))
@@ -378,12 +393,16 @@ def radam(d: Derivation) -> None:
     most = d.add(r"\rho_\infty", 2 / (1 - d.beta2) - 1, "how many steps the second moment spans at most")
     left = 1 - d.beta2**d.t
     length = d.add(r"\rho_t", most - 2 * d.t * d.beta2**d.t / left, "how many it spans by now")
-    if length.value <= 5:
+    is_variable = isinstance(length.value, Tensor)
+    if not is_variable and length.value <= 5:
         d.step(d.lr * m_hat, condition=r" \quad (\rho_t \le 5)")
         return
     rectified = sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
     rate = d.add("r_t", rectified, "rectification: how far the second moment can be trusted yet")
-    d.step(d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps)))
+    step = d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps))
+    if is_variable:
+        step = replace(step, value=torch.where(length.value > 5, step.value, (d.lr * m_hat).value))
+    d.step(step)
 
 
 @explains("Adamax", options="lr betas eps weight_decay maximize")
