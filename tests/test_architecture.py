@@ -22,6 +22,7 @@ ROOMS = (
     ("lab",),
     ("report",),
     ("views",),
+    ("live",),
     ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
     ("monitor",),
     ("tools",),

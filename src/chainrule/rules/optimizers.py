@@ -75,7 +75,9 @@ class Written:
         return Written(f"-{self.at(PRODUCT)}", -self.value, PRODUCT)
 
     def __bool__(self) -> bool:
-        return isinstance(self.value, Tensor) or bool(self.value)  # a tensor is a variable of the lab, whatever it holds
+        return isinstance(self.value, Tensor) or bool(
+            self.value
+        )  # a tensor is a variable of the lab, whatever it holds
 
 
 def written(value: Any) -> Written:

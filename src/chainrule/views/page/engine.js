@@ -10,9 +10,9 @@ import { behind, key, report, rows, sumOf } from "./store.js";
 /** @typedef {{ slots: Map<number, number[]>, steps: number, loss: number, inputs: Map<number, number[]>, gradients: Map<number, number[]> }} Base */
 
 const MOVED = 2 ** -17; // of an element's size (of 1, for a small one), by which a measured difference moves it
-const NEAR = 1e-6; // of a derivative, up to which a measured one is the same
+const NEAR = [1e-6, 1e-3]; // of a derivative: up to which a measured one is the same, and within which it must be known
+const ROUGHLY = [1e-2, 5e-2]; // the same, not in double precision
 const CORNER = 1e-3; // of a derivative, beyond which the two sides are two
-const SURE = 1e-3; // of a derivative, within which it must be known
 const ENTRIES = 4000; // of a Jacobian's column that are computed
 export const LISTED = 12; // terms of a sum
 
@@ -229,7 +229,7 @@ class Inside {
   }
 
   /**
-   * The difference of the loss when one element moves, in double precision, where rounding cannot hide it.
+   * The losses around one element, in double precision, where rounding cannot hide a difference.
    * @param {number} slot
    * @param {number} place
    * @param {Operand} operand
@@ -248,8 +248,8 @@ class Inside {
     const [far, high, low, below] = [2 * step, step, -step, -2 * step].map(at);
     const here = at(0);
     const losses = [below, low, here, high, far];
-    const rounding = 64 * 2 ** -52 * Math.max(...losses.map(Math.abs));
-    return { ...judged(wide.read(operand)[place], losses, step, rounding, Math.max(Math.abs(x), 1)), precise: "float64" };
+    const rounding = 2 ** -52 * Math.max(...losses.map(Math.abs));
+    return judged(wide.read(operand)[place], losses, { step, rounding, scale: Math.max(Math.abs(x), 1), precise: "float64" });
   }
 
   /**
@@ -348,7 +348,9 @@ class Behind {
     const answer = await (this.lab.token ? this.fetched(question) : this.posted(question));
     if (answer.error) throw new Error(answer.error);
     const numbers = (/** @type {[number, any[]][]} */ listed) => listed.map(([row, found]) => /** @type {[number, number[]]} */ ([row, found.map(toNumber)]));
-    return { ...answer, loss: toNumber(answer.loss), values: numbers(answer.values), gradients: numbers(answer.gradients), after: numbers(answer.after) };
+    const chosen = answer.chosen && explainedBy(answer.chosen);
+    const predicted = answer.predicted === null ? null : toNumber(answer.predicted);
+    return { ...answer, chosen, predicted, loss: toNumber(answer.loss), values: numbers(answer.values), gradients: numbers(answer.gradients), after: numbers(answer.after) };
   }
 
   /** @param {LabQuestion} question */
@@ -373,28 +375,38 @@ class Behind {
 }
 
 /**
+ * An element as PyTorch explained it: the losses say what a measured difference says.
+ * @param {any} found
+ * @returns {LabChosen}
+ */
+function explainedBy(found) {
+  const gradient = toNumber(found.gradient);
+  const terms = found.terms.map((/** @type {any} */ term) => ({ ...term, value: toNumber(term.value), factors: term.factors.map((/** @type {[string, any]} */ [text, x]) => [text, toNumber(x)]) }));
+  return { ...found, gradient, terms, total: toNumber(found.total), ...judged(toNumber(found.slope), found.losses.map(toNumber), found) };
+}
+
+/**
  * What five losses, a step apart, say of a derivative. On a smooth curve the two sides part in proportion to the step;
- * where they do not, there is a corner.
+ * where they do not, there is a corner. What is not computed in double precision is known less well.
  * @param {number} ours
  * @param {number[]} losses
- * @param {number} step
- * @param {number} rounding of a loss
- * @param {number} scale of the element
+ * @param {{ step: number, rounding: number, scale: number, precise: string }} how with the rounding of a loss, and the element's size
  */
-export function judged(ours, losses, step, rounding, scale) {
+function judged(ours, losses, { step, rounding, scale, precise }) {
   const [below, low, here, high, far] = losses;
+  const [near, sure] = precise === "float64" ? NEAR : ROUGHLY;
   const measured = (high - low) / (2 * step);
   const sides = [(here - low) / step, (high - here) / step];
-  const noise = (4 * rounding) / step;
+  const noise = (256 * rounding) / step;
   const jump = Math.abs(2 * (sides[1] - sides[0]) - (far - 2 * here + below) / (2 * step));
   const size = Math.max(Math.abs(measured), Math.abs(ours));
-  const tolerance = NEAR * size + noise + 4 * Math.abs(measured - (far - below) / (4 * step));
-  const least = (SURE * Math.abs(here)) / scale; // so little is a derivative of 0
+  const tolerance = near * size + noise + 4 * Math.abs(measured - (far - below) / (4 * step));
+  const least = (sure * Math.abs(here)) / scale; // so little is a derivative of 0
   let verdict = Math.abs(ours - measured) > tolerance ? "differs" : "agrees";
   if (!losses.every(Number.isFinite)) verdict = "not measured";
   else if (jump > CORNER * size + 4 * noise) verdict = "corner";
-  else if (tolerance > Math.max(SURE * size, least)) verdict = "too coarse";
-  return { measured, step, sides, verdict };
+  else if (tolerance > Math.max(sure * size, least)) verdict = "too coarse";
+  return { measured, step, sides, precise, verdict };
 }
 
 /**
