@@ -308,7 +308,7 @@ class Recording:
         """The page with PyTorch behind its lab: shown by a notebook's cell, or served by its `serve()`."""
         from chainrule.live import Lab
 
-        return Lab(self.graph, self.derivation, self.notation, self.document(pointing=True))
+        return Lab(self.graph, self.derivation, self.notation, lambda: self.document(pointing=True))
 
     @apart()
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -87,14 +87,14 @@ def facts_of(trained: Trained) -> dict[str, Any]:
     }
 
 
-def changed(trained: Trained, program: Program, generator: random.Random) -> dict[str, Any]:
+def changed(trained: Trained, inputs: list[int], generator: random.Random) -> dict[str, Any]:
     """One number of one input or parameter changed, and what PyTorch makes of the step then."""
     recording = trained.record()
     tensors = {name: each.data for name, each in trained.model.named_parameters()}
     parameters = {each.value: tensors[name] for name, each in recording.graph.parameters.items()}
     rows = rows_of(recording)
     while True:
-        row = generator.choice(program.inputs)[0]
+        row = generator.choice(inputs)
         value = rows[row]
         same = [each for each in trained.given if value.data is not None and _is(each, value.data)]
         target = parameters.get(value.index, same[0] if same else None)
@@ -138,7 +138,8 @@ def test_what_follows_a_change_is_what_pytorch_gives(name: str, empty_page: Any)
     assert not document.program.without
     as_recorded = {"row": -1, "place": 0, "number": 0, **facts_of(trained)}
     generator = random.Random(1)
-    changes = [as_recorded, *(changed(trained, document.program, generator) for _ in range(2 if name in FAST else 5))]
+    inputs = [row for row, _ in document.program.inputs]
+    changes = [as_recorded, *(changed(trained, inputs, generator) for _ in range(2 if name in FAST else 5))]
     found = compared(empty_page, document.program, changes)
     assert found["wrong"] == []
     assert found["compared"] > 100
@@ -271,9 +272,8 @@ def test_why_a_step_has_no_lab() -> None:
     assert reason(large, lambda: large(torch.randn(2, 100)).sum())[1].startswith("the step has 4,")
     assert "Twice" in reason(model, lambda: Twice.apply(model(x)).sum())[1]
     assert "read out of a tensor" in reason(model, lambda: model(x).sum() * float(x.mean()))[1]
-    program, _ = reason(model, lambda: model(x).sum(), torch.optim.NAdam)
-    assert program is not None
-    assert "number is read" in program.without
+    program, _ = reason(model, lambda: model(x).sum(), torch.optim.LBFGS)
+    assert program is None or program.without
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with chainrule.record() as recording:

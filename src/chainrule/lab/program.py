@@ -22,6 +22,7 @@ from chainrule.graph.reexecution import WriteThroughView, apart
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
+from chainrule.lab.leaves import leaves_of
 from chainrule.lab.tracing import Tracer, overlap
 from chainrule.rules.facts import base_name
 from chainrule.rules.optimizers import changeable, hyperparameters, worked_out
@@ -64,10 +65,9 @@ class _Tracing:
         if any(reads_numbers(each) for each in graph.operations if each.index < begun):
             raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
         self.loss = losses[0]
-        needed = {self.loss} | graph.ancestors([self.loss])
-        makers = {graph.values[each].operation for each in needed}
+        self.leaves, computed = leaves_of(graph, [self.loss], rows)
+        makers = {graph.values[each].operation for each in computed}
         self.operations = [operation for operation in graph.operations if operation.index in makers]
-        self.leaves = [each for each in sorted(needed) if graph.values[each].operation is None]
         if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
             raise NoProgramError("not all of its numbers were kept")
         self.overtaking: dict[int, list[Value]] = {}  # by operation: values of memory that it wrote to

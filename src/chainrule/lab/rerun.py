@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chainrule.derivation.backprop import derive
 from chainrule.derivation.why import Search, Term
-from chainrule.errors import ChainruleError, ReplayError, brief
+from chainrule.errors import ChainruleError, NoLabError, ReplayError, brief
 from chainrule.execution.experiment import nothing_left_behind, widened
 from chainrule.execution.lineage import reads_numbers
 from chainrule.execution.other_inputs import in_double, losses_with, with_other_inputs
@@ -30,6 +30,7 @@ from chainrule.graph.names import Notation
 from chainrule.graph.reexecution import apart
 from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.lab.instructions import numbers
+from chainrule.lab.leaves import leaves_of
 from chainrule.lab.questions import WHOLE, Question, understood
 from chainrule.numbers import number
 from chainrule.rules.optimizers import as_complex, changeable, default_scalar, hyperparameters, worked_out
@@ -40,10 +41,6 @@ COMPUTED = 2  # steps whose numbers are at hand
 LISTED = 12  # terms of a sum
 WIDE_STEP, STEP = 2.0**-17, 2.0**-8  # by which a measured difference moves an element of size 1: in float64, in float32
 SAME = 1e-3  # of the loss, within which it is the same in float64
-
-
-class NoLabError(ChainruleError):
-    """A step that cannot run again on other numbers; says why, as a reader is told."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,8 @@ class Rerun:
         self.graph, self.notation, self.rows = graph, notation, rows
         self.values = {row: value for value, row in rows.items()}
         self.losses = _losses(graph)
-        self.leaves = [value for value in graph.values if value.index in self._needed() and value.operation is None]
+        leaves, self._inner = leaves_of(graph, self.losses, rows)
+        self.leaves = [graph.values[each] for each in leaves]
         if any(not value.has_numbers for value in self.leaves):
             raise NoLabError('Not all of its numbers were kept. Record it with keep="all".')
         self.inputs = [
@@ -80,7 +78,9 @@ class Rerun:
         ]
         self.reads = list(self._reads())
         self._computed: OrderedDict[Any, Graph] = OrderedDict()
-        first = Base({value.index: value.snapshot.tensor for value in self.leaves}, {})
+        behind = (graph.values[each] for each in graph.ancestors(leaves))  # what code made the leaves of
+        given = [*(each for each in behind if each.operation is None and each.has_numbers), *self.leaves]
+        first = Base({value.index: value.snapshot.tensor for value in given}, {})
         self._bases: OrderedDict[int, Base] = OrderedDict({0: first})
         self._made = 0  # bases
         self._check(self._run(0, ()))
@@ -114,12 +114,9 @@ class Rerun:
 
     # -- whether it can run again -------------------------------------------------------------------------------------
 
-    def _needed(self) -> set[int]:
-        return {*self.losses, *self.graph.ancestors(self.losses)}
-
     def _reads(self) -> Iterable[Operation]:
         """The operations that gave a number to Python before the last of those that the losses are computed from."""
-        made = (self.graph.values[each].operation for each in self._needed())
+        made = (self.graph.values[each].operation for each in self._inner)
         last = max((each for each in made if each is not None), default=0)
         yield from (each for each in self.graph.operations if each.index < last and reads_numbers(each))
 

@@ -23,15 +23,21 @@ class Lab:
     Raises NoLabError where the step cannot run again, or comes out otherwise than it was recorded.
     """
 
-    def __init__(self, graph: Graph, derivation: Derivation, notation: Notation, document: Document) -> None:
+    def __init__(
+        self, graph: Graph, derivation: Derivation, notation: Notation, document: Callable[[], Document]
+    ) -> None:
         context = report.Context(graph, derivation, notation)
         self._rerun = Rerun(graph, notation, report.value_table.row_numbers(context))
         self._document = document
 
     def page(self, token: str = "") -> str:
         """The page; with a token it asks the server that it came from, without one the notebook around it."""
-        lab = {"facts": self._rerun.facts()}
-        return written(self._document, lab | {"token": token} if token else lab)
+        lab = {"facts": self.facts()}
+        return written(self._document(), lab | {"token": token} if token else lab)
+
+    def facts(self) -> dict[str, Any]:
+        """What the page must know before it asks: rows that can be changed, settings, what runs again."""
+        return self._rerun.facts()
 
     def answer(self, asked: Any) -> dict[str, Any]:
         """The answer to what the page asks, or `error`: a sentence."""
@@ -60,6 +66,8 @@ class Lab:
     def widget(self) -> Any:
         """What shows it in a notebook. Raises RecordingError where anywidget is not installed."""
         try:
+            import anywidget  # noqa: F401
+
             from chainrule.live.widget import LabWidget
         except ModuleNotFoundError as error:
             raise RecordingError(
