@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from chainrule.derivation.backprop import walked
 from chainrule.document import Moved, Program
 from chainrule.document import Operand as Encoded
 from chainrule.execution.experiment import written_by
-from chainrule.execution.lineage import reads_numbers
+from chainrule.execution.lineage import gives_number
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
@@ -24,7 +24,7 @@ from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
 from chainrule.lab.leaves import leaves_of
 from chainrule.lab.tracing import Tracer, overlap
-from chainrule.rules.facts import base_name
+from chainrule.rules.facts import base_name, facts_of
 from chainrule.rules.optimizers import changeable, hyperparameters, worked_out
 
 NUMBERS = 3_000  # in all values of a step, up to which it has a program
@@ -62,7 +62,7 @@ class _Tracing:
         if graph.hooked:
             raise NoProgramError("a hook changed a gradient")
         begun = min(each.position for each in graph.backwards)
-        if any(reads_numbers(each) for each in graph.operations if each.index < begun):
+        if any(gives_number(each) for each in graph.operations if each.index < begun):
             raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
         self.loss = losses[0]
         self.leaves, computed = leaves_of(graph, [self.loss], rows)
@@ -140,13 +140,26 @@ class _Tracing:
     def _forward(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
         """Run the operations."""
         for operation in self.operations:
-            if operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
+            draw = facts_of(operation.name).draw
+            if draw is not None and None not in operation.outputs:
+                self._use_draw(operation, values, *draw)
+            elif operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
                 self._check_draw(operation)
                 drawn = {each: self.graph.values[each].data for each in operation.outputs if each is not None}
                 values |= {each: data.clone() for each, data in drawn.items() if data is not None}
             else:
                 self._run(operation, values)
         return values
+
+    def _use_draw(
+        self, operation: Operation, values: dict[int, Tensor], slot: int, result: Callable[..., Tensor]
+    ) -> None:
+        """The result of what was drawn, as an operation gives it beside."""
+        arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
+        for place, value in enumerate(operation.outputs):
+            assert value is not None
+            drawn = self.graph.values[operation.outputs[slot]].snapshot.tensor.clone()  # type: ignore[index]
+            values[value] = drawn if place == slot else result(arguments, draw=drawn)
 
     def _run(self, operation: Operation, values: dict[int, Tensor]) -> None:
         """Run one operation. A value whose memory it writes to stays as a copy; the memory is that of a later value."""
@@ -191,7 +204,7 @@ class _Tracing:
 
     def _arrived(self, value: int, gradient: Tensor) -> Tensor:
         """What arrives at the operation that made a row, in a slot of its own: all that comes back is linear in it."""
-        if value not in self.rows or not gradient.numel():
+        if value not in self.rows or not gradient.numel() or not has_numbers(gradient):
             return gradient
         copy, slot = self.tracer.copied(gradient)
         self.arriving.append((self.rows[value], slot))

@@ -21,7 +21,7 @@ from chainrule.derivation.backprop import derive
 from chainrule.derivation.why import Search, Term
 from chainrule.errors import ChainruleError, NoLabError, ReplayError, brief
 from chainrule.execution.experiment import nothing_left_behind, widened
-from chainrule.execution.lineage import reads_numbers
+from chainrule.execution.lineage import gives_number
 from chainrule.execution.other_inputs import in_double, losses_with, with_other_inputs
 from chainrule.execution.recompute import run_again
 from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding, unravel
@@ -118,7 +118,7 @@ class Rerun:
         """The operations that gave a number to Python before the last of those that the losses are computed from."""
         made = (self.graph.values[each].operation for each in self._inner)
         last = max((each for each in made if each is not None), default=0)
-        yield from (each for each in self.graph.operations if each.index < last and reads_numbers(each))
+        yield from (each for each in self.graph.operations if each.index < last and gives_number(each))
 
     def _check(self, found: Graph) -> None:
         """Raise NoLabError unless the recorded numbers came out again."""

@@ -86,9 +86,19 @@ function placesOf(row) {
 function queued(work) {
   byId("lab").setAttribute("aria-busy", "true");
   const mine = ++asked;
-  queue = queue.then(work).catch((error) => say(error.message)).then(() => {
+  queue = queue.then(work).catch(failed).then(() => {
     if (mine === asked) byId("lab").setAttribute("aria-busy", "false");
   });
+}
+
+/**
+ * Say why there is no answer; no number is shown for one that was not computed.
+ * @param {Error} error
+ */
+function failed(error) {
+  if (now) now = { ...now, holds: false, note: "" };
+  if (now) showLab();
+  say(error.message);
 }
 
 /**
@@ -261,7 +271,7 @@ function line(row) {
     "tr",
     { class: changeable ? "changeable" : null },
     h("th", { scope: "row" }, math(row.symbol), h("code", { class: "facts" }, row.name), places.has(row.index) ? picker(row) : null),
-    h("td", { class: "lab-value" }, changeable ? laidOut(row, (place) => field(row.index, place, `${name(place)[0]}[${name(place)[1]}]`)) : readings(row, "values")),
+    h("td", { class: "lab-value" }, changeable ? laidOut(row, row.name, false, (place) => field(row.index, place, `${name(place)[0]}[${name(place)[1]}]`)) : readings(row, "values")),
     h("td", { class: "lab-gradient" }, gradients.includes(row.index) ? readings(row, "gradients") : null),
     updates.length ? h("td", null, updates.includes(row.index) ? readings(row, "after") : null) : null,
   );
@@ -292,7 +302,7 @@ function picker(row) {
  * @param {Cell["side"]} side
  */
 function readings(row, side) {
-  return laidOut(row, (place) => {
+  return laidOut(row, `${row.name}: ${side}`, true, (place) => {
     const cell = { shown: h("span", { class: "now" }), old: h("span", { class: "was" }), side, row: row.index, place };
     cells.push(cell);
     return [cell.shown, cell.old];
@@ -301,9 +311,11 @@ function readings(row, side) {
 
 /**
  * @param {Row} row
+ * @param {string} label
+ * @param {boolean} fixed
  * @param {(place: number) => HTMLElement | HTMLElement[]} content
  */
-function laidOut(row, content) {
+function laidOut(row, label, fixed, content) {
   const large = places.has(row.index);
   const shown = placesOf(row);
   const columns = large ? 1 : (row.value.shape.at(-1) ?? 1);
@@ -312,7 +324,8 @@ function laidOut(row, content) {
     const index = large ? h("td", { class: "facts" }, `[${indexAt(row.value.shape, shown[first]).join(",")}]`) : null;
     lines.push(h("tr", null, index, shown.slice(first, first + columns).map((place) => h("td", { class: "number" }, content(place)))));
   }
-  return h("div", { class: "lab-grid" }, h("table", { class: "grid", role: "presentation" }, h("tbody", null, lines)));
+  const scrolls = fixed && (lines.length > 6 || columns > 5); // then it must be reached by keys, if nothing in it is
+  return h("div", { class: "lab-grid", ...(scrolls && { tabindex: 0, role: "group", "aria-label": label }) }, h("table", { class: "grid", role: "presentation" }, h("tbody", null, lines)));
 }
 
 /**

@@ -231,6 +231,7 @@ export class Machine {
     const sources = operands.map((each) => this.source(each, name === "where" ? type : compared));
     const [a, b, c] = sources;
     const round = this.rounding(slot);
+    const partial = (/** @type {number} */ sum) => (this.noise ? round(sum) : sum); // a kernel rounds each partial sum
     const whole = type === "integer";
     if (name in ELEMENTWISE) {
       const f = name === "div" && whole ? (/** @type {number} */ x, /** @type {number} */ y) => Math.trunc(x / y) : ELEMENTWISE[name];
@@ -243,7 +244,7 @@ export class Machine {
       return () => {
         for (let i = 0; i < out.length; i++) {
           let found = begin;
-          for (let k = 0; k < sizes[0]; k++) found = join(found, at(a, i * sizes[0] + k));
+          for (let k = 0; k < sizes[0]; k++) found = partial(join(found, at(a, i * sizes[0] + k)));
           out[i] = round(found);
         }
       };
@@ -271,7 +272,7 @@ export class Machine {
             const row = (i - column) / columns; // of all batches
             const from = Math.floor(row / rows) * inner * columns + column;
             let sum = 0;
-            for (let k = 0; k < inner; k++) sum += at(a, row * inner + k) * at(b, from + k * columns);
+            for (let k = 0; k < inner; k++) sum = partial(sum + at(a, row * inner + k) * at(b, from + k * columns));
             out[i] = round(sum);
           }
         };
