@@ -69,13 +69,22 @@ def test_the_served_page(browser: Any, server: LabServer) -> None:
     page.click("#lab-reset")
     page.wait_for_selector(READY)
     assert lab.locator("#lab-loss").inner_text() == start
+    assert heard == []
+    page.close()
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing(browser: Any, server: LabServer) -> None:
+    page = browser.new_page()
+    page.goto(server.address)
+    page.click("#tab-lab")
+    page.wait_for_selector(READY)
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for width, scheme in ((1400, "light"), (800, "dark"), (390, "light"), (390, "dark")):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
         found = axe.Axe().run(page).response["violations"]
         assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
-    assert heard == []
     page.close()
 
 

@@ -382,15 +382,16 @@ function showLab() {
   const texts = new Map([now, was].map((answer) => [answer, textsOf(answer)]));
   for (const { shown, old, side, row, place } of cells) {
     const [x, y] = [now, was].map((answer) => texts.get(answer)?.[side].get(row)?.[places.get(row)?.indexOf(place) ?? place] ?? "");
-    shown.textContent = now.holds ? x : "?";
-    old.textContent = x === y ? "" : y;
+    write(shown, now.holds ? x : "?");
+    write(old, x === y ? "" : y);
   }
   for (const [at, made] of fields) {
     const [row, place] = at.split(" ").map(Number);
     const [x, y] = [now, was].map((answer) => texts.get(answer)?.values.get(row)?.[places.get(row)?.indexOf(place) ?? place] ?? "");
-    if (document.activeElement !== made) made.value = x;
+    if (document.activeElement !== made && made.value !== x) made.value = x;
     made.classList.toggle("changed", state.changes.has(at));
-    made.title = x === y ? "" : `was ${y}`;
+    const title = x === y ? "" : `was ${y}`;
+    if (made.title !== title) made.title = title;
   }
   for (const [place, made] of knobs) {
     if (document.activeElement !== made) made.value = number(state.settings[place]);
@@ -401,6 +402,15 @@ function showLab() {
   if (now.note) say(now.note);
   explained(now.holds ? now.chosen : undefined);
   curve();
+}
+
+/**
+ * Write a text where it is another: what stays need not be laid out again.
+ * @param {HTMLElement} element
+ * @param {string} text
+ */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /**

@@ -139,6 +139,8 @@ const REDUCED = {
   amin: { begin: Infinity, join: Math.min },
 };
 
+const EXACT = new Set("neg abs floor ceil round trunc sign maximum minimum fmax fmin where amax amin".split(" ")); // they round nothing
+
 export const PRIMITIVES = [
   ...Object.keys(ELEMENTWISE),
   ...Object.keys(REDUCED),
@@ -230,7 +232,7 @@ export class Machine {
     const compared = first === undefined ? type : this.types[typeof first === "number" ? first : Number(first[0])];
     const sources = operands.map((each) => this.source(each, name === "where" ? type : compared));
     const [a, b, c] = sources;
-    const round = this.rounding(slot);
+    const round = EXACT.has(name) ? (/** @type {number} */ x) => x : this.rounding(slot);
     const partial = (/** @type {number} */ sum) => (this.noise ? round(sum) : sum); // a kernel rounds each partial sum
     const whole = type === "integer";
     if (name in ELEMENTWISE) {
