@@ -14,6 +14,7 @@ from chainrule.capture.data_parallel import storage_of
 from chainrule.derivation.backprop import walked
 from chainrule.document import Moved, Program
 from chainrule.document import Operand as Encoded
+from chainrule.errors import brief
 from chainrule.execution.experiment import written_by
 from chainrule.execution.lineage import gives_number
 from chainrule.graph.comparison import compare
@@ -97,6 +98,8 @@ class _Tracing:
             ]
         except NoProgramError as error:
             updates, without = [], str(error)
+        except Exception as error:  # a formula that does not take a variable
+            updates, without = [], f"the formula of the update cannot be taken apart ({brief(error)})"
         guards = [(self.writer.encoded(operand), number) for operand, number in self.tracer.guards]
         results += [operand for operand, _ in guards]
         needed = self.writer.needed(results)
