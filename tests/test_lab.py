@@ -141,7 +141,7 @@ def test_why_a_step_cannot_run_again() -> None:
         hidden = model(x)
         hidden.register_hook(lambda g: g * 3)
         hidden.sum().backward()
-    with pytest.raises(NoLabError, match="a hook changed it"):
+    with pytest.raises(NoLabError, match="A hook changed it"):
         recording.lab()
     with chainrule.record(keep="statistics") as recording:
         big = nn.Linear(200, 100)

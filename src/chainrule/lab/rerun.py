@@ -70,7 +70,7 @@ class Rerun:
         leaves, self._inner = leaves_of(graph, self.losses, rows)
         self.leaves = [graph.values[each] for each in leaves]
         if any(not value.has_numbers for value in self.leaves):
-            raise NoLabError('Not all of its numbers were kept. Record it with keep="all".')
+            raise NoLabError('this step has no lab: not all of its numbers were kept. Record it with keep="all".')
         self.inputs = [
             self.rows[value.index]
             for value in self.leaves
@@ -130,8 +130,8 @@ class Rerun:
                     continue
                 if ours is None or not compare(ours, recorded, count=UNKNOWN_SUMS).agrees:
                     raise NoLabError(
-                        f"Run again, {what}{self.notation.plain(value.index)} comes out otherwise than it was "
-                        "recorded: a hook changed it, or code that the recording does not hold."
+                        f"this step has no lab: run again, {what}{self.notation.plain(value.index)} comes out "
+                        "otherwise than it was recorded. A hook changed it, or code that the recording does not hold."
                     )
 
     def _updates(self) -> tuple[dict[int, tuple[int, str, ParameterUpdate]], str]:
@@ -241,7 +241,7 @@ class Rerun:
             try:
                 self._computed[base, changes] = with_other_inputs(self.graph, leaves, aside)
             except ReplayError as error:
-                raise NoLabError(f"With these numbers the step does not run again: {error}") from error
+                raise NoLabError(f"the step does not run again with these numbers: {error}") from error
             while len(self._computed) > COMPUTED:
                 self._computed.popitem(last=False)
         self._computed.move_to_end((base, changes))
@@ -394,15 +394,15 @@ def _losses(graph: Graph) -> dict[int, float]:
     """The losses whose sum the gradients are of, each with the seed that its backward pass began with."""
     found = list(dict.fromkeys(each.loss for each in graph.accumulating))
     if not found or None in found:
-        raise NoLabError("It has no loss that a backward pass began from.")
+        raise NoLabError("this step has no lab: no backward pass began from a loss.")
     losses = [each for each in found if each is not None]
     if graph.ancestors(losses) & set(losses):
-        raise NoLabError("One of its losses is computed from another one.")
+        raise NoLabError("this step has no lab: one of its losses is computed from another one.")
     if graph.updates and min(each.position for each in graph.updates) < max(each.position for each in graph.backwards):
-        raise NoLabError("An optimizer stepped between its backward passes.")
+        raise NoLabError("this step has no lab: an optimizer stepped between its backward passes.")
     seeds = {each: graph.values[each].grad for each in losses}
     if any(seed is None or seed.numel() != 1 for seed in seeds.values()):
-        raise NoLabError("A loss of it is not a single number.")
+        raise NoLabError("this step has no lab: a loss of it is not a single number.")
     return {each: float(seed) for each, seed in seeds.items() if seed is not None}
 
 
