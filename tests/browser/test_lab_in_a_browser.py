@@ -293,7 +293,7 @@ def test_axe_finds_nothing(open_page: Any, runs: Document) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for options in ({}, {"color_scheme": "dark"}):
         page = open_page(runs, **options)
-        lab(page)
+        lab(page).get_by_label("W1[0,1]", exact=True).fill("0.9")
         for width in (1400, 800, 390):
             page.set_viewport_size({"width": width, "height": 900})
             found = axe.Axe().run(page).response["violations"]

@@ -247,7 +247,7 @@ function drawLab() {
     h("p", { class: "facts" }, "Type, drag, or step a number by the arrow keys (with Shift ten times as far). In grey: as it was. The other tabs keep the step as it was recorded."),
     ...facts.said.map((text) => h("p", { class: "facts" }, text)),
     h("p", { id: "lab-said", role: "status" }),
-    h("div", { id: "lab-chosen" }),
+    h("div", { id: "lab-chosen", tabindex: 0, role: "region", "aria-label": "the gradient of the chosen number" }),
     h("table", { class: "lab-rows" },
       h("thead", null, h("tr", null, heads.map((text) => text !== null && h("th", { scope: "col" }, text)))),
       h("tbody", { id: "lab-body" }),
