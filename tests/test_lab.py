@@ -70,8 +70,9 @@ def test_what_follows_a_change_is_what_pytorch_gives(name: str) -> None:
         for kind in ("values", "gradients", "after"):
             answered = dict(answer[kind])
             assert answered
-            for row, expected in change[kind].items():
-                assert row not in answered or is_near(answered[row], expected), (kind, row)
+            for row, expected in change[kind].items():  # of a large row the first numbers
+                assert row not in answered or len(answered[row]) == (8 if len(expected) > 64 else len(expected))
+                assert row not in answered or is_near(answered[row], expected[: len(answered[row])]), (kind, row)
 
 
 def test_an_element_is_explained_and_measured() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from chainrule.errors import RequestError
 
-WHOLE = 512  # numbers up to which a row is given whole; as in lab.js
+WHOLE, BEGUN = 64, 8  # numbers up to which a row is given whole, and those of a larger one; as in lab.js
 MOST = 4096  # changes, and places asked for
 FIELDS = ("base", "changes", "settings", "places", "chosen", "step")
 

@@ -31,7 +31,7 @@ from chainrule.graph.reexecution import apart
 from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.lab.instructions import numbers
 from chainrule.lab.leaves import leaves_of
-from chainrule.lab.questions import WHOLE, Question, understood
+from chainrule.lab.questions import BEGUN, WHOLE, Question, understood
 from chainrule.numbers import number
 from chainrule.rules.optimizers import as_complex, changeable, default_scalar, hyperparameters, worked_out
 from chainrule.verification.update_check import compare_update
@@ -219,7 +219,7 @@ class Rerun:
             if data is None or data.is_meta or data.layout != torch.strided or data.is_complex():
                 continue
             flat = data.detach().reshape(-1)
-            asked = question.places.get(row, range(min(flat.numel(), WHOLE)))
+            asked = question.places.get(row, range(flat.numel() if flat.numel() <= WHOLE else BEGUN))
             listed.append([row, numbers(flat[list(asked)])])
         return listed
 

@@ -4,7 +4,7 @@ import { byId, h, math, svg } from "./dom.js";
 import { engineOfPage, indexAt, placeOf } from "./engine.js";
 import { changeableField } from "./field.js";
 import { number } from "./numbers.js";
-import { rows } from "./store.js";
+import { behind, rows } from "./store.js";
 
 /** @import { Engine } from "./engine.js" */
 /** @import { LabAnswer, LabChosen, Row } from "./types.d.ts" */
@@ -12,8 +12,8 @@ import { rows } from "./store.js";
 /** @typedef {{ base: number, changes: Map<string, [number, number, number]>, settings: number[], were: number[], losses: number[] }} State */
 /** @typedef {{ shown: HTMLElement, old: HTMLElement, side: "values" | "gradients" | "after", row: number, place: number }} Cell */
 
-const SHOWN_WHOLE = 512; // numbers up to which a row is shown whole
-const BEGUN = 32; // numbers that are shown of a larger one, and those that the reader asks for
+const SHOWN_WHOLE = 64; // numbers up to which a row is shown whole, where the page has not its own program, which is small
+const BEGUN = 8; // numbers that are shown of a larger one, and those that the reader asks for; both as in questions.py
 const UNDONE = 200; // changes that can be undone
 
 /** @type {Engine} */
@@ -30,6 +30,8 @@ let fields = new Map();
 const knobs = new Map();
 /** @type {Map<number, number[]>} of large rows: the places that are shown */
 const places = new Map();
+/** @type {Set<number>} the rows of which the reader asked for elements */
+const picked = new Set();
 /** @type {{ answer: LabAnswer, key: string } | null} the base of the current state as it is without changes: in grey */
 let before = null;
 /** @type {LabAnswer} */
@@ -48,7 +50,7 @@ export function startLab() {
   const found = engineOfPage();
   if (!found.engine) return found.reason;
   engine = found.engine;
-  for (const row of rows) if (sizeOf(row) > SHOWN_WHOLE) places.set(row.index, Array.from({ length: BEGUN }, (_, place) => place));
+  for (const row of behind ? rows : []) if (sizeOf(row) > SHOWN_WHOLE) places.set(row.index, Array.from({ length: BEGUN }, (_, place) => place));
   state = recordedState([]);
   drawLab();
   queued(() => followLab(false));
@@ -106,7 +108,7 @@ function failed(error) {
  * @param {State} of
  */
 function ask(step, of = state) {
-  return engine.ask({ base: of.base, changes: [...of.changes.values()], settings: of.settings, places: [...places], chosen: of === state ? chosen : null, step });
+  return engine.ask({ base: of.base, changes: [...of.changes.values()], settings: of.settings, places: [...places].filter(([row]) => picked.has(row)), chosen: of === state ? chosen : null, step });
 }
 
 /**
@@ -291,6 +293,7 @@ function picker(row) {
     const shown = places.get(row.index) ?? [];
     if (!known || shown.includes(placeOf(shape, index))) return;
     places.set(row.index, [placeOf(shape, index), ...shown]);
+    picked.add(row.index);
     drawRows();
     queued(() => followLab(true));
   });
