@@ -139,7 +139,7 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "capture.writes", "monitor", "monitor.examine",
+    "capture", "capture.retention", "capture.writes", "execution.central_differences", "monitor", "monitor.examine",
     "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
     "tools.mcp_server", "tools.pytest_plugin",
 }  # fmt: skip
