@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from dataclasses import MISSING, fields
 from html.parser import HTMLParser
@@ -16,6 +15,7 @@ import pytest
 from chainrule import document as doc
 from chainrule import views
 from chainrule.views.json import BLOCKS
+from chainrule.views.page import unpacked
 from tests.views import hostile
 
 PAGE = Path(views.__file__).parent / "page"
@@ -48,12 +48,6 @@ class Elements(HTMLParser):
             self.texts.setdefault(self.found[-1][0], []).append(data)
 
 
-def data_of(html: str) -> dict[str, Any]:
-    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
-    assert text is not None
-    return json.loads(text[1])  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize("name", hostile.NAMES, ids=range(len(hostile.NAMES)))
 def test_no_name_becomes_an_element(name):
     html = page(hostile.document(name))
@@ -63,7 +57,7 @@ def test_no_name_becomes_an_element(name):
     assert kinds.count("script") == 2
     assert not any(key.startswith("on") for _, attributes in Elements(html).found for key in attributes)
     html.encode()
-    assert data_of(html)["document"]["rows"][0]["name"] == name
+    assert unpacked(html)["document"]["rows"][0]["name"] == name
 
 
 def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
@@ -130,7 +124,7 @@ def text_of(tree: Any) -> str:
 
 def mathematics(*latex: str) -> tuple[list[Any], list[Any], list[Any]]:
     """The table of shapes and that of formulas on a page with these equations, and their entries in the latter."""
-    data = data_of(page(doc.Document((), tuple(map(doc.Equation, latex)), ())))
+    data = unpacked(page(doc.Document((), tuple(map(doc.Equation, latex)), ())))
     formulas = data["math"]["formulas"]
     return data["math"]["shapes"], formulas, [formulas[each["latex"]] for each in data["document"]["summary"]]
 
@@ -177,5 +171,5 @@ def test_numbers_of_32_bits_are_short_and_exact_and_those_of_64_bits_whole():
     value = 0.1000000014901161193847656  # the float32 that is nearest to 0.1
     single = doc.Tensor("x", (1,), "float32", "value", (value,))
     double = doc.Tensor("y", (1,), "float64", "value", (value,))
-    told = data_of(page(doc.Document((), (single, double), ())))["document"]["summary"]
+    told = unpacked(page(doc.Document((), (single, double), ())))["document"]["summary"]
     assert [block["entries"] for block in told] == [[0.100000001], [value]]

@@ -1,15 +1,18 @@
 """A document as one HTML page that works from a file: no network, no server, nothing to install.
 
-The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON. A
-policy in the page has the hashes of its one script and its styles, so nothing else can run, whatever a name contains.
-Sections are built when they are shown, so a large step opens as fast as a small one.
+The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON,
+compressed, as most of it repeats names and numbers. A policy in the page has the hashes of its one script and its
+styles, so nothing else can run, whatever a name contains. Sections are built when they are shown, so a large step opens
+as fast as a small one.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import zlib
 from functools import cache
 from html import escape
 from importlib import resources
@@ -48,7 +51,7 @@ def written(document: doc.Document) -> str:
         "policy": policy(script, styles),
         "title": escape(printable(plain(document.title))),
         "style": style,
-        "data": embedded(_data(document)),
+        "data": packed(_data(document)),
         "picture": picture,
         "script": script,
     }
@@ -126,6 +129,19 @@ def compact(item: Any, formulas: Formulas) -> Any:
         else:
             found[name] = compact(value, formulas) if type(value) in NESTED else value
     return found
+
+
+def packed(data: dict[str, Any]) -> str:
+    """JSON, compressed, in letters that HTML leaves alone."""
+    return base64.b64encode(zlib.compress(text_of(data).encode(), 9)).decode()
+
+
+def unpacked(html: str) -> dict[str, Any]:
+    """The data of a page that `written` wrote."""
+    found = re.search(r'<script type="text/plain" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(found[1])))
+    return data
 
 
 def embedded(data: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ import { startWhy } from "./why.js";
 let noLab = ""; // why there is none
 const PRINTED = 150; // steps; of a longer report only the current one is printed
 
-function start() {
-  load();
+async function start() {
+  await load();
   byId("title").replaceChildren(...text(report.title));
   const first = report.summary.findIndex((block) => block.block !== "verdict"); // the verdict never scrolls out of sight
   const verdicts = first < 0 ? report.summary.length : first;
@@ -119,4 +119,4 @@ function startTheme() {
   });
 }
 
-start();
+await start();

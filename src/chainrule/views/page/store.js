@@ -1,6 +1,6 @@
 // The document, with indexes for what is looked up often.
 
-import { useFormulas } from "./dom.js";
+import { byId, useFormulas } from "./dom.js";
 
 /** @import { Document, Formula, Page, Row, Section, Source, Stop, Sum } from "./types.d.ts" */
 
@@ -22,11 +22,12 @@ const rowOfSymbol = new Map();
 /** @type {Map<string, Sum>} */
 const sumOfSource = new Map();
 
-/** Read the page's data, once. */
-export function load() {
-  const text = document.getElementById("data")?.textContent ?? "{}";
+/** Read the page's data, once: JSON, compressed, in base64. */
+export async function load() {
+  const packed = Uint8Array.from(atob(byId("data").textContent ?? ""), (letter) => letter.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   /** @type {Page} */
-  const page = JSON.parse(text);
+  const page = JSON.parse(await new Response(unpacked).text());
   report = page.document;
   rows = report.rows ?? [];
   useFormulas(page.math);
