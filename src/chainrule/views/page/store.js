@@ -13,6 +13,11 @@ export const stops = [];
 /** @type {number[][]} The rows that use a row. */
 export let uses = [];
 
+/** @type {number[]} The first row of each row's line. */
+export let lineOfRow = [];
+/** @type {Set<number>} The lines that do more than lay numbers out anew. */
+let computing = new Set();
+
 /** @type {Map<string, number>} */
 const stopOfAnchor = new Map();
 /** @type {Map<string, Row>} */
@@ -21,6 +26,8 @@ const rowOfAnchor = new Map();
 const rowOfSymbol = new Map();
 /** @type {Map<string, Sum>} */
 const sumOfSource = new Map();
+/** @type {Map<string, Sum[]>} */
+const sumsOfSide = new Map();
 
 /** Read the page's data, once: JSON, compressed, in base64. */
 export async function load() {
@@ -41,7 +48,110 @@ export async function load() {
       rowOfSymbol.set(symbol, rowOfSymbol.has(symbol) ? null : row);
     }
   }
-  for (const sum of report.sums ?? []) sumOfSource.set(key(sum.of), sum);
+  for (const sum of report.sums ?? []) {
+    sumOfSource.set(key(sum.of), sum);
+    const side = `${sum.of.row} ${sum.of.role}`;
+    sumsOfSide.set(side, sumsOfSide.get(side) ?? []);
+    sumsOfSide.get(side)?.push(sum);
+  }
+  lineOfRow = linesOfCode();
+  computing = new Set(rows.filter((row) => isComputed(row) && !row.layout).map((row) => lineOfRow[row.index]));
+}
+
+/** @param {Row} row */
+function isComputed(row) {
+  return row.kind === "operation" || row.kind === "loss";
+}
+
+/**
+ * The user's lines: for each row the first row of its line. A line is what one expression runs, with the layout steps of
+ * the expressions in it: `q @ k.T` is one line, though PyTorch runs eight operations.
+ */
+function linesOfCode() {
+  /** @type {number[]} */
+  const found = [];
+  /** @type {Row | null} */
+  let last = null;
+  for (const row of rows) {
+    const here = isComputed(row);
+    const same = here && last && last.place === row.place && last.module === row.module && row.place !== "" && row.expression !== "";
+    const inside = same && last && (last.expression === row.expression || (last.layout && row.expression.includes(last.expression)));
+    found.push(inside && last ? found[last.index] : row.index);
+    if (here) last = row;
+  }
+  return found;
+}
+
+/**
+ * Whether a row is a layout step within a line that computes something else.
+ * @param {Row} row
+ */
+export function isFolded(row) {
+  return Boolean(row.layout) && computing.has(lineOfRow[row.index]);
+}
+
+/**
+ * The line that computes a value, or passes its gradient on; -1 if several do.
+ * @param {number} row
+ * @param {string} role
+ */
+export function lineOfStep(row, role) {
+  if (role === "value") return lineOfRow[row];
+  return uses[row].length === 1 ? lineOfRow[uses[row][0]] : -1;
+}
+
+/**
+ * The number that an element is a copy of, through the layout steps of a line.
+ * @param {Source} source
+ * @param {number} line
+ * @param {boolean} alone for a gradient: only where the number goes nowhere else
+ * @returns {Source}
+ */
+export function copiedFrom(source, line, alone) {
+  const row = rows[source.row];
+  const taken = row.taken?.[flat(source.index, row.value.shape)];
+  if (taken === undefined || lineOfRow[row.index] !== line || !computing.has(line)) return source;
+  const [input] = row.inputs;
+  if (alone && (uses[input].length > 1 || row.taken?.filter((each) => each === taken).length !== 1)) return source;
+  return copiedFrom({ row: input, role: source.role, index: unravel(taken, rows[input].value.shape) }, line, alone);
+}
+
+/**
+ * The element that is a copy of a number, through the layout steps of its line.
+ * @param {Source} source
+ * @returns {Source}
+ */
+export function copyOf(source) {
+  const [next, ...more] = uses[source.row];
+  if (next === undefined || more.length || !isFolded(rows[next]) || lineOfRow[next] !== lineOfRow[source.row]) return source;
+  const { taken } = rows[next];
+  const place = flat(source.index, rows[source.row].value.shape);
+  const at = taken?.indexOf(place) ?? -1;
+  if (at < 0 || taken?.lastIndexOf(place) !== at) return source;
+  return copyOf({ row: next, role: source.role, index: unravel(at, rows[next].value.shape) });
+}
+
+/**
+ * @param {number[]} index
+ * @param {number[]} shape
+ */
+function flat(index, shape) {
+  return index.reduce((before, each, axis) => before * shape[axis] + each, 0);
+}
+
+/**
+ * The index of an element from its position in row-major order.
+ * @param {number} place
+ * @param {number[]} shape
+ * @returns {number[]}
+ */
+export function unravel(place, shape) {
+  const index = new Array(shape.length).fill(0);
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    index[axis] = place % shape[axis];
+    place = Math.floor(place / shape[axis]);
+  }
+  return index;
 }
 
 /**
@@ -145,7 +255,26 @@ export function key(source) {
  * @returns {Sum | undefined}
  */
 export function sumOf(text) {
-  return sumOfSource.get(text);
+  return sumOfSource.get(text) ?? copied(text);
+}
+
+/**
+ * The sum of an element that a layout step copied: that one number.
+ * @param {string} text
+ * @returns {Sum | undefined}
+ */
+function copied(text) {
+  const [row, role, places] = text.split(" ");
+  const { taken, inputs, name } = rows[Number(row)];
+  const index = places ? places.split(",").map(Number) : [];
+  const place = role === "value" ? taken?.[flat(index, rows[Number(row)].value.shape)] : undefined;
+  if (place === undefined) return undefined;
+  const input = rows[inputs[0]];
+  const source = { row: input.index, role: /** @type {const} */ ("value"), index: unravel(place, input.value.shape) };
+  const value = rows[Number(row)].value.entries?.[flat(index, rows[Number(row)].value.shape)] ?? "nan";
+  const from = `${input.name}[${source.index.join(",")}]`;
+  const of = { row: Number(row), role: /** @type {const} */ ("value"), index };
+  return { of, text: `${name}[${index.join(",")}] = ${from}`, summands: [{ value, factors: [[from, value]], sources: [source] }] };
 }
 
 /**
@@ -155,5 +284,8 @@ export function sumOf(text) {
  * @returns {Sum[]}
  */
 export function sumsOf(row, role) {
-  return (report.sums ?? []).filter((sum) => sum.of.row === row && sum.of.role === role);
+  const known = sumsOfSide.get(`${row} ${role}`) ?? [];
+  if (known.length || role !== "value") return known;
+  const { taken, value } = rows[row];
+  return (taken ?? []).flatMap((_, place) => copied(key({ row, role, index: unravel(place, value.shape) })) ?? []);
 }

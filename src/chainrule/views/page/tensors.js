@@ -3,7 +3,7 @@
 import { heatMap, histogram } from "./charts.js";
 import { h, math } from "./dom.js";
 import { number, real } from "./numbers.js";
-import { key, rowOfTensor, sumsOf } from "./store.js";
+import { key, rowOfTensor, sumsOf, unravel } from "./store.js";
 
 /** @import { Entry, Row, Tensor } from "./types.d.ts" */
 
@@ -148,7 +148,7 @@ function grid(block, owner, first, rowCount, columns) {
  * @param {string | null} source
  * @param {boolean} first the first cell is in the tab order; arrow keys move between cells
  */
-function cell(entry, most, whole, source, first) {
+export function cell(entry, most, whole, source, first) {
   const value = real(entry);
   const size = Number.isFinite(value) ? Math.abs(value) / most : 1;
   const sign = value === 0 ? " zero" : value < 0 ? " negative" : "";
@@ -173,21 +173,6 @@ function role(block) {
 function plain(block, owner) {
   if (!owner) return block.label || "numbers";
   return role(block) === "gradient" ? `gradient of ${owner.name}` : owner.name;
-}
-
-/**
- * The index of an element from its position in row-major order.
- * @param {number} place
- * @param {number[]} shape
- * @returns {number[]}
- */
-export function unravel(place, shape) {
-  const index = new Array(shape.length).fill(0);
-  for (let axis = shape.length - 1; axis >= 0; axis--) {
-    index[axis] = place % shape[axis];
-    place = Math.floor(place / shape[axis]);
-  }
-  return index;
 }
 
 /**

@@ -1,6 +1,7 @@
 // The walk: forward, loss, backward, update, one step after another; the detail pane shows the current one.
 
 import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
+import { closeUp, startCloseUp } from "./closeup.js";
 import { byId, h } from "./dom.js";
 import { mark } from "./values.js";
 import { below, fragment, fragmentFor, named, rowOf, stopOf, stops } from "./store.js";
@@ -30,6 +31,7 @@ export function startWalk() {
     });
   }
   byId("phases").append(...phases());
+  startCloseUp();
   window.addEventListener("hashchange", () => open(location.hash.slice(1), false));
   document.addEventListener("click", followLink);
   document.addEventListener("keydown", onKey);
@@ -147,9 +149,10 @@ function render() {
 /**
  * The step with its context: the text of a heading before its first step, the upstream gradient before each of its parts.
  * @param {Stop} stop
+ * @param {boolean} [printed]
  * @returns {HTMLElement[]}
  */
-function parts(stop) {
+function parts(stop, printed = false) {
   const { section, above, whole } = stop;
   const crumbs = above.map((each) => h("li", null, text(each.title)));
   const before = above.flatMap((each, depth) => (depth > 0 || isFirst(stop, each) ? (each.blocks ?? []) : []));
@@ -158,7 +161,7 @@ function parts(stop) {
     ...(crumbs.length ? [h("ol", { class: "crumbs", "aria-label": "in" }, crumbs)] : []),
     ...(viewed && viewed.module !== rowOf(section)?.row.module ? [instead(viewed, section)] : []),
     ...(before.length ? [h("div", { class: "arrives" }, before.map(shown))] : []),
-    sectionOf(section, way, 2),
+    sectionOf(section, way, 2, printed ? null : closeUp(section, viewed)),
     ...inner.map((each) => sectionOf(each, way, 3)),
   ];
 }
@@ -208,5 +211,5 @@ const PHASES = { forward: "Forward", backward: "Backward", update: "Update", not
 
 /** Every step, for printing. */
 export function everyStep() {
-  return stops.flatMap((stop) => parts(stop));
+  return stops.flatMap((stop) => parts(stop, true));
 }
