@@ -3,7 +3,8 @@
 
 import { h, math, svg } from "./dom.js";
 import { real } from "./numbers.js";
-import { copiedFrom, key, lineOfStep, copyOf, rowOf, rows, sumsOf, unravel } from "./store.js";
+import { copiedFrom, copyOf, lineOfStep } from "./lines.js";
+import { key, rowOf, rows, sumsOf, unravel } from "./store.js";
 import { cell, side } from "./tensors.js";
 
 /** @import { Entry, Row, Section, Source, Sum, Tensor } from "./types.d.ts" */

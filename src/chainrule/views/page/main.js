@@ -5,6 +5,7 @@ import { byId, h } from "./dom.js";
 import { foldAll, lineOf, mark, searchValues, startValues } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
 import { startLab } from "./lab.js";
+import { startLines } from "./lines.js";
 import { load, report, rows, stops } from "./store.js";
 import { everyStep, startWalk, walkTo } from "./walk.js";
 import { startWhy } from "./why.js";
@@ -16,6 +17,7 @@ const PRINTED = 150; // steps; of a longer report only the current one is printe
 
 async function start() {
   await load();
+  startLines();
   byId("title").replaceChildren(...text(report.title));
   const first = report.summary.findIndex((block) => block.block !== "verdict"); // the verdict never scrolls out of sight
   const verdicts = first < 0 ? report.summary.length : first;

@@ -13,11 +13,6 @@ export const stops = [];
 /** @type {number[][]} The rows that use a row. */
 export let uses = [];
 
-/** @type {number[]} The first row of each row's line. */
-export let lineOfRow = [];
-/** @type {Set<number>} The lines that do more than lay numbers out anew. */
-let computing = new Set();
-
 /** @type {Map<string, number>} */
 const stopOfAnchor = new Map();
 /** @type {Map<string, Row>} */
@@ -54,88 +49,13 @@ export async function load() {
     sumsOfSide.set(side, sumsOfSide.get(side) ?? []);
     sumsOfSide.get(side)?.push(sum);
   }
-  lineOfRow = linesOfCode();
-  computing = new Set(rows.filter((row) => isComputed(row) && !row.layout).map((row) => lineOfRow[row.index]));
-}
-
-/** @param {Row} row */
-function isComputed(row) {
-  return row.kind === "operation" || row.kind === "loss";
-}
-
-/**
- * The user's lines: for each row the first row of its line. A line is what one expression runs, with the layout steps of
- * the expressions in it: `q @ k.T` is one line, though PyTorch runs eight operations.
- */
-function linesOfCode() {
-  /** @type {number[]} */
-  const found = [];
-  /** @type {Row | null} */
-  let last = null;
-  for (const row of rows) {
-    const here = isComputed(row);
-    const same = here && last && last.place === row.place && last.module === row.module && row.place !== "" && row.expression !== "";
-    const inside = same && last && (last.expression === row.expression || (last.layout && row.expression.includes(last.expression)));
-    found.push(inside && last ? found[last.index] : row.index);
-    if (here) last = row;
-  }
-  return found;
-}
-
-/**
- * Whether a row is a layout step within a line that computes something else.
- * @param {Row} row
- */
-export function isFolded(row) {
-  return Boolean(row.layout) && computing.has(lineOfRow[row.index]);
-}
-
-/**
- * The line that computes a value, or passes its gradient on; -1 if several do.
- * @param {number} row
- * @param {string} role
- */
-export function lineOfStep(row, role) {
-  if (role === "value") return lineOfRow[row];
-  return uses[row].length === 1 ? lineOfRow[uses[row][0]] : -1;
-}
-
-/**
- * The number that an element is a copy of, through the layout steps of a line.
- * @param {Source} source
- * @param {number} line
- * @param {boolean} alone for a gradient: only where the number goes nowhere else
- * @returns {Source}
- */
-export function copiedFrom(source, line, alone) {
-  const row = rows[source.row];
-  const taken = row.taken?.[flat(source.index, row.value.shape)];
-  if (taken === undefined || lineOfRow[row.index] !== line || !computing.has(line)) return source;
-  const [input] = row.inputs;
-  if (alone && (uses[input].length > 1 || row.taken?.filter((each) => each === taken).length !== 1)) return source;
-  return copiedFrom({ row: input, role: source.role, index: unravel(taken, rows[input].value.shape) }, line, alone);
-}
-
-/**
- * The element that is a copy of a number, through the layout steps of its line.
- * @param {Source} source
- * @returns {Source}
- */
-export function copyOf(source) {
-  const [next, ...more] = uses[source.row];
-  if (next === undefined || more.length || !isFolded(rows[next]) || lineOfRow[next] !== lineOfRow[source.row]) return source;
-  const { taken } = rows[next];
-  const place = flat(source.index, rows[source.row].value.shape);
-  const at = taken?.indexOf(place) ?? -1;
-  if (at < 0 || taken?.lastIndexOf(place) !== at) return source;
-  return copyOf({ row: next, role: source.role, index: unravel(at, rows[next].value.shape) });
 }
 
 /**
  * @param {number[]} index
  * @param {number[]} shape
  */
-function flat(index, shape) {
+export function flat(index, shape) {
   return index.reduce((before, each, axis) => before * shape[axis] + each, 0);
 }
 
