@@ -90,7 +90,7 @@ def test_every_number_on_the_page_is_the_documents(open_page, worked):
         if not shown.count():  # a heading, which has no stop of its own
             continue
         expected = [number(entry) for b in section.blocks if isinstance(b, Tensor) for entry in b.entries or ()]
-        assert shown.locator("td.number").all_inner_texts() == expected
+        assert shown.locator(".tensor td.number").all_inner_texts() == expected
 
 
 def test_the_value_table_has_each_value_beside_its_gradient(open_page, worked):

@@ -107,6 +107,14 @@ def _row(
         verdict=context.row(value.node).verdict if value.node is not None else None,
         update=context.relative_updates.get(index),
         step=onward[0] if onward else None,
+        updates=tuple(
+            f"update-{number}-{place}"
+            for number, update in enumerate(context.graph.updates, 1)
+            for place, each in enumerate(update.parameters)
+            if each.value == index
+        )
+        if kind == "parameter"
+        else (),
         layout=step is not None and is_layout(context, step),
         taken=_taken(context, step) if step is not None else (),
     )

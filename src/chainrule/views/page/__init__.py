@@ -31,7 +31,8 @@ RUNNING = True
 # In order of dependency: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "lines.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "values.js", "why.js", "closeup.js", "overview.js", "walk.js", "program.js", "lab.js", "main.js",
+    "lanes.js", "values.js", "why.js", "closeup.js", "picture.js", "overview.js", "walk.js", "tour.js",
+    "program.js", "lab.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")

@@ -61,6 +61,7 @@ export interface Row {
   verdict?: Verdicts;
   update?: Entry;
   step?: string;
+  updates?: string[];
   layout?: boolean;
   taken?: number[];
 }

@@ -5,7 +5,7 @@ import { h, math, svg } from "./dom.js";
 import { lanes } from "./lanes.js";
 import { number } from "./numbers.js";
 import { addressOf, computesOne, isFolded, lineOfRow } from "./lines.js";
-import { rows, uses } from "./store.js";
+import { rows, unravel, uses } from "./store.js";
 import { brief, norm } from "./tensors.js";
 
 /** @import { Row } from "./types.d.ts" */
@@ -139,16 +139,39 @@ export function foldAll(open) {
   draw();
 }
 
-/** @param {string} text */
+/**
+ * Show the rows that have the text, or the number, alone.
+ * @param {string} text
+ * @returns {Row[]}
+ */
 export function searchValues(text) {
   wanted = text.trim().toLowerCase();
   draw();
-  return list.querySelectorAll("li.row").length;
+  return wanted ? rows.filter(matches) : [];
 }
 
 /** @param {Row} row */
 function matches(row) {
-  return [row.name, row.expression, row.module, row.operation].some((each) => each.toLowerCase().includes(wanted));
+  const words = [row.name, row.expression, row.module, row.operation, math(row.symbol).textContent ?? ""];
+  return words.some((each) => each.toLowerCase().includes(wanted)) || (row.gradient && `dj/d${row.name}`.toLowerCase().includes(wanted)) || numberFound(row) !== null;
+}
+
+/**
+ * Where a row has the number that is searched: a number that begins with it, or is it if it is one digit.
+ * @param {Row} row
+ * @returns {import("./types.d.ts").Source | null}
+ */
+export function numberFound(row) {
+  if (!/^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d*)?$/.test(wanted)) return null;
+  for (const role of /** @type {const} */ (["value", "gradient"])) {
+    const block = role === "value" ? row.value : row.gradient;
+    const place = (block?.entries ?? []).findIndex((entry) => {
+      const said = number(entry);
+      return wanted.length > 1 ? said.startsWith(wanted) : said === wanted;
+    });
+    if (block && place >= 0) return { row: row.index, role, index: unravel(place, block.shape) };
+  }
+  return null;
 }
 
 /**
@@ -176,7 +199,7 @@ function draw() {
   list.parentElement?.style.setProperty("--lanes", `${width}px`);
   const made = seen.map((line, place) => drawnLine(line, drawn[place], width, place < AT_ONCE));
   list.replaceChildren(...made);
-  if (!seen.length) list.append(h("li", { class: "nothing" }, "No value has that name."));
+  if (!seen.length) list.append(h("li", { class: "nothing" }, "No value has that name or number."));
   mark(marked);
 }
 

@@ -4,6 +4,7 @@ import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
 import { closeUp, startCloseUp } from "./closeup.js";
 import { byId, h, math } from "./dom.js";
 import { addressOf, isPassed, layoutBeside, rowShown } from "./lines.js";
+import { followInPicture } from "./picture.js";
 import { mark } from "./values.js";
 import { below, fragment, fragmentFor, named, rowOf, rows, stopOf, stops } from "./store.js";
 import { shapeText, tensor } from "./tensors.js";
@@ -34,7 +35,9 @@ export function startWalk() {
   }
   byId("phases").append(...phases());
   startCloseUp();
-  window.addEventListener("hashchange", () => open(location.hash.slice(1), false));
+  window.addEventListener("hashchange", () => {
+    if (!open(location.hash.slice(1), false) && location.hash.length <= 1) go(0, false);
+  });
   document.addEventListener("click", followLink);
   document.addEventListener("keydown", onKey);
   go(0, false);
@@ -126,15 +129,28 @@ function go(stop, asNamed = true, row = null) {
   if (asNamed) name(row ? fragmentFor(anchor, row) : fragment(anchor));
   render();
   byId("detail").scrollTop = 0;
-  const at = rowOf(stops[current].section);
+  if (asNamed) toTheStep();
+  const { section } = stops[current];
+  const updated = rows.find((each) => each.updates?.includes(section.anchor));
+  const at = updated ? { row: updated, role: "value" } : rowOf(section);
   const marked = at && (row ?? (isPassed(current) ? at.row : rowShown(at.row, at.role)));
-  mark(at && marked && { row: marked.index, role: at.role }, true);
+  const place = at && marked && { row: marked.index, role: at.role };
+  mark(place, true);
+  followInPicture(place);
+}
+
+/** On a phone the step is below or above what is in sight. */
+function toTheStep() {
+  if (document.documentElement.scrollHeight <= innerHeight || byId("detail").scrollHeight > byId("detail").clientHeight) return;
+  document.documentElement.style.setProperty("--bar", `${document.querySelector("nav")?.clientHeight ?? 0}px`);
+  byId("step").scrollIntoView({ block: "start" });
 }
 
 /** @param {string} address */
 function name(address) {
   try {
-    history.replaceState(null, "", address);
+    if (playing !== null || location.hash === address) history.replaceState(null, "", address);
+    else history.pushState(null, "", address);
   } catch {
     // A page in a notebook's sandboxed frame has no address.
   }
