@@ -30,10 +30,10 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
+from chainrule.capture.rounds import PATIENCE, Rounds
 from chainrule.graph.reexecution import apart
 from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.passes_without_step import RUNNING, PassesWithoutStep
-from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
 from chainrule.pytorch_internals import (
     _current_graph_task_id,
