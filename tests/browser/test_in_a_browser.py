@@ -159,7 +159,7 @@ def test_modules_fold_and_names_are_searched(open_page, worked):
     page.keyboard.type("relu")
     assert page.locator("li.row").count() == 2
     page.fill("#search", "nothing like that")
-    assert page.inner_text("#rows") == "No value has that name."
+    assert page.inner_text("#rows") == "No value has that name or number."
 
 
 def test_repeated_blocks_are_folded_at_first(open_page):
