@@ -2,7 +2,7 @@
 // of matrices is laid out so that the row and the column meet at the element; a winner of several has an arrow.
 
 import { h, math, svg } from "./dom.js";
-import { real } from "./numbers.js";
+import { number, real } from "./numbers.js";
 import { copiedFrom, copyOf, lineOfStep } from "./lines.js";
 import { key, rowOf, rows, sumsOf, unravel } from "./store.js";
 import { cell, side } from "./tensors.js";
@@ -105,6 +105,7 @@ function drawPicture(sum) {
   const own = { row: rows[result.row], role: result.role, sources: [result] };
   const crossed = crossing(all, own, sum);
   holder.dataset.of = key(sum.of);
+  holder.style.setProperty("--cell", `${crossed ? widest([crossed[1].part, own]) : 0}ch`);
   holder.classList.toggle("crossed", Boolean(crossed));
   holder.replaceChildren(
     h("div", { class: "stage" }, crossed ? cross(crossed, own, all) : sideBySide(all, own, chosen)),
@@ -139,6 +140,15 @@ function crossing(parts, own, sum) {
     if (one !== null && other !== null) return [{ part: left, transposed: one === 1 }, { part: above, transposed: other === 0 }];
   }
   return null;
+}
+
+/**
+ * How many characters the longest number of some parts has: their columns stand above each other.
+ * @param {Part[]} parts
+ */
+function widest(parts) {
+  const lengths = parts.flatMap((part) => (block(part)?.entries ?? []).map((entry) => number(entry).length));
+  return Math.min(9, Math.max(1, ...lengths));
 }
 
 /**

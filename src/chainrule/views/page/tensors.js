@@ -10,6 +10,7 @@ import { key, rowOfTensor, sumsOf, unravel } from "./store.js";
 const ROUNDINGS = 8; // as graph/comparison.py states it, of the size of a number and of a typical one
 /** @type {Record<string, number>} */
 const ROUNDING = { float64: 2 ** -52, complex128: 2 ** -52, float16: 2 ** -10, bfloat16: 2 ** -7 };
+const SCROLLED = 4; // columns from which a grid may be wider than a phone
 const USUAL = "float32";
 const WHOLE = /^(u?int|bool)/;
 
@@ -57,7 +58,8 @@ export function body(block, row) {
   const size = rowCount * columns;
   const tables = [];
   for (let first = 0; first < block.entries.length; first += size) tables.push(grid(block, owner, first, rowCount, columns));
-  return h("div", { class: "grids" }, tables);
+  const scrolls = columns >= SCROLLED && !owner; // the cells of an owner can be reached with keys
+  return h("div", { class: "grids", tabindex: scrolls ? "0" : null, role: scrolls ? "group" : null, "aria-label": scrolls ? plain(block, owner) : null }, tables);
 }
 
 /**

@@ -52,6 +52,7 @@ export function startWalk() {
 function open(address, asNamed = true) {
   const found = decoded(address);
   if (found) go(found.stop, asNamed, found.row);
+  if (found && stops[found.stop].whole) document.querySelector(`#step [data-anchor="${CSS.escape(decodeURIComponent(address))}"]:not(:first-child)`)?.scrollIntoView({ block: "nearest" });
   return found !== undefined;
 }
 
