@@ -15,8 +15,8 @@ import pytest
 from chainrule import document as doc
 from chainrule import views
 from chainrule.views.json import BLOCKS
-from chainrule.views.page import unpacked
 from tests.views import hostile
+from tests.views.pages import data_of
 
 PAGE = Path(views.__file__).parent / "page"
 TYPES = (PAGE / "types.d.ts").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_no_name_becomes_an_element(name):
     assert kinds.count("script") == 2
     assert not any(key.startswith("on") for _, attributes in Elements(html).found for key in attributes)
     html.encode()
-    assert unpacked(html)["document"]["rows"][0]["name"] == name
+    assert data_of(html)["document"]["rows"][0]["name"] == name
 
 
 def test_the_policy_allows_the_one_script_and_the_styles_and_nothing_else():
@@ -124,7 +124,7 @@ def text_of(tree: Any) -> str:
 
 def mathematics(*latex: str) -> tuple[list[Any], list[Any], list[Any]]:
     """The table of shapes and that of formulas on a page with these equations, and their entries in the latter."""
-    data = unpacked(page(doc.Document((), tuple(map(doc.Equation, latex)), ())))
+    data = data_of(page(doc.Document((), tuple(map(doc.Equation, latex)), ())))
     formulas = data["math"]["formulas"]
     return data["math"]["shapes"], formulas, [formulas[each["latex"]] for each in data["document"]["summary"]]
 
@@ -171,5 +171,5 @@ def test_numbers_of_32_bits_are_short_and_exact_and_those_of_64_bits_whole():
     value = 0.1000000014901161193847656  # the float32 that is nearest to 0.1
     single = doc.Tensor("x", (1,), "float32", "value", (value,))
     double = doc.Tensor("y", (1,), "float64", "value", (value,))
-    told = unpacked(page(doc.Document((), (single, double), ())))["document"]["summary"]
+    told = data_of(page(doc.Document((), (single, double), ())))["document"]["summary"]
     assert [block["entries"] for block in told] == [[0.100000001], [value]]

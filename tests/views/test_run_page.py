@@ -1,6 +1,5 @@
 """The page of a run as text: what is in it, what cannot be in it, and that its types are those of its data."""
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -13,14 +12,11 @@ from chainrule import runs
 from chainrule.errors import StorageError
 from tests.runs import made_up, sick
 from tests.views import hostile
+from tests.views.pages import data_of
 from tests.views.test_page import Elements, script_of
 
 FOLDER = Path(runs.__file__).parent / "monitor" / "run_page"
 COLUMNS = 600  # of a page: what a screen can show
-
-
-def data_of(html):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
 
 
 def render(run):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import zlib
 from functools import cache
@@ -135,14 +134,6 @@ def compact(item: Any, formulas: Formulas) -> Any:
 def packed(data: dict[str, Any]) -> str:
     """JSON, compressed, in letters that HTML leaves alone."""
     return base64.b64encode(zlib.compress(text_of(data).encode(), 9)).decode()
-
-
-def unpacked(html: str) -> dict[str, Any]:
-    """The data of a page that `written` wrote."""
-    found = re.search(r'<script type="text/plain" id="data">(.*?)</script>', html, re.DOTALL)
-    assert found is not None
-    data: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(found[1])))
-    return data
 
 
 def embedded(data: dict[str, Any]) -> str:
