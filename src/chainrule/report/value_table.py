@@ -28,7 +28,7 @@ from chainrule.rules.facts import facts_of
 
 SMALL = ELEMENTS  # elements of a tensor up to which every one of its numbers is explained
 WHOLLY = 36  # elements up to which it is also where that takes more than WRITTEN others; of a larger tensor one is
-MOST = 3_000  # values, and gradients, that are explained in one document
+MOST = 1_500  # values, and as many gradients, that are explained in one document
 CHOSEN = 40  # large gradients of which one number is explained
 SEARCHED = 2**22  # elements of a gradient up to which one is
 TERMS = 16  # of such a number that are listed one by one
@@ -203,8 +203,15 @@ def _is_finite(context: Context, grad: Data) -> bool:
 
 
 def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
+    arriving: dict[int, int] = {}  # elements of the largest result that a value went into
+    for step in context.derivation.steps:
+        sizes = [math.prod(context.graph.values[each].shape) for each in step.outputs]
+        for _, _, operand in step.arguments if step.kind == "forward" else ():
+            arriving[operand] = max(arriving.get(operand, 0), *sizes, 0)
     for index, row in rows.items():
         value = context.graph.values[index]
+        if math.prod(value.shape) > WHOLLY and arriving.get(index, 0) > SMALL:
+            continue  # the numbers that it is the sum of are not on the page
         if value.grad is None or value.grad.numel() > SMALL or value.grad.is_complex() or not search.has_numbers(index):
             continue
         for at in indices(value.shape):
