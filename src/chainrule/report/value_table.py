@@ -29,7 +29,8 @@ from chainrule.rules.facts import facts_of
 SMALL = ELEMENTS  # elements of a tensor up to which every one of its numbers is explained
 WHOLLY = 36  # elements up to which it is also where that takes more than WRITTEN others; of a larger tensor one is
 MOST = 1_500  # values, and as many gradients, that are explained in one document
-CHOSEN = 40  # large gradients of which one number is explained
+CHOSEN = 40  # large results, and large gradients, of which one number is explained
+SEARCHED_FORWARD = 2**16  # elements of a large result up to which one is
 SEARCHED = 2**22  # elements of a gradient up to which one is
 TERMS = 16  # of such a number that are listed one by one
 
@@ -254,13 +255,23 @@ def _real(value: float | complex) -> float:
 
 def _values(context: Context, rows: dict[int, int]) -> Iterator[Sum]:
     forward = Forward(context.graph, context.derivation, context.notation)
+    chosen = iter(range(CHOSEN))
     for step in context.derivation.steps:
         for value in context.results(step) if step.kind == "forward" else ():
             data = context.graph.values[value].data
-            if data is None or data.numel() > SMALL or value not in rows or is_layout(context, step):
+            if data is None or value not in rows or is_layout(context, step):
                 continue
             if data.is_floating_point() and data.layout == torch.strided:
-                for index in indices(data.shape):
+                if (
+                    SMALL < data.numel() <= SEARCHED_FORWARD
+                    and _is_finite(context, data)
+                    and next(chosen, None) is not None
+                ):
+                    index = unravel(int(data.abs().argmax()), tuple(data.shape))
+                    found = _value(context, forward, step, value, index, rows)
+                    if any(summand.factors for summand in found.summands):
+                        yield found
+                for index in indices(data.shape) if data.numel() <= SMALL else ():
                     yield (found := _value(context, forward, step, value, index, rows))
                     if data.numel() > WHOLLY and len(set(_sources(found))) > WRITTEN:
                         break

@@ -9,9 +9,10 @@ import { cell, side } from "./tensors.js";
 
 /** @import { Entry, Row, Section, Source, Sum, Tensor } from "./types.d.ts" */
 
-/** @typedef {{ row: Row, role: Source["role"], sources: Source[] }} Part */
+/** @typedef {{ row: Row, role: Source["role"], sources: Source[], values: (Entry | undefined)[] }} Part */
 /** @typedef {{ part: Part, transposed: boolean }} Placed */
 
+const PATCHED = 144; // numbers of a large tensor that are shown
 const WIDE = 5; // columns from which numbers are shortened, so that an image fits beside its kernel
 
 /** @type {{ holder: HTMLElement, row: number, role: Source["role"] } | null} */
@@ -46,6 +47,11 @@ export function closeUp(section, instead) {
   drawPicture(first);
   requestAnimationFrame(() => drawArrows(holder));
   return holder;
+}
+
+/** @param {Sum} sum */
+function totalOf(sum) {
+  return sum.summands.reduce((all, summand) => all + real(summand.value), 0);
 }
 
 /**
@@ -94,15 +100,19 @@ function drawPicture(sum) {
   const result = turned(sum.of);
   /** @type {Map<string, Part>} */
   const parts = new Map();
-  for (const source of sum.summands.flatMap((summand) => summand.sources)) {
-    const { row, role, index } = ownName(source, sum.of);
-    const name = `${row} ${role}`;
-    if (!parts.has(name)) parts.set(name, { row: rows[row], role, sources: [] });
-    parts.get(name)?.sources.push({ row, role, index });
+  for (const summand of sum.summands) {
+    summand.sources.forEach((source, place) => {
+      const { row, role, index } = ownName(source, sum.of);
+      const name = `${row} ${role}`;
+      const part = parts.get(name) ?? { row: rows[row], role, sources: [], values: [] };
+      parts.set(name, part);
+      part.sources.push({ row, role, index });
+      part.values.push(summand.sources.length === summand.factors.length ? summand.factors[place][1] : undefined);
+    });
   }
   const all = [...parts.values()].filter((part) => block(part)?.dtype);
   const chosen = new Set((sum.chosen ?? []).map((each) => key(ownName(each, sum.of))));
-  const own = { row: rows[result.row], role: result.role, sources: [result] };
+  const own = { row: rows[result.row], role: result.role, sources: [result], values: [totalOf(sum)] };
   const crossed = crossing(all, own, sum);
   holder.dataset.of = key(sum.of);
   holder.style.setProperty("--cell", `${crossed ? widest([crossed[1].part, own]) : 0}ch`);
@@ -216,7 +226,7 @@ function matrix(part, transposed, mark = "used", chosen = new Set()) {
   const symbol = h("div", { class: "whose-grid" }, math(shown.symbol), transposed ? h("sup", null, "T") : null);
   const slices = shown.entries ? [...new Set(part.sources.map((source) => source.index.slice(0, -2).join()))] : [];
   const grids = slices.map((lead) => sliceOf(part, shown, lead, transposed, mark, lit, chosen));
-  return h("div", { class: `tensor-part ${side(shown)}` }, symbol, shown.entries ? grids : patch(part, shown));
+  return h("div", { class: `tensor-part ${side(shown)}` }, symbol, shown.entries ? grids : patch(part, shown, mark));
 }
 
 /**
@@ -266,14 +276,42 @@ function shorten(made, entry) {
 }
 
 /**
- * Of a tensor whose numbers are not on the page: which of them are used.
+ * Of a tensor whose numbers are not on the page: those that are used, in the rectangle that they fill.
  * @param {Part} part
  * @param {Tensor} shown
+ * @param {string} mark
  */
-function patch(part, shown) {
+function patch(part, shown, mark) {
   const axes = shown.shape.map((_, axis) => part.sources.map((source) => source.index[axis]));
-  const ranges = axes.map((places) => [Math.min(...places), Math.max(...places)]).map(([low, high]) => (low === high ? String(low) : `${low}:${high + 1}`));
-  return h("span", { class: "facts" }, `[${ranges.join(", ")}] of ${shown.shape.join(" × ")}`);
+  const ends = axes.map((places) => [Math.min(...places), Math.max(...places)]);
+  const said = ends.map(([low, high]) => (low === high ? String(low) : `${low}:${high + 1}`));
+  const facts = h("div", { class: "facts" }, `[${said.join(", ")}] of ${shown.shape.join(" × ")}`);
+  const [across, down] = [ends.at(-1) ?? [0, 0], ends.at(-2) ?? [0, 0]];
+  const known = new Map(part.sources.map((source, place) => [source.index.slice(-2).join(), part.values[place]]));
+  const flat = ends.slice(0, -2).every(([low, high]) => low === high);
+  const whole = flat && known.size <= PATCHED && known.size === (across[1] - across[0] + 1) * (down[1] - down[0] + 1);
+  if (!whole || [...known.values()].includes(undefined)) return facts;
+  const most = Math.max(...[...known.values()].map((value) => Math.abs(real(value ?? 0)))) || 1;
+  const lines = range(down).map((i) => h("tr", null, range(across).map((j) => patched(known.get(shown.shape.length > 1 ? `${i},${j}` : `${j}`) ?? 0, most, across[1] - across[0] + 1, mark))));
+  return [facts, h("table", { class: "grid", "aria-label": `${part.row.name}[${said.join(", ")}]` }, h("tbody", null, lines))];
+}
+
+/**
+ * @param {Entry} entry
+ * @param {number} most
+ * @param {number} columns
+ * @param {string} mark
+ */
+function patched(entry, most, columns, mark) {
+  const made = cell(entry, most, false, null, false);
+  made.classList.add(mark);
+  if (columns >= WIDE) shorten(made, entry);
+  return made;
+}
+
+/** @param {number[]} ends */
+function range([low, high]) {
+  return Array.from({ length: high - low + 1 }, (_, place) => low + place);
 }
 
 // -- in words ---------------------------------------------------------------------------------------------------------
