@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -253,7 +254,9 @@ class Boundaries:
         if not self._by_hand.known:
             self._by_hand.forget()
         self.stepped_by_hook = True
-        self._ended = self.rounds.stepped(optimizer) or self._ended
+        recorder = self._calls.recorder()
+        others = tuple if recorder is None else partial(recorder.others_than, optimizer)
+        self._ended = self.rounds.stepped(optimizer, others) or self._ended
         if self._ended and (not in_backward() or not self._recording):
             self.finish(counted=True)
 
