@@ -21,11 +21,13 @@ ROOMS = (
     ("verification",),
     ("diagnostics",),
     ("lab",),
+    ("exercises",),
     ("report",),
     ("views",),
     ("progress", "script", "verification_result", "recording", "explain_step", "verify_function", "assertions"),
     ("monitor",),
     ("tools",),
+    ("worksheets",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
@@ -136,7 +138,7 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "capture.writes", "monitor", "monitor.examine",
+    "capture", "capture.retention", "capture.writes", "execution.central_differences", "monitor", "monitor.examine",
     "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
     "tools.mcp_server", "tools.pytest_plugin",
 }  # fmt: skip

@@ -31,12 +31,13 @@ RUNNING = True
 MODULES = (
     "numbers.js", "dom.js", "store.js", "lines.js", "charts.js", "tensors.js", "blocks.js",
     "lanes.js", "values.js", "why.js", "closeup.js", "picture.js", "overview.js", "walk.js", "tour.js",
-    "program.js", "lab.js", "main.js",
+    "program.js", "lab.js", "ask.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # fields with a formula
-SHORT = ("means", "counts", "shape", "inputs", "program", "taken")  # fields whose numbers have few digits already
+# fields whose numbers have few digits already
+SHORT = ("means", "counts", "shape", "inputs", "program", "taken", "mistakes")
 NESTED = (float, list, dict)  # types that change in a page, or contain such
 PICTURED = 160  # rows; the picture of a larger step is a file of its own
 

@@ -1,6 +1,7 @@
 // The page starts here: read the data, draw the value table, and show the step that the address names.
 
 import { plainText, shown, text } from "./blocks.js";
+import { startAsking } from "./ask.js";
 import { byId, h } from "./dom.js";
 import { foldAll, lineOf, mark, numberFound, searchValues, startValues } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
@@ -27,6 +28,7 @@ async function start() {
   byId("summary").replaceChildren(...report.summary.slice(verdicts).map(shown));
   startValues(byId("rows"));
   noLab = startLab();
+  startAsking();
   startTabs();
   startSearch();
   startTheme();
@@ -49,7 +51,7 @@ async function start() {
 
 // -- tabs -------------------------------------------------------------------------------------------------------------
 
-const TABS = ["values", "overview", "picture", "lab"];
+const TABS = ["values", "overview", "picture", "lab", "ask"];
 
 function startTabs() {
   const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));
