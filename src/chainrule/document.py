@@ -163,7 +163,11 @@ class Row:
     `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in.
     `forward` and `backward` are the anchors of the sections that work out the value and its gradient; `verdict` is the
     result of the check of its autograd node. `update` is, for a parameter, the norm of the optimizer's change over the
-    norm of the parameter before it.
+    norm of the parameter before it. `step` is the anchor of the backward step that passes its gradient on,
+    `updates` are those of what the optimizers did to a parameter.
+
+    `layout` is whether the operation only lays the numbers of its one input out anew (`view`, `transpose`, `expand`);
+    `taken` then has, for each element of a small one, the place of the input's element in row-major order.
     """
 
     index: int
@@ -182,6 +186,10 @@ class Row:
     backward: tuple[str, ...] = ()
     verdict: Kind | None = None
     update: float | None = None
+    step: str | None = None
+    updates: tuple[str, ...] = ()
+    layout: bool = False
+    taken: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +213,13 @@ class Summand:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The terms that add up to one number."""
+    """The terms that add up to one number. Where it is the largest or smallest of some, `chosen` are those: more than
+    one at a tie."""
 
     of: Source
     text: str
     summands: tuple[Summand, ...]
+    chosen: tuple[Source, ...] = ()
 
 
 Operand = Any

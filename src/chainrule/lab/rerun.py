@@ -147,7 +147,7 @@ class Rerun:
                 made = worked_out(each, one.optimizer) if each.is_whole else None
                 if made is None:
                     return {}, f"no formula covers the update of {one.optimizer}"
-                if not compare_update(as_is(made.terms[-1].value, each), each, one.optimizer).agrees:
+                if not compare_update(as_is(made.terms[-1].value, each), each, one.optimizer)[0].agrees:
                     return {}, f"the formula of {one.optimizer} does not give {each.name} after the step"
                 found[each.value] = place, one.optimizer, each
         return found, ""

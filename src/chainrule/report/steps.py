@@ -14,7 +14,7 @@ from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers
-from chainrule.report import block_tables
+from chainrule.report import block_tables, workings
 from chainrule.report.context import JACOBIAN, Context, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
@@ -76,6 +76,7 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
         return
     yield from _equation(rule, op, context.symbols(step))
     yield from _broadcasts(context, step)
+    yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
     yield from _kinks(context, step)
 
@@ -197,6 +198,7 @@ def _upstream(context: Context, step: Step) -> Iterator[Block]:
         if context.graph.backwards and value == context.graph.backwards[step.backward or 0].loss:
             label = "seed: d loss / d loss"
         yield context.arriving(value, step.backward or 0, upstream, label)
+    yield from workings.backward(context, step)
     if step.rule is None:
         yield from _without_rule(context, step)
 

@@ -1,8 +1,9 @@
 """A document as one HTML page that works from a file: no network, no server, nothing to install.
 
-The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON. A
-policy in the page has the hashes of its one script and its styles, so nothing else can run, whatever a name contains.
-Sections are built when they are shown, so a large step opens as fast as a small one.
+The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON,
+compressed, as most of it repeats names and numbers. A policy in the page has the hashes of its one script and its
+styles, so nothing else can run, whatever a name contains. Sections are built when they are shown, so a large step opens
+as fast as a small one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import zlib
 from functools import cache
 from html import escape
 from importlib import resources
@@ -27,14 +29,15 @@ POINTING = True
 RUNNING = True
 # In order of dependency: a module imports only from those before it.
 MODULES = (
-    "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "values.js", "why.js", "overview.js", "walk.js",
+    "numbers.js", "dom.js", "store.js", "lines.js", "charts.js", "tensors.js", "blocks.js",
+    "lanes.js", "values.js", "why.js", "closeup.js", "picture.js", "overview.js", "walk.js", "tour.js",
     "program.js", "engine.js", "field.js", "lab.js", "ask.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # fields with a formula
-SHORT = ("means", "counts", "shape", "inputs", "program", "mistakes")  # fields whose numbers have few digits already
+# fields whose numbers have few digits already
+SHORT = ("means", "counts", "shape", "inputs", "program", "taken", "mistakes")
 NESTED = (float, list, dict)  # types that change in a page, or contain such
 PICTURED = 160  # rows; the picture of a larger step is a file of its own
 
@@ -53,7 +56,7 @@ def written(document: doc.Document, lab: dict[str, Any] | None = None) -> str:
         "policy": policy(script, styles, asks=lab is not None and "token" in lab),
         "title": escape(printable(plain(document.title))),
         "style": style,
-        "data": embedded(_data(document) | ({"lab": lab} if lab else {})),
+        "data": packed(_data(document) | ({"lab": lab} if lab else {})),
         "picture": picture,
         "script": script,
     }
@@ -132,6 +135,11 @@ def compact(item: Any, formulas: Formulas) -> Any:
         else:
             found[name] = compact(value, formulas) if type(value) in NESTED else value
     return found
+
+
+def packed(data: dict[str, Any]) -> str:
+    """JSON, compressed, in letters that HTML leaves alone."""
+    return base64.b64encode(zlib.compress(text_of(data).encode(), 9)).decode()
 
 
 def embedded(data: dict[str, Any]) -> str:

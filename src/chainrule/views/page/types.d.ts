@@ -60,10 +60,14 @@ export interface Row {
   backward?: string[];
   verdict?: Verdicts;
   update?: Entry;
+  step?: string;
+  updates?: string[];
+  layout?: boolean;
+  taken?: number[];
 }
 export interface Source { row: number; role: "value" | "gradient"; index: number[] }
 export interface Summand { value: Entry; factors: [string, Entry][]; sources: Source[]; reason?: string }
-export interface Sum { of: Source; text: string; summands: Summand[] }
+export interface Sum { of: Source; text: string; summands: Summand[]; chosen?: Source[] }
 /** A slot of a program, a slot read through a table, or a number, as text. */
 export type Operand = number | [number, number] | string;
 export type Instruction = [string, number, Operand[], ...number[]];
