@@ -27,11 +27,12 @@ from chainrule.verification.rows import worst_row
 
 SHOWN = 6  # numbers in a cell of the screenful
 HOW_TO_READ = (
-    "Each step takes the gradient of its output, the upstream gradient, and computes the gradient of each of its "
-    "inputs: first as the product with the Jacobian, of tensors flattened in row-major order, then as the "
-    "vector-Jacobian product that PyTorch runs, which never builds the Jacobian. The result is checked against that of "
-    "autograd and, independently of our rules, against central differences of this operation alone in float64 "
-    "(measured). The tolerance is a few roundings of the number type, of the terms that add up to each element."
+    "Each step takes the upstream gradient, that of its output, and computes the gradient of each input. Jacobians are "
+    "those of tensors flattened in row-major order; indices and units are counted from 0. Before each row stands the "
+    "upstream gradient of that element, and below each column the gradient: the sum of upstream times column. PyTorch "
+    "computes the same as a vector-Jacobian product, without the Jacobian. Results are checked against autograd and, "
+    "independently of our rules, against central differences of this operation alone in float64 (measured; - at a "
+    "kink). The tolerance is a few roundings of the number type, of the terms that add up to each element."
 )
 
 
@@ -50,8 +51,11 @@ def full(context: Context, pointing: bool = False, coded: bool = False, running:
     return Document(title, tuple(summary(context)), sections, value_table.rows(context), sums, made, reason)
 
 
-def summary(context: Context) -> Iterator[Block]:
-    """The verdict, the loss, what was recorded, and warnings and notes."""
+def summary(context: Context, brief: bool = False) -> Iterator[Block]:
+    """The verdict, the loss, what was recorded, and warnings; in a screenful also advice and notes.
+
+    The whole document has a section of findings, with the evidence and advice of each.
+    """
     graph = context.graph
     if graph.nodes and graph.backwards:
         yield headline(with_names(context.whole_check, graph, lambda: context.derivation))
@@ -87,10 +91,12 @@ def summary(context: Context) -> Iterator[Block]:
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
+        if finding.severity == "note" and not brief:
+            continue
         *words, last = finding.text
         place = f" ({finding.place})" if finding.place else ""
         ending = f"{last.removesuffix('.')}{place}." if isinstance(last, str) and last.endswith(".") else last
-        advice = (f" {finding.advice}",) if finding.severity != "note" else ()
+        advice = (f" {finding.advice}",) if finding.severity != "note" and brief else ()
         yield Paragraph((*words, ending, *advice), finding.severity)
 
 
@@ -183,8 +189,7 @@ def _parameters(context: Context) -> Iterator[Section]:
         symbol = rf"\text{{{escape(name)}}}" if parameter.value is None else context.notation.symbol(parameter.value)
         plain = name if parameter.value is None else context.notation.plain(parameter.value)
         title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
-        held = Paragraph((Code(".grad"), f" before backward: {context.held_before(name)}"))
-        blocks = (context.parameter(symbol, parameter), held, *block_tables.parameters(context, name))
+        blocks = (context.parameter(symbol, parameter), *block_tables.parameters(context, name))
         yield Section(title, f"parameter-{place}", "overview", blocks)
 
 
@@ -193,7 +198,9 @@ def _parameters(context: Context) -> Iterator[Section]:
 
 def brief(context: Context) -> Document:
     """The step in a screenful."""
-    return Document(("One training step, in brief",), tuple(summary(context)), tuple(_brief_sections(context)))
+    return Document(
+        ("One training step, in brief",), tuple(summary(context, brief=True)), tuple(_brief_sections(context))
+    )
 
 
 def _brief_sections(context: Context) -> Iterator[Section]:
