@@ -25,7 +25,7 @@ from chainrule.report.context import Context
 from chainrule.rules.element import Element, TooManyError
 
 SMALL = 36  # elements of a tensor up to which every one of its numbers is explained
-MOST = 3_000  # numbers that are explained in one document
+MOST, MOST_TERMS = 3_000, 8_000  # numbers that are explained in one document, and terms of which they are made
 CHOSEN = 40  # large gradients of which one number is explained
 SEARCHED = 2**22  # elements of a gradient up to which one is
 TERMS = 16  # of such a number that are listed one by one
@@ -120,7 +120,17 @@ def sums(context: Context) -> tuple[Sum, ...]:
     rows = row_numbers(context)
     search = Search(context.graph, context.derivation, context.notation)
     small = chain(_values(context, rows), _gradients(context, rows, search))
-    return (*islice(small, MOST), *islice(_largest(context, rows, search), CHOSEN))
+    return (*_few(islice(small, MOST)), *islice(_largest(context, rows, search), CHOSEN))
+
+
+def _few(sums: Iterator[Sum]) -> Iterator[Sum]:
+    """The first sums, which have so many terms together."""
+    terms = 0
+    for each in sums:
+        yield each
+        terms += len(each.summands)
+        if terms >= MOST_TERMS:
+            return
 
 
 def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
