@@ -142,7 +142,7 @@ def folded(headers: Sequence[str], rows: Sequence[Sequence[Line]], room: int) ->
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for header in headers:
         table.add_column(Text(header), overflow="fold")
     for row in rows:
