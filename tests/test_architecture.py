@@ -22,7 +22,7 @@ ROOMS = (
     ("lab",),
     ("report",),
     ("views",),
-    ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
+    ("progress", "script", "verification_result", "notebook_forms", "recording", "verify_function", "assertions"),
     ("monitor",),
     ("tools",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),

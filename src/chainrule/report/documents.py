@@ -16,7 +16,7 @@ import torch
 
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.repeated_blocks import Repetition
-from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text, Verdict
+from chainrule.document import Block, Code, Document, Math, Paragraph, Section, Span, Table, Text, Verdict
 from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, Snapshot
@@ -65,12 +65,12 @@ def summary(context: Context, notes: bool = False, advice: bool = False) -> Iter
     if graph.nodes and graph.backwards:
         yield headline(with_names(context.whole_check, graph, lambda: context.derivation))
     losses = [backward.loss for backward in graph.accumulating if backward.loss is not None]
-    for place, loss in enumerate(losses):
-        if place in (0, len(losses) - 1) or len(losses) <= SPARE:
+    for turn, loss in enumerate(losses):
+        if turn in (0, len(losses) - 1) or len(losses) <= SPARE:
             value = graph.values[loss]
             shown = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
             yield Paragraph((f"{context.notation.plain(loss)} = {shown}  ({value.name})",))
-        elif place == 1:
+        elif turn == 1:
             yield Paragraph((f"{len(losses) - 2} losses of further backward passes",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
@@ -218,7 +218,7 @@ def _spare(blocks: Iterator[Block]) -> Iterator[Block]:
     """The first warnings, notes and errors, and how many more there are."""
     counts: Counter[str] = Counter()
     for block in blocks:
-        tone = block.tone if isinstance(block, Paragraph) else "plain"
+        tone: str = block.tone if isinstance(block, Paragraph) else "plain"
         counts[tone] += 1
         if tone == "plain" or counts[tone] <= SPARE:
             yield block
@@ -239,7 +239,9 @@ def _lines(block: Block) -> int:
 
 
 def _plain(text: Text) -> str:
-    return "".join(getattr(span, "source", getattr(span, "latex", span)) for span in text)
+    return "".join(
+        span.source if isinstance(span, Code) else span.latex if isinstance(span, Math) else span for span in text
+    )
 
 
 def _brief_sections(context: Context, most: int) -> Iterator[Section]:

@@ -160,12 +160,12 @@ def _convert(source: str) -> str:
 HIDDEN = 8_473_000
 _INDEX = re.compile(r"([\^_]\{[\[(]?)(\d+)([\])]?\})")
 _DIGITS = "0123456789"
-_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+_UPPER, _LOWER = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
 _HIDDEN = re.compile("8473[0-9]{3}|⁸⁴⁷³[⁰¹²³⁴⁵⁶⁷⁸⁹]{3}|₈₄₇₃[₀₁₂₃₄₅₆₇₈₉]{3}")
 
 
 def _put_back(text: str, numbers: list[str]) -> str:
-    digits = next(each for each in (_DIGITS, _RAISED, _LOWERED) if text[0] in each)
+    digits = next(each for each in (_DIGITS, _UPPER, _LOWER) if text[0] in each)
     place = int(text.translate(str.maketrans(digits, _DIGITS))) - HIDDEN
     return numbers[place].translate(str.maketrans(_DIGITS, digits))
 

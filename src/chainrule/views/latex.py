@@ -65,6 +65,17 @@ def written(document: doc.Document) -> str:
     return "\n".join([*lines, r"\end{document}", ""])
 
 
+def fragment(section: doc.Section) -> str:
+    """A section for a notebook that becomes a PDF: it brings the few commands that it needs."""
+    commands = re.sub(r"\\newcommand", r"\\providecommand", PREAMBLE[PREAMBLE.index("% A formula") :])
+    colours = "\n".join(line for line in PREAMBLE.splitlines() if line.startswith(r"\definecolor"))
+    lines = [colours, commands]
+    for _, each in section.walk():
+        lines += ["", rf"\textbf{{{_spans(each.title)}}}"] if each.title else []
+        lines += _blocks(each.blocks)
+    return "\n".join(lines)
+
+
 def _heading(title: doc.Text) -> str:
     r"""A title, with plain text for the bookmarks of a PDF, which have no mathematics."""
     bookmark = re.sub(r"[^ -~]", "?", printable(plain(title)))

@@ -225,8 +225,8 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Li
     each row stands before its label, what comes out below each column.
     """
     columns = _columns(matrix)
-    row_labels = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
-    column_labels = [printable(label) for label in matrix.column_labels] or [""] * len(columns)
+    row_labels = _short([printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows), room)
+    column_labels = _short([printable(label) for label in matrix.column_labels] or [""] * len(columns), room)
     cells = []
     for label, column in zip(column_labels, columns, strict=True):
         size = max(width(label), len(column[0]))
@@ -247,6 +247,13 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Li
         lines += [BLANK] * bool(lines)
         lines += _grid(cells, stripe, [corner, *row_labels], style, len(matrix.rows))
     return lines
+
+
+def _short(labels: list[str], room: int) -> list[str]:
+    """Labels side by side; where they are too wide, the indices alone: the symbol of the matrix has the name."""
+    if sum(width(label) + 2 for label in labels) <= room or not all("[" in label for label in labels):
+        return labels
+    return [label[label.rindex("[") :] for label in labels]
 
 
 Run = tuple[int, int]  # columns or rows: the first, and the one after the last
