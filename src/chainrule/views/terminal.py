@@ -102,8 +102,8 @@ def _hanging(first: Line, body: Line, room: int, indent: int = INDENT) -> list[L
     ]
 
 
-def _indented(lines: Sequence[Line], indent: int = INDENT) -> list[Line]:
-    return [((" " * indent, ""), *each) if each else each for each in lines]
+def _indented(lines: Sequence[Line]) -> list[Line]:
+    return [((" " * INDENT, ""), *each) if each else each for each in lines]
 
 
 def _paragraph(block: doc.Paragraph, room: int) -> list[Line]:
