@@ -178,7 +178,7 @@ def test_logits_go_back_in_one_step() -> None:
 
 
 def test_brief_is_a_screenful() -> None:
-    assert len(shown("--brief").splitlines()) <= 64
+    assert len(shown("--brief").splitlines()) <= 60
 
 
 def test_training_ends_with_cost_and_predictions() -> None:
