@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.views import VERBS, layers, lbfgs
+from benchmarks.views import VERBS, lbfgs
 from chainrule import record
 from chainrule.views import terminal
 
@@ -17,13 +17,12 @@ def recorded(step):
 
 @pytest.fixture(scope="module")
 def fit():
-    return recorded(lbfgs(iterations=2))
+    return recorded(lbfgs(iterations=4))
 
 
 def test_a_screenful_has_at_most_60_lines(fit):
-    for recording in (fit, recorded(layers(12))):
-        for width in (80, 100):
-            assert terminal.text(recording.document(brief=True), width).count("\n") <= 60
+    for width in (80, 100):
+        assert terminal.text(fit.document(brief=True), width).count("\n") <= 60
 
 
 def test_what_does_not_fit_in_a_screenful_is_counted(fit):

@@ -23,6 +23,7 @@ SUFFIX = ".txt"
 INDENT = 4
 LABEL_WIDTH = 18
 MINIMUM_WIDTH = 20
+MARGIN = 12  # about what the numbers beside a matrix take
 HUES = {"value": "cyan", "parameter": "cyan", "gradient": "magenta", "jacobian": "magenta"}
 VERDICTS = {"agrees": "green", "disagrees": "bold red", "by convention": "yellow"}  # others: dim
 TONES = {
@@ -226,7 +227,8 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Li
     """
     columns = _columns(matrix)
     row_labels = _short([printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows), room)
-    column_labels = _short([printable(label) for label in matrix.column_labels] or [""] * len(columns), room)
+    beside = max(map(width, row_labels)) + MARGIN
+    column_labels = _short([printable(label) for label in matrix.column_labels] or [""] * len(columns), room - beside)
     cells = []
     for label, column in zip(column_labels, columns, strict=True):
         size = max(width(label), len(column[0]))
