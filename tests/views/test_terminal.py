@@ -173,14 +173,14 @@ def test_a_jacobian_has_what_it_is_multiplied_with_and_what_comes_out_at_its_mar
 
 
 def test_a_wide_jacobian_has_indices_for_labels_and_is_cut_between_blocks() -> None:
-    assert shown(JACOBIAN, width=46).split("\n")[1] == "            │ [0,0]  [0,1] │ [1,0]  [1,1]"
+    assert shown(JACOBIAN, width=46).split("\n")[1] == "          │ [0,0]  [0,1] │ [1,0]  [1,1]"
     assert shown(JACOBIAN, width=32).split("\n")[1:8] == [
-        "            │ [0,0]  [0,1]",
-        "            ┼─────────────",
-        "    Z1[0,0] │   1        2",
-        "    Z1[0,1] │   0        0",
-        "    Z1[1,0] │   3.5      4",
-        "    Z1[1,1] │   0        0",
+        "          │ [0,0]  [0,1]",
+        "          ┼─────────────",
+        "    [0,0] │   1        2",
+        "    [0,1] │   0        0",
+        "    [1,0] │   3.5      4",
+        "    [1,1] │   0        0",
         "",
     ]
 

@@ -226,9 +226,11 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Li
     each row stands before its label, what comes out below each column.
     """
     columns = _columns(matrix)
-    row_labels = _short([printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows), room)
+    row_labels = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
+    column_labels = [printable(label) for label in matrix.column_labels] or [""] * len(columns)
     beside = max(map(width, row_labels)) + MARGIN
-    column_labels = _short([printable(label) for label in matrix.column_labels] or [""] * len(columns), room - beside)
+    if sum(width(label) + 2 for label in column_labels) > room - beside:
+        row_labels, column_labels = _indices(row_labels), _indices(column_labels)
     cells = []
     for label, column in zip(column_labels, columns, strict=True):
         size = max(width(label), len(column[0]))
@@ -251,11 +253,9 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Li
     return lines
 
 
-def _short(labels: list[str], room: int) -> list[str]:
-    """Labels side by side; where they are too wide, the indices alone: the symbol of the matrix has the name."""
-    if sum(width(label) + 2 for label in labels) <= room or not all("[" in label for label in labels):
-        return labels
-    return [label[label.rindex("[") :] for label in labels]
+def _indices(labels: list[str]) -> list[str]:
+    """The indices of labels alone: the symbol of the matrix has the names."""
+    return [label[label.rindex("[") :] for label in labels] if all("[" in label for label in labels) else labels
 
 
 Run = tuple[int, int]  # columns or rows: the first, and the one after the last
