@@ -21,6 +21,7 @@ ROOMS = (
     ("verification",),
     ("diagnostics",),
     ("lab",),
+    ("exercises",),
     ("report",),
     ("views",),
     (
@@ -35,6 +36,7 @@ ROOMS = (
     ),
     ("monitor",),
     ("tools",),
+    ("worksheets",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}

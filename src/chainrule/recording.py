@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
+    from chainrule.exercises.answers import Answer
     from chainrule.verification_result import Verification
 
 Patterns = str | Iterable[str] | None
@@ -259,6 +260,20 @@ class Recording:
         if whole:
             self._verification = found
         return found
+
+    @apart()
+    def check(self, quantity: str, answer: Any, earlier: Mapping[str, Any] | None = None) -> Answer:
+        """Check a student's answer, and name the mistake in a wrong one: `recording.check("dJ/dW2", [[0.1, -0.3]])`.
+
+        It is about a gradient, a value (`A1`), a parameter after the update (`new W2`), or one element (`Z2[0,1]`). It
+        is a tensor, nested lists, a number, or one as text, rounded or not. With `earlier` answers, by their
+        quantities, one that follows from a wrong one by right arithmetic is recognised.
+
+        Raises MissingError, with the nearest names, for what the step lacks, RequestError for what is no number.
+        """
+        from chainrule.exercises.answers import check
+
+        return check(self, quantity, answer, earlier)
 
     def findings(self, thresholds: Thresholds | None = None, silence: Collection[str] = ()) -> tuple[Finding, ...]:
         """What is unhealthy in this step, or worth knowing, with evidence.
