@@ -77,7 +77,8 @@ class Written:
         return Written(f"-{self.at(PRODUCT)}", -self.value, PRODUCT)
 
     def __bool__(self) -> bool:
-        return bool(self.value)
+        # A tensor is a variable of the lab, and its term stays whatever it holds.
+        return isinstance(self.value, Tensor) or bool(self.value)
 
 
 def written(value: Any) -> Written:
@@ -165,7 +166,7 @@ class Derivation:
         """A state tensor as it was before the step: filled with `first` at the first one."""
         kept = self.state.get(name)
         self.keep(symbol, name)
-        return Written(f"{symbol}_{{t-1}}", torch.full_like(self.theta.value, first) if kept is None else kept)
+        return Written(f"{symbol}_{{t-1}}", torch.zeros_like(self.theta.value) + first if kept is None else kept)
 
     def number_before(self, name: str, symbol: str, first: float) -> Written:
         """A number of the state as it was before the step; `first` at the first one."""
@@ -310,6 +311,15 @@ def hyperparameters(options: dict[str, Any], state: dict[str, Any]) -> dict[str,
     return {**plain, "t": step + 1, "s": step}
 
 
+CHANGEABLE = ("lr", "beta1", "beta2", "momentum", "dampening", "weight_decay", "eps", "alpha", "rho", "lr_decay",
+              "momentum_decay", "lambd")  # fmt: skip
+
+
+def changeable(hyper: Mapping[str, Any]) -> tuple[str, ...]:
+    """The hyperparameters that may have another value without another formula: a 0 takes its term out."""
+    return tuple(name for name in CHANGEABLE if type(hyper.get(name)) in (int, float) and hyper[name])
+
+
 # Steps that several optimizers share.
 
 
@@ -406,17 +416,20 @@ def nadam(d: Derivation) -> None:
     now = d.add(r"\mu_t", mu(d.t), "how much momentum counts at this step")
     later = d.add(r"\mu_{t+1}", mu(d.t + 1), "how much it will count at the next")
     # PyTorch keeps the product as a tensor, by default in single precision, and so rounds it.
-    kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0))) * now
-    meaning = "the product of all of them so far, for the bias correction"
-    product = d.add(r"\Pi_t", replace(kept, value=kept.value.item()), meaning)
+    d.keep(r"\Pi", "mu_product")
+    kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0)))
+    rounded = (kept.value * now.value).to(kept.value.dtype)
+    product = replace(kept * now, value=rounded if isinstance(now.value, Tensor) else rounded.item())
+    product = d.add(r"\Pi_t", product, "the product of all of them so far, for the bias correction")
     ahead = later * m / (1 - product * later) + (1 - now) * d.g / (1 - product)
     m_hat = d.add(r"\hat{m}_t", ahead, "Nesterov: the first moment, looking one step ahead")
     d.step(d.lr * (m_hat / (sqrt(v_hat) + d.eps)))
 
 
-def default_scalar(value: float) -> Tensor:
+def default_scalar(value: Any) -> Tensor:
     """A number as PyTorch's optimizers keep theirs: float64 only where that is the default dtype."""
-    return torch.tensor(value, dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32)
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    return value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
 
 
 @explains("RAdam", options="lr betas eps weight_decay maximize")
@@ -428,12 +441,16 @@ def radam(d: Derivation) -> None:
     most = d.add(r"\rho_\infty", 2 / (1 - d.beta2) - 1, "how many steps the second moment spans at most")
     left = 1 - d.beta2**d.t
     length = d.add(r"\rho_t", most - 2 * d.t * d.beta2**d.t / left, "how many it spans by now")
-    if length.value <= 5:
+    is_variable = isinstance(length.value, Tensor)
+    if not is_variable and length.value <= 5:
         d.step(d.lr * m_hat, condition=r" \quad (\rho_t \le 5)")
         return
     rectified = sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
     rate = d.add("r_t", rectified, "rectification: how far the second moment can be trusted yet")
-    d.step(d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps)))
+    step = d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps))
+    if is_variable:
+        step = replace(step, value=torch.where(length.value > 5, step.value, (d.lr * m_hat).value))
+    d.step(step)
 
 
 @explains("Adamax", options="lr betas eps weight_decay maximize")
