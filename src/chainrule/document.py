@@ -75,11 +75,22 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
+class Margin:
+    """Numbers at the margin of a matrix, one for each of its rows or columns, under a symbol of their own."""
+
+    symbol: str
+    entries: tuple[float | complex | bool | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """Numbers under a symbol.
 
     `entries` are the numbers in row-major order; None for a large tensor, which has `statistics` instead, and perhaps a
     histogram and a sketch. `shape` is always the true one. Row and column labels are plain text (`Z1[0,1]`).
+
+    `decimals` is how many a reader needs who repeats the calculation that this block is part of. `upstream` is what
+    multiplies each row of a Jacobian, `product` what comes out below each column.
     """
 
     symbol: str
@@ -93,6 +104,9 @@ class Tensor:
     label: str = ""
     histogram: Histogram | None = None
     sketch: Sketch | None = None
+    decimals: int = 4
+    upstream: Margin | None = None
+    product: Margin | None = None
 
 
 @dataclass(frozen=True, slots=True)

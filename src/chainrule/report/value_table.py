@@ -29,6 +29,7 @@ from chainrule.rules.facts import facts_of
 SMALL = ELEMENTS  # elements of a tensor up to which every one of its numbers is explained
 WHOLLY = 36  # elements up to which it is also where that takes more than WRITTEN others; of a larger tensor one is
 MOST = 1_500  # values, and as many gradients, that are explained in one document
+MOST_TERMS = 8_000  # of which these are made, and as many of those
 CHOSEN = 40  # large results, and large gradients, of which one number is explained
 SEARCHED_FORWARD = 2**16  # elements of a large result up to which one is
 SEARCHED = 2**22  # elements of a gradient up to which one is
@@ -167,7 +168,17 @@ def sums(context: Context) -> tuple[Sum, ...]:
     rows = row_numbers(context)
     search = Search(context.graph, context.derivation, context.notation)
     values, gradients = _values(context, rows), _gradients(context, rows, search)
-    return (*islice(values, MOST), *islice(gradients, MOST), *islice(_largest(context, rows, search), CHOSEN))
+    return (*_few(values), *_few(gradients), *islice(_largest(context, rows, search), CHOSEN))
+
+
+def _few(sums: Iterator[Sum]) -> Iterator[Sum]:
+    """The first of these sums."""
+    terms = 0
+    for each in islice(sums, MOST):
+        yield each
+        terms += len(each.summands)
+        if terms >= MOST_TERMS:
+            return
 
 
 def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:

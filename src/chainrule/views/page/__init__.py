@@ -22,6 +22,7 @@ from chainrule.gc_control import gc_paused
 from chainrule.views import picture
 from chainrule.views.blocks import plain, printable
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
+from chainrule.views.page.margins import without_margins
 from chainrule.views.page.mathml import Formulas
 
 SUFFIX = ".html"
@@ -109,7 +110,7 @@ def _data(document: doc.Document) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "document": compact(encoded(document), formulas),
+        "document": compact(encoded(without_margins(document)), formulas),
         "math": {"shapes": formulas.shapes, "formulas": formulas.formulas},
     }
 

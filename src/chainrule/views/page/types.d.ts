@@ -29,7 +29,11 @@ export interface Tensor {
   label?: string;
   histogram?: Histogram;
   sketch?: Sketch;
+  decimals?: number;
+  upstream?: Margin;
+  product?: Margin;
 }
+export interface Margin { symbol: Formula; entries: Entry[] }
 export interface Measured { elements: (Entry | null)[]; count: number; difference: Entry; tolerance: Entry }
 export interface Verdict { block: "verdict"; kind: Verdicts; text: Span[]; difference?: Entry; tolerance?: Entry; measured?: Measured }
 export interface Table { block: "table"; headers: string[]; rows: Span[][][]; label?: string }
