@@ -182,11 +182,12 @@ class Run:
 
     @cached_property
     def rewritten(self) -> float:
-        """Of the watched steps in a row, the share after which a weight is not what the update made of it.
+        """The share of the watched steps after which a weight is not what the update made of it.
 
-        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means.
+        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means. Where the next
+        step is not watched, a look at it tells.
         """
-        found: dict[int, bool] = {}
+        found = {a.step: b.rewritten for a, b in pairwise(self.steps) if b.step > a.step + 1}
         for series in self.history.of_kind("update"):
             weight = dict(self.history.series.get(("parameter", series.name), ()))
             for step, update in series:

@@ -391,6 +391,7 @@ class watch:  # noqa: N801 (read as a verb)
             histograms=histograms,
             restarts=restarts(user_frame()),
             beside=self._boundaries.evaluations,
+            rewritten=self._between.rewritten(),
             alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):
