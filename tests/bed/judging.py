@@ -34,7 +34,8 @@ def judge(script: Script, result: Result, healthy: bool = False) -> Verdict:
         return Verdict(script, result, FAILED, result.said.strip()[-200:])
     if not script.faulty and "ended without a training step" in result.said:
         return Verdict(script, result, NO_STEP, "")  # the command says that it needs an optimizer
-    if result.status not in (0, 1) or (result.status == 1 and "backward-failed" not in script.ids("expect")):
+    raises = not {"backward-failed", "forward-failed"}.isdisjoint([*script.ids("expect"), *script.ids("effects")])
+    if result.status not in (0, 1) or (result.status == 1 and not raises):
         return Verdict(script, result, FAILED, f"status {result.status}: {result.said.strip()[-200:]}")
     above = [each for each in result.found if each.severity != "note"]
     if healthy or not script.faulty:

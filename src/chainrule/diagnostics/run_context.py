@@ -206,9 +206,12 @@ class Run:
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 
     def began_at_its_size(self, name: str) -> bool:
-        """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow."""
-        ratios = self.ratios.get(name)
-        return bool(ratios) and ratios[0][0] == self.steps[0].step  # type: ignore[index]
+        """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow.
+
+        If step 1 was not watched, one with an update larger than itself was probably 0 there.
+        """
+        ratios, first = self.ratios.get(name), self.steps[0].step
+        return bool(ratios) and ratios[0][0] == first and (first == 1 or ratios[0][1] < 1)  # type: ignore[index]
 
     @cached_property
     def _computed(self) -> dict[int, dict[str, int]]:

@@ -235,7 +235,10 @@ class watch:  # noqa: N801 (read as a verb)
         cache = StatisticsCache()
         if self._full is None:
             recording.at_once(cache, magnitudes=False)
-        scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
+        scaled = self._scaler.scaler is not None
+        if not scaled and (skipped := skipped_in(recording.graph)):  # all steps until now
+            scaled = True
+            self._count_skipped(skipped)
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
         self._examiner.examine_unfinished(recording, facts, ending(facts.step, error, missed), cache, scaled)
 
