@@ -160,7 +160,9 @@ def picked(context: StepContext, value: int) -> int | None:
     if maker is None or not facts_of(maker.name).picks:
         return None
     indices = [each for name, _, each in references(maker.arguments) if name != "self"]
-    return argument(maker, "self") if indices and all(not context.values[each].requires_grad for each in indices) else None
+    return (
+        argument(maker, "self") if indices and all(not context.values[each].requires_grad for each in indices) else None
+    )
 
 
 def _before(context: StepContext, operation: Operation) -> Operation | None:

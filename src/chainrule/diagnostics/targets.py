@@ -101,7 +101,9 @@ def _subtracted_product(context: StepContext, operation: Operation) -> Operation
     if not facts_of(operation.name).complements or len(taken) != 1:
         return None
     product = context.producer(context.source(taken[0]))
-    return product if product is not None and facts_of(product.name).multiplies and len(operands(product)) == 2 else None
+    return (
+        product if product is not None and facts_of(product.name).multiplies and len(operands(product)) == 2 else None
+    )
 
 
 def _zeros_and_ones(known: Statistics) -> bool:

@@ -75,6 +75,8 @@ class Facts:
     scales: bool = False  # one operand, if the other one is a number
     matrix_product: bool = False
     drops: bool = False  # elements of its operand, at random
+    draws_around: tuple[str, ...] = ()  # the arguments with the mean and the deviation of what it draws
+    samples_at: str = ""  # the argument with the places, from -1 to 1, at which it samples its operand
     mask: str = ""  # the argument that says which elements are replaced, or kept
     replaces_masked: bool = False  # by `value`, where the mask is True
     communicates: bool = False  # with other ranks
@@ -309,6 +311,8 @@ _add("mul", multiplies=True)
 _add("mul div", scales=True)
 _add("mm bmm baddbmm", matrix_product=True)
 _add("native_dropout", drops=True)
+_add("normal.Tensor_Tensor", draws_around=("mean", "std"))
+_add("grid_sampler_2d grid_sampler_3d grid_sampler", samples_at="grid")
 _add("masked_fill", mask="mask", replaces_masked=True)
 _add("where", mask="condition")
 _add("embedding.default", linear={"weight": _alone})

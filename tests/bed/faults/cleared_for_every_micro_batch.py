@@ -20,6 +20,6 @@ for step in range(60):
     for rows in torch.randint(len(x), (64,)).split(8):
         optimizer.zero_grad()  # <- cause, right: model.train()
         loss = F.cross_entropy(model(x[rows]), y[rows]) / 8
-        loss.backward()
+        loss.backward()  # <- cause
     optimizer.step()
 print("loss", round(F.cross_entropy(model(x), y).item(), 3))

@@ -20,7 +20,7 @@ class Warp(nn.Module):
         rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
         where = torch.stack([columns, rows], -1) + 20 + self.shift(torch.cat([moving, fixed], 1)).permute(0, 2, 3, 1)
         where = where  # <- cause, right: where = 2 * (where - 20) / 15 - 1
-        return F.grid_sample(moving, where, align_corners=True)
+        return F.grid_sample(moving, where, align_corners=True)  # <- cause
 
 
 model = Warp()

@@ -1,6 +1,7 @@
 """Dropout(0.98), meant as the share to keep: 98 % of the units are off.
 
 expect: dropout-rate
+where: 2
 effects: unit-off
 source: [hassony2/kinetics_i3d_pytorch#6](https://github.com/hassony2/kinetics_i3d_pytorch/issues/6), [hunkim/DeepLearningZeroToAll#204](https://github.com/hunkim/DeepLearningZeroToAll/issues/204)
 """

@@ -1,6 +1,7 @@
 """A physics-informed net of ReLUs: its second derivative is 0 everywhere, so the equation is not seen.
 
 expect: zero-gradient
+where: 1
 source: Raissi et al., Physics-informed neural networks, 2019 (smooth activations); the second derivative of a ReLU network is 0 almost everywhere
 """
 

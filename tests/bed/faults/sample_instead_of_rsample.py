@@ -1,7 +1,6 @@
 """A VAE draws its latent code by sample(), not rsample(): no gradient of the reconstruction reaches the encoder.
 
 expect: loss-part-without-gradient, no-gradient
-where: encoder.*
 source: [jankrepl/deepdow#106](https://github.com/jankrepl/deepdow/pull/106); PyTorch's documentation of torch.distributions: rsample is the pathwise derivative
 """
 

@@ -6,7 +6,9 @@ from torch import nn
 
 torch.manual_seed(0)
 x = (torch.tensor(load_digits(return_X_y=True)[0], dtype=torch.float32) > 7).float()
-weight, visible, hidden = (nn.Parameter(each) for each in (0.01 * torch.randn(64, 32), torch.zeros(64), torch.zeros(32)))
+weight, visible, hidden = (
+    nn.Parameter(each) for each in (0.01 * torch.randn(64, 32), torch.zeros(64), torch.zeros(32))
+)
 optimizer = torch.optim.SGD([weight, visible, hidden], lr=0.1, momentum=0.5)
 for step in range(100):
     data = x[torch.randint(len(x), (64,))]
