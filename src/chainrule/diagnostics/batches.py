@@ -177,12 +177,13 @@ def _cleared_between(context: StepContext) -> Iterator[Finding]:
             context.name(comparison.measured),
             f"The gradients of {len(several)} micro-batches do not add up: they are cleared between the backward "
             "passes, and the optimizer uses the last ones alone.", (lost[0], f"So it is with {names}."),
-            place=passes[0].place, severity="warning", title="Gradients of micro-batches are cleared", advice=CLEAR_ONCE,
+            place=passes[0].place, severity="warning", title=CLEARED, advice=CLEAR_ONCE,
         )  # fmt: skip
 
 
 MIN_CLEARED = 3  # micro-batches
 CLEARLY = 0.1  # relative difference of the norms
+CLEARED = "Gradients of micro-batches are cleared"
 CLEAR_ONCE = "Call zero_grad() once for each step of the optimizer, outside of the loop over the micro-batches."
 
 

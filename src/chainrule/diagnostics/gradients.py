@@ -209,8 +209,8 @@ def _sent(context: StepContext) -> dict[int, list[Tensor]]:
 
 CHANGED = Check(
     "gradient-changed", "A gradient was changed between backward and the optimizer's step", "note",
-    what="The optimizer did not use the gradient that backward left: it was clipped, scaled or cleared. Or it used that "
-    "of the last of several micro-batches alone, as the others were cleared.",
+    what="The optimizer did not use the gradient that backward left: it was clipped, scaled or cleared. Or it used "
+    "that of the last of several micro-batches alone, as the others were cleared.",
     why="The update follows from the changed gradient. If it was cleared, there is no update at all.",
     advice="The update follows from the changed gradient; the derivation shows the one that backward computed.",
     source="PyTorch's documentation of clip_grad_norm_")  # fmt: skip

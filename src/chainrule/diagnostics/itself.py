@@ -18,8 +18,8 @@ from chainrule.rules.facts import facts_of
 ITSELF = Check(
     "compared-with-itself", "A loss compares something with itself", "warning",
     what="The scores of a cross-entropy are products of some rows with the same rows, and each row is to find itself. "
-    "Or predictions are equal to targets that are not constant, so that the loss is exactly 0: over a run it is so from "
-    "the first watched step on, and in one step it is a note.",
+    "Or predictions are equal to targets that are not constant, so that the loss is exactly 0: over a run it is so "
+    "from the first watched step on, and in one step it is a note.",
     why="There is nothing to learn: a row is most like itself in any case, and so is a network.",
     advice="Compare the two views, or the two towers, with each other; make a teacher by copy.deepcopy(model).",
     source="Chen et al., SimCLR, 2020; Tarvainen and Valpola, Mean teachers, 2017", lasts=3)  # fmt: skip

@@ -15,9 +15,9 @@ from chainrule.numbers import number
 PER_BATCH = Check(
     "scheduler-per-batch", "A schedule for epochs is stepped at each batch", "warning",
     what="Within a few hundred steps on changing batches the learning rate falls to a hundredth by equal factors, as "
-    "ExponentialLR and StepLR do. Schedules that end at 0 (linear, cosine, OneCycleLR) and warm-up fall otherwise. Or it swings between "
-    "nearly 0 and its top three times or more, in periods of 20 steps at most, as CosineAnnealingLR with a T_max in "
-    "epochs does; all steps must be watched to see that.",
+    "ExponentialLR and StepLR do. Schedules that end at 0 (linear, cosine, OneCycleLR) and warm-up fall otherwise. Or "
+    "it swings between nearly 0 and its top three times or more, in periods of 20 steps at most, as CosineAnnealingLR "
+    "with a T_max in epochs does; all steps must be watched to see that.",
     why="The rate has collapsed before the network has seen much of its data: it no longer learns.",
     advice="Call scheduler.step() once an epoch, after the loop over batches; or count step_size, gamma and T_max in "
     "batches. ReduceLROnPlateau needs mode='min' for a loss.",
@@ -69,8 +69,9 @@ def _swings(run: Run) -> Iterator[Finding]:
     period = (lows[-1] - lows[0]) / (len(lows) - 1)
     if period <= SHORTEST:
         yield PER_BATCH.found(
-            "learning rate", f"The learning rate falls to nearly 0 and rises again every {number(period)} steps, as if a "
-            "schedule for epochs were stepped at each batch.",
+            "learning rate",
+            f"The learning rate falls to nearly 0 and rises again every {number(period)} steps, as if a schedule for "
+            "epochs were stepped at each batch.",
             f"It did so {len(lows)} times from step {rates[0][0]} to {rates[-1][0]}, between {number(top)} and "
             f"{number(min(rate for _, rate in rates))}.", since=lows[0],
         )  # fmt: skip

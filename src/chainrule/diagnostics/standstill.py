@@ -248,8 +248,8 @@ def _counter_stands(run: Run) -> Iterator[Finding]:
 NOT_CALLED = Check(
     "step-not-called", "backward() goes on, and no optimizer steps", "error",
     what="After steps of one or a few backward passes each, many more run in training mode and no optimizer's step() "
-    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step. Or a GradScaler has skipped "
-    "each of the last 20 steps.",
+    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step. Or a "
+    "GradScaler has skipped each of the last 20 steps.",
     why="Gradients are computed and nothing learns from them: the parameters stay as they were.",
     advice="Call optimizer.step() after backward(), and look at the condition around it. If your own code updates the "
     "parameters, call watch.step() after it.",
@@ -271,7 +271,7 @@ def _skipped_at_the_end(run: Run) -> int:
 def _not_called(run: Run) -> Iterator[Finding]:
     if (skipped := _skipped_at_the_end(run)) >= ALL_SKIPPED:
         yield NOT_CALLED.found(
-            "optimizer", f"A GradScaler skipped each of the last {skipped} steps: the gradients of each are not finite.",
+            "optimizer", f"A GradScaler skipped each of the last {skipped} steps: their gradients are not finite.",
             "" if run.steps[-1].scale is None else f"Its scale is {number(run.steps[-1].scale)}.",
             since=run.steps[-skipped].step, title="Every step is skipped", advice=OF_SCALE,
         )  # fmt: skip

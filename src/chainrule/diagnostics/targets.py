@@ -22,8 +22,8 @@ from chainrule.rules.facts import base_name, facts_of, facts_of_call
 OUT_OF_RANGE = Check(
     "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
     what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
-    "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins, cosines, a hinge written by hand) gets 0. It is a note if they "
-    "exceed the range by less than a twentieth of their deviation.",
+    "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins, cosines, a hinge written by hand) gets 0. "
+    "It is a note if they exceed the range by less than a twentieth of their deviation.",
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2: output units")  # fmt: skip

@@ -1,8 +1,7 @@
-"""Faults of what a loss takes as given and trains nevertheless: an advantage, a bootstrapped target, the other tower."""
+"""What a loss should take as given and trains nevertheless: an advantage, a bootstrapped target, the other tower."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from chainrule.diagnostics.check import Check
@@ -10,14 +9,14 @@ from chainrule.diagnostics.comparisons import log_probability, picked, with_cons
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.loss_terms import is_number
 from chainrule.diagnostics.step_context import StepContext, argument, operands
-from chainrule.graph.graph import Call, Operation, Ref
+from chainrule.graph.graph import Call, Ref
 from chainrule.graph.trees import reach
 from chainrule.rules.facts import facts_of, facts_of_call
 
 TRAINED = Check(
     "trained-target", "A loss trains what it should take as given", "warning",
-    what="The log-probability of an action is multiplied by an advantage that passes a gradient to a value, which has a "
-    "loss of its own in the same backward pass. Or the prediction of an action's value is compared with a reward and "
+    what="The log-probability of an action is multiplied by an advantage that passes a gradient to a value, which has "
+    "a loss of its own in the same backward pass. Or the prediction of an action's value is compared with a reward and "
     "the largest value that the same network predicts elsewhere, and that passes a gradient too. Or a loss is made of "
     "similarities alone, both sides are trained by the same parameters, and no data holds them apart.",
     why="The loss falls by moving the wrong side: a value that is wrong on purpose, a target that comes to meet its "

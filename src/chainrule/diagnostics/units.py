@@ -30,8 +30,8 @@ UNIT_OFF = Check(
     "unit-off", "A unit is off for every sample", "warning",
     what="A ReLU (or another function that is flat on a side) has slope 0 for every sample of the batch, and no "
     "gradient passes the unit another way. One unit, or a few, is a note. Over a run: the units that were off at every "
-    "one of the last examined steps. A layer with no other unit is an error then, and has a title of its own. Terms "
-    "of a loss count only where all of them are off, the loss is not 0, and nothing learns from its other terms, as they "
+    "one of the last examined steps. A layer with no other unit is an error then, and has a title of its own. Terms of "
+    "a loss count only where all of them are off, the loss is not 0, and nothing learns from its other terms, as they "
     "are off where a margin is reached.",
     why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks. A layer that is "
     "off as a whole also stops the gradient of the layers before it.",

@@ -29,12 +29,12 @@ ZERO_GRADIENT = Check(
     "zero-gradient", "A parameter's gradient is exactly 0", "error",
     what="Every element of a parameter's gradient is 0, and the finding names the operation at which a gradient "
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
-    "element it was given, a softmax over one element, the difference of a value and itself, a product with "
-    "something that is 0, or grid_sample at places outside of its input. Or a hook of its own makes it 0, or a "
-    "derivative of a derivative is 0, as in a network of ReLUs. A function of steps and such a difference are an error in one step; the others are notes "
-    "until they last, as a weight that begins at 0 stops it only at first. Nothing is said where the loss itself is "
-    "0, or where data, a gate or a number in the code that is 0 stops the gradient of some parameters and others still "
-    "learn.",
+    "element it was given, a softmax over one element, the difference of a value and itself, a product with something "
+    "that is 0, or grid_sample at places outside of its input. Or a hook of its own makes it 0, or a derivative of a "
+    "derivative is 0, as in a network of ReLUs. A function of steps and such a difference are an error in one step; "
+    "the others are notes until they last, as a weight that begins at 0 stops it only at first. Nothing is said where "
+    "the loss itself is 0, or where data, a gate or a number in the code that is 0 stops the gradient of some "
+    "parameters and others still learn.",
     why="It does not learn, and neither does anything before that operation.",
     advice="Look at the operation that the gradient does not pass, and at what it was given.",
     source="Bengio, Léonard and Courville, 2013, for functions of steps; Lu et al., 2019, for units that are off",
@@ -104,9 +104,9 @@ def _second_derivative(context: StepContext) -> Iterator[Finding]:
         modules = list(dict.fromkeys(context.graph.calls[each.call].module for each in bent))  # type: ignore[index]
         names = listed([context.name(each) for each in backward.given])
         yield ZERO_GRADIENT.found(
-            modules[0] if modules else names, f"The second derivative by {names} is exactly 0: what is computed from it "
-            "learns nothing of it.",
-            f"It passes {listed(modules or [context.called(each) for each in bent])}, straight on each side of its kink."
+            modules[0] if modules else names,
+            f"The second derivative by {names} is exactly 0, so what is computed from it teaches nothing.",
+            f"It passes {listed(modules or [context.called(each) for each in bent])}, straight on both sides of a kink."
             if bent else "", place=backward.place, severity="note", title=SECOND, advice=SMOOTH,
         )  # fmt: skip
 

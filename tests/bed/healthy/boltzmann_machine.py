@@ -1,4 +1,4 @@
-"""A restricted Boltzmann machine by contrastive divergence: gradients are set by hand, and no loss is differentiated."""
+"""A restricted Boltzmann machine by contrastive divergence: gradients by hand, and no loss."""
 
 import torch
 from sklearn.datasets import load_digits
