@@ -34,10 +34,10 @@ KINDS = 8
 """The steps of other shapes that are looked at; of further ones the last answer stands."""
 
 
-def _for_all(check: Check, context: StepContext, look: Callable[[StepContext], Iterator[Finding]]) -> list[Finding]:
+def for_all(check: Check, context: StepContext, look: Callable[[StepContext], Iterator[Finding]]) -> list[Finding]:
     """The findings of a step, made once for all steps of a run with the same operations and shapes."""
     full = context.derivation is not None
-    answers: dict[Hashable, list[Finding]] = context.kept.setdefault((check.id, full), {})
+    answers: dict[Hashable, list[Finding]] = context.kept.setdefault((check.id, look.__name__, full), {})
     operations = context.once(
         "shapes",
         lambda: tuple(
@@ -63,7 +63,9 @@ class Compared:
     target: Value
 
 
-def _compared(context: StepContext) -> list[Compared]:
+def compared(context: StepContext) -> list[Compared]:
+    """Every prediction that a loss function compares with a target."""
+
     def find() -> list[Compared]:
         found = []
         for operation in context.operations_that(lambda facts: facts.compares):
@@ -75,22 +77,22 @@ def _compared(context: StepContext) -> list[Compared]:
     return context.once("compared", find)
 
 
-def _last_of_each_line(context: StepContext) -> Iterable[Compared]:
+def last_of_each_line(context: StepContext) -> Iterable[Compared]:
     """Of the predictions that one line of code compares with targets the last, which had most before it.
 
     An optimizer that evaluates its closure many times in a step, as LBFGS does, runs the same line each time.
     """
     if len(context.graph.operations) > MOST_OPERATIONS:
         return ()
-    return {context.place(each.loss) or each.loss.index: each for each in _compared(context)}.values()
+    return {context.place(each.loss) or each.loss.index: each for each in compared(context)}.values()
 
 
 def _inputs(context: StepContext, until: int) -> list[Value]:
     """The data behind a value: rows of indices, or of more than one axis of numbers."""
-    return [each for each in _sources(context, until) if len(each.shape) >= (3 if each.dtype.is_floating_point else 2)]
+    return [each for each in sources(context, until) if len(each.shape) >= (3 if each.dtype.is_floating_point else 2)]
 
 
-def _sources(context: StepContext, until: int) -> list[Value]:
+def sources(context: StepContext, until: int) -> list[Value]:
     """The data behind a value, as the step was given it, drew it, or chose it from the rows of a larger tensor."""
 
     def find() -> list[Value]:
@@ -111,7 +113,8 @@ def _chooses(operation: Operation) -> bool:
     return facts_of(operation.name).takes_rows
 
 
-def _walk(context: StepContext, source: int, axis: int, until: int) -> Reaches:
+def walk_of(context: StepContext, source: int, axis: int, until: int) -> Reaches:
+    """Where the positions along an axis of a value lead, as far as another value."""
     lineage = context.once("lineage", lambda: Lineage(context.graph))
     return context.once(("reaches", source, axis, until), lambda: Reaches(context.graph, source, axis, until, lineage))
 
@@ -134,11 +137,11 @@ MIXED = Check(
 
 @MIXED.in_step
 def _mixes(context: StepContext) -> list[Finding]:
-    return _for_all(MIXED, context, _mixed)
+    return for_all(MIXED, context, _mixed)
 
 
 def _mixed(context: StepContext) -> Iterator[Finding]:
-    for each in _last_of_each_line(context):
+    for each in last_of_each_line(context):
         found, target = each.prediction, each.target
         size = found.shape[0] if found.shape else 0
         if size < 2 or not target.shape or target.shape[0] != size or target.index not in context.data:
@@ -146,10 +149,10 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
         for given in _inputs(context, found.index):
             if given.shape[0] != size or given.index == target.index or _is_a_graph(context, size):
                 continue
-            walk = _walk(context, given.index, 0, found.index)
+            walk = walk_of(context, given.index, 0, found.index)
             if not _is_mixed(walk)(found.index) or not (mixing := _mixing(context, walk, given, found.index)):
                 continue
-            if witness := _moved(context, walk, found, _of_another):
+            if witness := moved_by(context, walk, found, _of_another):
                 name, path = context.name(given.index), mixing[1]
                 yield MIXED.found(
                     context.name(found.index),
@@ -165,7 +168,7 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
                 return
 
 
-def _moved(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
+def moved_by(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:
     """Which element changes that should not where a position is moved, in words; "" where none does."""
     places = sorted({0, walk.size // 2, walk.size - 1})
     try:
@@ -212,7 +215,7 @@ def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tu
     others = [axis for axis, size in enumerate(given.shape) if axis and size > 1]
     apart = False
     for axis in others:
-        across = _walk(context, given.index, axis, until)
+        across = walk_of(context, given.index, axis, until)
         if across.relation(until)[0] == "own":
             return None  # that axis is the batch
         known = [across.relation(each)[0] for each in operands(operation) if across.of(each) is not None]
@@ -256,7 +259,8 @@ def _is_a_graph(context: StepContext, size: int) -> bool:
 FUTURE = Check(
     "sees-the-future", "A position sees what it is to predict", "warning",
     what="The targets are the next positions of the input, and the prediction depends on them. Or attention with a "
-    "causal mask is followed by an operation that mixes all positions.",
+    "causal mask is followed by an operation that mixes all positions. Or the targets are the tokens of the input, not "
+    "shifted, and each position sees its own and none after it.",
     why="The network copies the answer: the loss falls to nearly 0, and when it generates there is nothing to copy.",
     advice="Give the attention a causal mask, pad a convolution on the left alone, and let no layer mix or reverse "
     "positions. chainrule.assert_causal(model, tokens) tests it.",
@@ -265,17 +269,17 @@ FUTURE = Check(
 
 @FUTURE.in_step
 def _sees(context: StepContext) -> list[Finding]:
-    return _for_all(FUTURE, context, _future)
+    return for_all(FUTURE, context, _future)
 
 
 def _future(context: StepContext) -> Iterator[Finding]:
-    for each in _last_of_each_line(context):
+    for each in last_of_each_line(context):
         until = each.prediction.index
-        for given in _sources(context, until):
+        for given in sources(context, until):
             for axis, size in enumerate(given.shape):
                 why, wrong = _leak(context, each, given, axis) if size >= FEWEST else ("", _of_a_later)
-                walk = _walk(context, given.index, axis, until) if why else None
-                if walk is None or not (witness := _moved(context, walk, each.prediction, wrong)):
+                walk = walk_of(context, given.index, axis, until) if why else None
+                if walk is None or not (witness := moved_by(context, walk, each.prediction, wrong)):
                     continue
                 path, first = walk.path(until, partial(_sees_later, walk))
                 made = f"{step_of(context.graph, path[first])}{_module(context, path[first])}"
@@ -297,17 +301,17 @@ def _leak(context: StepContext, each: Compared, given: Value, axis: int) -> tupl
     until, target = each.prediction.index, each.target
     name = context.name(given.index)
     if _is_cut_from(context, target.index, given.index):
-        of_target = _walk(context, given.index, axis, target.index).of(target.index)
-        seen = _walk(context, given.index, axis, until).of(until)
+        of_target = walk_of(context, given.index, axis, target.index).of(target.index)
+        seen = walk_of(context, given.index, axis, until).of(until)
         if of_target is not None and seen is not None:
             own = partial(_of_its_target, each, of_target)
             if bool(own(seen, each.prediction, given.shape[axis]).any()):
                 return f"The targets are the next positions of {name}", own
     elif _is_next(given, target, axis):
-        if _sees_later(_walk(context, given.index, axis, until), until):
+        if _sees_later(walk_of(context, given.index, axis, until), until):
             return f"The targets are {name} shifted by one position", _of_a_later
     elif axis == 1 and _has_rows(each, given) and _is_attended(context, given.shape[axis]):
-        walk = _walk(context, given.index, axis, until)
+        walk = walk_of(context, given.index, axis, until)
         if _sees_later(walk, until) and any(_is_causal(context, walk, value) for value in walk.bounds):
             return "A causal mask hides later positions in attention", _of_a_later
     return "", _of_a_later
@@ -364,10 +368,10 @@ def _of_its_target(each: Compared, target: Bounds, seen: Bounds, of: Value, size
 
 
 def _is_next(given: Value, target: Value, axis: int) -> bool:
-    return _is_later(given, target, axis, 1)
+    return is_later(given, target, axis, 1)
 
 
-def _is_later(given: Value, target: Value, axis: int, shift: int) -> bool:
+def is_later(given: Value, target: Value, axis: int, shift: int) -> bool:
     """Whether a target is the input, shifted by so many positions along an axis."""
     one, other = given.data, target.data
     if one is None or other is None or one.numel() != other.numel() or one.dtype != other.dtype:
@@ -375,37 +379,6 @@ def _is_later(given: Value, target: Value, axis: int, shift: int) -> bool:
     other, size = other.reshape(one.shape), one.shape[axis]
     now, later = one.narrow(axis, 0, size - shift), one.narrow(axis, shift, size - shift)
     return torch.equal(other.narrow(axis, 0, size - shift), later) and not torch.equal(now, later)
-
-
-SHIFTED = Check(
-    "targets-shifted-twice", "The targets are shifted twice", "warning",
-    what="The targets are classes, and they are the input's tokens two or three positions later, while no other "
-    "targets are those one position later.",
-    why="The network learns to predict the token after the next one: the loss falls, and what it generates is wrong.",
-    advice="Shift once. Models of transformers shift labels themselves: pass labels=input_ids, with padding as -100.",
-    source="Documentation of transformers, GPT2LMHeadModel: the labels are shifted inside the model")  # fmt: skip
-
-
-@SHIFTED.in_step
-def _shifts(context: StepContext) -> list[Finding]:
-    return _for_all(SHIFTED, context, _shifted)
-
-
-def _shifted(context: StepContext) -> Iterator[Finding]:
-    found: dict[int, tuple[Compared, Value]] = {}
-    for each in _compared(context):
-        for given in _sources(context, each.prediction.index) if facts_of(each.loss.name).class_target else ():
-            shifts = range(1, 4) if len(given.shape) == 2 and given.shape[1] > FEWEST else ()
-            by = next((shift for shift in shifts if _is_later(given, each.target, 1, shift)), 0)
-            found.setdefault(by, (each, given))
-    for by, (each, given) in found.items():
-        if by > 1 and 1 not in found:
-            name = context.name(given.index)
-            yield SHIFTED.found(
-                context.name(each.target.index), f"The targets are the tokens of {name} {by} positions later.",
-                (f"Axis 1 of {name} {given.shape} holds the positions.", "The next token is one position later."),
-                place=context.place(each.loss),
-            )  # fmt: skip
 
 
 IGNORED = Check(
@@ -420,7 +393,7 @@ IGNORED = Check(
 
 @IGNORED.in_step
 def _ignores(context: StepContext) -> list[Finding]:
-    return _for_all(IGNORED, context, _ignored)
+    return for_all(IGNORED, context, _ignored)
 
 
 def _ignored(context: StepContext) -> Iterator[Finding]:
@@ -431,7 +404,7 @@ def _ignored(context: StepContext) -> Iterator[Finding]:
         for axis, size in enumerate(given.shape):
             if axis == 0 or size < FEWEST:
                 continue
-            walk = _walk(context, given.index, axis, losses[0])
+            walk = walk_of(context, given.index, axis, losses[0])
             bounds = walk.of(losses[0])
             if bounds is None or walk.open() or walk.returned():
                 continue

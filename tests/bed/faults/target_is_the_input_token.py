@@ -30,7 +30,7 @@ for step in range(80):
     text = (torch.randint(V, (16, 1)) + 3 * torch.arange(T + 1)) % V
     inputs = text[:, :-1]
     targets = text[:, :-1]  # <- cause, right: targets = text[:, 1:]
-    loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())  # <- cause
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
