@@ -248,8 +248,8 @@ def _counter_stands(run: Run) -> Iterator[Finding]:
 NOT_CALLED = Check(
     "step-not-called", "backward() goes on, and no optimizer steps", "error",
     what="After steps of one or a few backward passes each, many more run in training mode and no optimizer's step() "
-    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step. Or a "
-    "GradScaler has skipped each of the last 20 steps.",
+    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step, or no step at "
+    "all. Or a GradScaler has skipped each of the last 20 steps.",
     why="Gradients are computed and nothing learns from them: the parameters stay as they were.",
     advice="Call optimizer.step() after backward(), and look at the condition around it. If your own code updates the "
     "parameters, call watch.step() after it.",
@@ -281,6 +281,7 @@ def _not_called(run: Run) -> Iterator[Finding]:
         yield NOT_CALLED.found(
             "optimizer",
             f"backward() ran {known.passes} times, and no optimizer stepped.",
-            f"Until step {known.step} a step had {known.usual} backward {passes} at most.",
+            f"Until step {known.step} a step had {known.usual} backward {passes} at most." if known.usual
+            else "No optimizer ever stepped, and one holds parameters with a gradient.",
             since=known.step + 1,
         )  # fmt: skip

@@ -42,6 +42,7 @@ from chainrule.monitor.every_step import rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.loaders import restarts
+from chainrule.monitor.passes_without_step import never_stepped
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
@@ -239,6 +240,8 @@ class watch:  # noqa: N801 (read as a verb)
         if not scaled and (skipped := skipped_in(recording.graph)):  # all steps until now
             scaled = True
             self._count_skipped(skipped)
+        if not self._boundaries.rounds.current and (passes := never_stepped(recording.graph)):
+            self.history.unstepped = Unstepped(self.step_number, passes, 0)
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
         self._examiner.examine_unfinished(recording, facts, ending(facts.step, error, missed), cache, scaled)
 

@@ -1,6 +1,7 @@
 """`optimizer.step` without its parentheses: no step is ever taken.
 
 expect: step-not-called
+where: optimizer
 source: [zhaoyuzhi/deepfillv2#6](https://github.com/zhaoyuzhi/deepfillv2/issues/6); Humbatova et al., 2020 (missing step)
 """
 
