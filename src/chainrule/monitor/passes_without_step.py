@@ -114,7 +114,9 @@ def never_stepped(graph: Graph) -> int:
         return 0
     optimizers = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
     first = next((found for each in optimizers if (found := next(_with_gradient(each), None)) is not None), None)
-    known = (each.before for each in graph.parameters.values() if first is not None and each.shape == first.shape)
+    if first is None:
+        return 0
+    known = (each.before for each in graph.parameters.values() if each.shape == first.shape)
     with unobserved():
         return passes if any(has_numbers(each) and torch.equal(each, first) for each in known) else 0
 
