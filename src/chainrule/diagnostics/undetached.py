@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import log_probability, picked, with_constants
+from chainrule.diagnostics.comparisons import Comparison, log_probability, picked, with_constants
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.loss_terms import is_number
 from chainrule.diagnostics.step_context import StepContext, argument, operands
@@ -39,8 +39,12 @@ def _advantage(context: StepContext) -> Iterator[Finding]:
             if context.values[chosen].shape != context.values[weight].shape or not log_probability(context, chosen):
                 continue
             behind, apart = _with_ancestors(context, weight), _with_ancestors(context, chosen)
-            value = next((each for each in valued if each.prediction in behind and each.prediction not in apart), None)
-            if value is None or not _in_one_loss(context, operation.outputs[0], value.measured):
+            product = operation.outputs[0]
+            value = next(
+                (each for each in valued if each.prediction in behind and each.prediction not in apart
+                 and _has_a_loss(context, each, product)), None
+            )  # fmt: skip
+            if value is None:
                 continue
             name, of = context.name(weight), context.name(value.prediction)
             yield TRAINED.found(
@@ -57,8 +61,11 @@ def _with_ancestors(context: StepContext, value: int) -> set[int]:
     return context.graph.ancestors([value]) | {value}
 
 
-def _in_one_loss(context: StepContext, *values: int) -> bool:
-    return any(set(values) <= _with_ancestors(context, loss) for loss in context.losses)
+def _has_a_loss(context: StepContext, value: Comparison, product: int) -> bool:
+    """Whether the comparison of a value with data is in the loss of a product, apart from it."""
+    measured = {value.measured, *(out for made in value.operation.outputs if made for out in context.results(made))}
+    inside = (_with_ancestors(context, loss) for loss in context.losses)
+    return any(product in each and not each.isdisjoint(measured - {product}) for each in inside)
 
 
 @TRAINED.in_step
