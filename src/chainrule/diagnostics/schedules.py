@@ -64,8 +64,11 @@ def _swings(run: Run) -> Iterator[Finding]:
             turns.append((step, now))
     lows = [step for step, rate in turns[1:] if rate <= run.thresholds.collapsed * top]
     highs = [step for step, rate in turns if rate >= NEARLY * top]
+    rises = sum(after > before for (_, before), (_, after) in pairwise(rates))
     if len(lows) < CYCLES or len(highs) < CYCLES or len(turns) - 1 > len(lows) + len(highs):
         return
+    if 3 * rises < len(rates):
+        return  # it restarts, and does not climb
     period = (lows[-1] - lows[0]) / (len(lows) - 1)
     if period <= SHORTEST:
         yield PER_BATCH.found(
