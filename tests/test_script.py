@@ -236,15 +236,69 @@ def test_an_optimizer_around_another_makes_one_step(write):
     assert (ran.steps, ran.recording.updates) == (3, 3)
 
 
-def test_two_optimizers_step_in_turn(write):
-    script = write("""
-        import torch
-        first, second = (torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]) for _ in range(2))
-        for _ in range(2):
+# The optimizers of scripts that have two, or one for each parameter, and their steps in each of four training steps.
+SEVERAL = {
+    "of parts": """
+        first, second = torch.optim.SGD([weight], lr=0.1), torch.optim.Adam([bias])
+        for _ in range(4):
+            (weight * 2 + bias).square().sum().backward()
             first.step()
             second.step()
+    """,
+    "in turn": """
+        first, second = torch.optim.SGD([weight], lr=0.1), torch.optim.Adam([bias])
+        for _ in range(4):
+            (layer(weight).detach() * bias).sum().backward()
+            second.step()
+            (layer(weight) * bias).sum().backward()
+            first.step()
+    """,
+    "within backward": """
+        for each in (weight, bias):
+            optimizer = torch.optim.SGD([each], lr=0.1)
+            each.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+        for _ in range(4):
+            (layer(weight) + bias).square().sum().backward()
+    """,
+}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_step_in_which_several_optimizers_step(write, name, step):
+    model = """
+        import torch
+        weight, bias = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        layer = torch.nn.Identity()
+        layer.weight, layer.bias = weight, bias
+    """
+    ran = run_script(write(model + SEVERAL[name]), step=step)
+    assert (ran.steps, len(ran.recording.graph.updates)) == (4, 2)
+    assert len(ran.recording.graph.backwards) == (2 if name == "in turn" else 1)
+    assert ran.recording.verify().passed
+
+
+def test_an_optimizer_that_does_not_step_yet_is_not_waited_for(write):
+    script = write("""
+        import torch
+        weight, later = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        first, second = torch.optim.SGD([weight], lr=0.1), torch.optim.SGD([later], lr=0.1)
+        for step in range(4):
+            weight.square().sum().backward()
+            first.step()
     """)
-    assert run_script(script, step=3, session=Session).steps == 4
+    assert [len(run_script(script, step=step).recording.graph.updates) for step in (1, 2, 4)] == [1, 1, 1]
+
+
+def test_a_step_of_nothing(write):
+    script = write("""
+        import torch
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+        optimizer.step()
+        optimizer.step()
+    """)
+    sentence = "Training step 2 of train.py ran no operation of PyTorch: there is nothing to show."
+    assert run_script(script, step=2).shortfall == sentence
 
 
 SHORTFALLS = {

@@ -177,7 +177,7 @@ def run(
     reporter = Reporter(**results)
     outcome = run_script(script, args, step=step, stop=stop, module=module)
     _say_shortfall(outcome)
-    status = outcome.status or (0 if outcome.complete else NOTHING)
+    status = outcome.status or (NOTHING if outcome.shortfall else 0)
     result = partial(Result, "run", script, step=step, steps=outcome.steps)
     if outcome.recording is not None and outcome.recording.graph.calls:
         sys.exit(_show(outcome.recording, brief, output, reporter, result, status, outcome))
@@ -238,7 +238,7 @@ def verify(
     result = partial(Result, "verify", script, step=step, steps=outcome.steps)
     if outcome.recording is None or not outcome.recording.nodes:
         summary = outcome.shortfall or ""
-        if outcome.complete:
+        if not summary:
             summary = (
                 f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
             )

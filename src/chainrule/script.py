@@ -1,8 +1,8 @@
 """Runs an unmodified training script as `python SCRIPT` or `python -m MODULE` would, and records one of its steps.
 
-PyTorch calls global hooks around every `optimizer.step()`: training step N runs from the end of the optimizer's step
-N-1 (or the start of the script) to the end of step N. PyTorch is imported before the script begins, so environment
-variables that it reads at import must be set outside.
+PyTorch calls global hooks around every `optimizer.step()`: training step N runs from the end of step N-1 (or the start
+of the script) to the end of step N. With several optimizers it ends when each has stepped (`capture/rounds.py`).
+PyTorch is imported before the script begins, so environment variables that it reads at import must be set outside.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,15 +23,19 @@ from pathlib import Path
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
+from chainrule.capture.global_hooks import before_forward
+from chainrule.capture.rounds import Rounds, besides, living
 from chainrule.capture.source import Site, entries, is_library, locals_of, without_our_frames
 from chainrule.capture.step_log import StepLog
 from chainrule.errors import RecordingError
+from chainrule.pytorch_internals import _current_graph_task_id
 from chainrule.recording import Recording, record
 
 if TYPE_CHECKING:
@@ -76,7 +81,9 @@ class ScriptRun:
 
     @property
     def shortfall(self) -> str | None:
-        """Where the script ended, and what to do, if the step asked for did not come; else None."""
+        """What to say and to do where the step asked for did not come, or did nothing; else None."""
+        if self.complete and self.recording is not None and not self.recording.graph.calls:
+            return f"Training step {self.step} of {self.script} ran no operation of PyTorch: there is nothing to show."
         if self.complete:
             return None
         ending = f"exited with status {self.status}" if self.ending == "exited" else self.ending
@@ -236,6 +243,9 @@ class _StepRecorder:
         self._stop = stop
         self._session: AbstractContextManager[Recording] | None = None
         self._stepping: Optimizer | None = None
+        self._rounds = Rounds((), lambda _: None)
+        self._older = weakref.WeakSet(living())  # optimizers, older than the script
+        self._ran = weakref.WeakSet[torch.nn.Module]()  # modules, in a first step that is not recorded
         self._log = StepLog()
         self.failure: Recording | None = None
 
@@ -244,17 +254,35 @@ class _StepRecorder:
         self._after = register_optimizer_step_post_hook(self._after_step)
         if self._step == 1:
             self._open()
+        else:
+            before_forward.add(self, self._at_forward)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._before.remove()
         self._after.remove()
+        before_forward.remove(self)
         if isinstance(error, SystemExit):  # an exit is no crash
             kind, error, trace = None, None, None
         if self._session is None and error is not None and not isinstance(error, _StepRecorded):
             self.failure = Recording.of_failure(error, self._log)
         self._close([entry.tb_frame for entry in entries(trace)], kind, error, trace)
+
+    def others_than(self, optimizer: Optimizer) -> list[Optimizer]:
+        """The optimizers of other parameters that were used in the first step, which was not recorded."""
+        found = besides(optimizer, self._ran, lambda each: each.grad is not None)
+        return [each for each in found if each not in self._older]
+
+    def _at_forward(self, module: torch.nn.Module, args: Any) -> None:
+        """Note the modules of the first step; open the session where the step before ended in a backward pass."""
+        if self.steps == 0:
+            self._ran.add(module)
+        elif _current_graph_task_id() == -1:
+            before_forward.remove(self)
+            self._open()
+            if isinstance(self._session, record):
+                self._session.enter(module, args)
 
     def _open(self) -> None:
         session = self._make_session(self._names)
@@ -295,12 +323,19 @@ class _StepRecorder:
         if optimizer is not self._stepping:
             return
         self._stepping = None
+        session = self._session
+        others = partial((session if isinstance(session, record) else self).others_than, optimizer)
+        if not self._rounds.stepped(optimizer, others):
+            return
+        before_forward.remove(self)
         self.steps += 1
         self._log.end(self.steps, Site.of(sys._getframe()))
         if self.steps == self._step:
             self._close(_frames(sys._getframe()))
-        elif self.steps == self._step - 1:
+        elif self.steps == self._step - 1 and _current_graph_task_id() == -1:
             self._open()
+        elif self.steps == self._step - 1:  # within a backward pass, where no recording can begin
+            before_forward.add(self, self._at_forward)
         if self._stop and self.steps >= self._step:
             raise _StepRecorded
 

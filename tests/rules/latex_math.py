@@ -553,6 +553,8 @@ OF_TENSORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     r"\operatorname{expm}": (2, lambda t: torch.as_tensor(scipy.linalg.expm(t.numpy())) if t.numel() else t),
     r"\operatorname{rowsum}": (1, lambda t: t.sum(-1, keepdim=True)),
     r"\operatorname{colsum}": (2, lambda t: t.sum(-2)),
+    r"\operatorname{rowmean}": (1, lambda t: t.mean(-1, keepdim=True)),
+    r"\operatorname{colmean}": (2, lambda t: t.mean(-2, keepdim=True)),
     r"\operatorname{softmax}": (1, _softmax),
     r"\operatorname{causal}": (2, lambda t: t.masked_fill(torch.ones_like(t, dtype=torch.bool).triu(1), -math.inf)),
 }

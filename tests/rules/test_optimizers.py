@@ -22,15 +22,18 @@ def steps(
     count: int = 3,
     dtype: torch.dtype = torch.float64,
     foreach: bool = False,
+    shape: tuple[int, ...] = (2, 3),
     **options: Any,
 ) -> Iterator[Any]:
-    """What the real optimizer does to a parameter of shape (2, 3), one step after the other."""
+    """What the real optimizer does to a parameter, one step after the other."""
     generator = torch.Generator().manual_seed(0)
-    parameter = torch.randn(2, 3, generator=generator, dtype=dtype).requires_grad_()
-    optimizer = optimizer_class([parameter], foreach=foreach, **options)  # type: ignore[call-arg]
+    parameter = torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+    if optimizer_class is not torch.optim.Muon:  # which has one way alone
+        options["foreach"] = foreach
+    optimizer = optimizer_class([parameter], **options)  # type: ignore[call-arg]
     for _ in range(count):
-        parameter.grad = torch.randn(2, 3, generator=generator, dtype=dtype)
-        parameter.grad[0, 0] = 0
+        parameter.grad = torch.randn(shape, generator=generator, dtype=dtype)
+        parameter.grad.view(-1)[0] = 0
         given = parameter.grad.clone()
         with chainrule.record(namespace={"w": parameter}) as recording:
             optimizer.step()
@@ -73,6 +76,15 @@ CASES = {
     ),
     "Adamax": combinations(lr=(0.01,), weight_decay=decay, maximize=yes_no),
     "Adadelta": combinations(lr=(1.0, 0.1), weight_decay=decay, maximize=yes_no),
+    "Rprop": combinations(lr=(0.01,), etas=((0.5, 1.2), (0.4, 2.0)), step_sizes=((0.008, 0.013),), maximize=yes_no),
+    "ASGD": combinations(lr=(0.01,), lambd=(1e-4, 0.3), t0=(1.0, 1e6), weight_decay=decay, maximize=yes_no),
+    "Adafactor": [
+        *combinations(lr=(0.01,), weight_decay=decay, maximize=yes_no),
+        {"lr": 0.3, "beta2_decay": -0.5, "eps": (0.5, 3.0), "d": 1.1},
+    ],
+    "Muon": combinations(
+        lr=(0.01,), nesterov=yes_no, weight_decay=decay, adjust_lr_fn=(None, "match_rms_adamw"), ns_steps=(2, 5)
+    ),
 }
 ALL = [pytest.param(name, options, id=f"{name}-{i}") for name, each in CASES.items() for i, options in enumerate(each)]
 
@@ -95,6 +107,14 @@ def test_the_last_term_is_the_new_parameter(name: str, options: dict[str, Any], 
     # RAdam leaves its first regime at step 6 only.
     for update in steps(getattr(torch.optim, name), count=8 if name == "RAdam" else 3, foreach=foreach, **options):
         torch.testing.assert_close(told(update, name)[-1].value, update.after, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 2, 3), (5, 2), (2, 2)])
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_other_shapes_of_a_matrix(name: str, shape: tuple[int, ...]) -> None:
+    if name == "Adafactor" or len(shape) == 2:  # Muon takes matrices alone
+        for update in steps(getattr(torch.optim, name), shape=shape):
+            torch.testing.assert_close(told(update, name)[-1].value, update.after, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(("name", "options"), ALL)
@@ -139,7 +159,10 @@ def test_adam_reads_as_in_the_paper() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
-    for update in steps(getattr(torch.optim, name), dtype=dtype, lr=0.01, weight_decay=0.1):
+    if dtype.is_complex and name in ("Adafactor", "Muon"):
+        return  # PyTorch refuses that
+    options = {"lr": 0.01} if name == "Rprop" else {"lr": 0.01, "weight_decay": 0.1}
+    for update in steps(getattr(torch.optim, name), dtype=dtype, **options):
         new = told(update, name)[-1].value
         assert isinstance(new, torch.Tensor)
         assert new.dtype == dtype

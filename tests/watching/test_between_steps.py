@@ -1,6 +1,7 @@
 """What a watch knows of the steps that it does not record: their losses, and which operation lost numbers."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -148,3 +149,21 @@ def test_a_spike_between_watched_steps_is_found_and_another_task_is_none():
     rare = lambda model, x: plain(model, x) + (100 * model(-x).exp().mean() if next(once) == 27 else 0)  # noqa: E731
     watch, *_ = train(rare, steps=40, every=10)
     assert not [each for each in watch.findings if each.id == "loss-spike"]
+
+
+def test_what_the_users_code_deletes_is_freed():
+    held = torch.randn(1000)
+    freed = weakref.ref(held)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    watch = chainrule.watch(model, optimizer, every=3)
+    for step in range(1, 6):
+        x = torch.full((2, 4), torch.nan if step == 5 else 1.0)
+        optimizer.zero_grad()
+        plain(model, x).backward()
+        optimizer.step()
+    # Step 5 was not watched, and has been run again with the variables of this function.
+    assert any("x contains NaN" in str(each) for each in watch.findings)
+    del held
+    assert freed() is None
+    watch.close()

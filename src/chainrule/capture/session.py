@@ -13,6 +13,7 @@ from chainrule.capture.guard import Guard
 from chainrule.capture.lowering.naming import note_names
 from chainrule.capture.policy import Policy
 from chainrule.capture.recorder import Recorder
+from chainrule.capture.rounds import besides
 from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
 from chainrule.errors import ChainruleError
@@ -132,6 +133,13 @@ class Session:
     def passes(self) -> int:
         """How many backward passes into `.grad` have run so far."""
         return 0 if self.tape is None else sum(backward.accumulates for backward in self.tape.backwards)
+
+    def others_than(self, optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+        """The optimizers of other parameters that were used in this step."""
+        if self.tape is None:
+            return []
+        reached = {leaf for each in self.tape.backwards for leaf, found in each.after.items() if found is not None}
+        return besides(optimizer, [raw.module for raw in self.tape.modules], lambda each: id(each) in reached)
 
     @property
     def operations(self) -> int:

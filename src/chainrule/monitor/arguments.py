@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.source import is_library
+from chainrule.capture.source import is_library, locals_of
 from chainrule.errors import RequestError
 from chainrule.monitor.step_series import without_wrappers
 
@@ -67,7 +67,7 @@ def modules_around(frame: Any) -> dict[str, nn.Module]:
     """The modules among the variables of the user's code around a frame."""
     while frame is not None and is_library(frame.f_code):
         frame = frame.f_back
-    return {} if frame is None else modules_in({**frame.f_globals, **frame.f_locals})
+    return {} if frame is None else modules_in({**frame.f_globals, **locals_of(frame)})
 
 
 def as_list(given: Any, kind: type, name: str) -> list[Any]:

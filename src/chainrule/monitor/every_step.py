@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.capture.source import Site, is_library
+from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.graph.history import Noticed, Unwatched
 from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
 from chainrule.graph.snapshot import has_numbers
@@ -257,7 +257,7 @@ def _loss_in(frame: FrameType) -> float | None:
     """The loss among the variables of this code: a number with a gradient, one that is not finite first."""
     there = [
         (isfinite(number), "loss" not in name, number)
-        for name, each in frame.f_locals.items()
+        for name, each in locals_of(frame).items()
         if type(each) is Tensor and each.grad_fn is not None and each.numel() == 1 and each.dtype in KNOWN
         for number in (each.item(),)
     ]

@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,10 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
+from chainrule.capture.rounds import PATIENCE, Rounds
 from chainrule.graph.reexecution import apart
 from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.passes_without_step import RUNNING, PassesWithoutStep
-from chainrule.monitor.rounds import PATIENCE, Rounds
 from chainrule.monitor.updates_by_hand import UpdatesByHand
 from chainrule.pytorch_internals import (
     _current_graph_task_id,
@@ -253,7 +254,9 @@ class Boundaries:
         if not self._by_hand.known:
             self._by_hand.forget()
         self.stepped_by_hook = True
-        self._ended = self.rounds.stepped(optimizer) or self._ended
+        recorder = self._calls.recorder()
+        others = tuple if recorder is None else partial(recorder.others_than, optimizer)
+        self._ended = self.rounds.stepped(optimizer, others) or self._ended
         if self._ended and (not in_backward() or not self._recording):
             self.finish(counted=True)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from chainrule.capture.source import locals_of
 from chainrule.diagnostics import Finding, findings
 from chainrule.diagnostics.finding import listed
 from chainrule.errors import ChainruleError, RecordingError
@@ -103,7 +104,7 @@ def _variables(names: Iterable[str]) -> dict[str, Tensor]:
     """The tensors among the variables of the user's running code that have these names, the innermost first."""
     wanted, found = set(names), dict[str, Tensor]()
     for frame in users_frames():
-        for variables in (frame.f_locals, frame.f_globals):
+        for variables in (locals_of(frame), frame.f_globals):
             for name in wanted - found.keys():
                 if isinstance(each := variables.get(name), Tensor):
                     found[name] = each

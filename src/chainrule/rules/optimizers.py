@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
-from chainrule.rules import number
+from chainrule.rules import load, number
 from chainrule.rules.expression import ATOM, PRODUCT, SUM
 
 Block = Callable[["Derivation"], None]
@@ -26,7 +26,9 @@ Block = Callable[["Derivation"], None]
 SYMBOLS = {
     "lr": r"\eta", "momentum": r"\mu", "dampening": r"\tau", "weight_decay": r"\lambda", "beta1": r"\beta_1",
     "beta2": r"\beta_2", "eps": r"\varepsilon", "alpha": r"\alpha", "lr_decay": r"\gamma", "momentum_decay": r"\psi",
-    "rho": r"\rho", "t": "t", "s": "t-1",
+    "rho": r"\rho", "t": "t", "s": "t-1", "eta1": r"\eta^{-}", "eta2": r"\eta^{+}", "step_size1": r"\delta_{\min}",
+    "step_size2": r"\delta_{\max}", "lambd": r"\kappa", "beta2_decay": r"\tau", "d": "d", "ep1": r"\varepsilon_1",
+    "ep2": r"\varepsilon_2", "ns_coefficient1": "a", "ns_coefficient2": "b", "ns_coefficient3": "c",
 }  # fmt: skip
 
 
@@ -99,9 +101,38 @@ def size(each: Written) -> Written:
     return Written(rf"\left|{each.text}\right|", each.value.abs())
 
 
-def larger(a: Written, b: Written) -> Written:
+def larger(a: Written, b: Any) -> Written:
     """The larger one of each two elements."""
-    return Written(rf"\max\left({a.text}, {b.text}\right)", torch.maximum(a.value, b.value))
+    return _of_both(r"\max", torch.maximum, a, written(b))
+
+
+def smaller(a: Written, b: Any) -> Written:
+    """The smaller one of each two elements."""
+    return _of_both(r"\min", torch.minimum, a, written(b))
+
+
+def _of_both(name: str, function: Callable[[Tensor, Tensor], Tensor], a: Written, b: Written) -> Written:
+    return Written(rf"{name}\left({a.text}, {b.text}\right)", function(_tensor(a.value), _tensor(b.value)))
+
+
+def _tensor(value: Any) -> Tensor:
+    """A plain number without rounding it: beside a tensor with axes it takes that one's type."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def sign(each: Written) -> Written:
+    """The sign of each element."""
+    return Written(rf"\operatorname{{sign}}\left({each.text}\right)", each.value.sign())
+
+
+def chosen(cases: Mapping[str, tuple[Tensor, Any]], otherwise: Any) -> Written:
+    """The value of the case that holds, element by element, by the LaTeX of its condition."""
+    rest = written(otherwise)
+    lines, value = "", rest.value
+    for condition, (holds, each) in cases.items():
+        lines += rf"{written(each).text} & \text{{if }} {condition} \\ "
+        value = torch.where(holds, _tensor(written(each).value), _tensor(value))
+    return Written(rf"\begin{{cases}} {lines}{rest.text} & \text{{otherwise}} \end{{cases}}", value)
 
 
 @dataclass
@@ -126,11 +157,21 @@ class Derivation:
         except KeyError:
             raise AttributeError(name) from None
 
+    def keep(self, symbol: str, name: str) -> None:
+        """The next term of this symbol is what the state will have under this name."""
+        self._kept[f"{symbol}_t"] = name
+
     def before(self, name: str, symbol: str, first: float = 0.0) -> Written:
         """A state tensor as it was before the step: filled with `first` at the first one."""
         kept = self.state.get(name)
-        self._kept[f"{symbol}_t"] = name
+        self.keep(symbol, name)
         return Written(f"{symbol}_{{t-1}}", torch.full_like(self.theta.value, first) if kept is None else kept)
+
+    def number_before(self, name: str, symbol: str, first: float) -> Written:
+        """A number of the state as it was before the step; `first` at the first one."""
+        kept = self.state.get(name)
+        self.keep(symbol, name)
+        return Written(f"{symbol}_{{t-1}}", (default_scalar(first) if kept is None else kept).double())
 
     def add(self, symbol: str, formula: Written, meaning: str, relation: str = "=", condition: str = "") -> Written:
         """Write the next term; returns it under its symbol, for the terms that follow."""
@@ -149,13 +190,15 @@ class Derivation:
 
 
 _blocks: dict[str, tuple[frozenset[str], Block]] = {}
+_whole: set[str] = set()  # the optimizers in which elements of a parameter depend on others
 
 
-def explains(*names: str, options: str) -> Callable[[Block], Block]:
+def explains(*names: str, options: str, elementwise: bool = True) -> Callable[[Block], Block]:
     """Register a block under the class names of the optimizers that it explains, with the options that it reads."""
 
     def register(block: Block) -> Block:
         _blocks.update(dict.fromkeys(names, (frozenset(options.split()), block)))
+        _whole.update(() if elementwise else names)
         return block
 
     return register
@@ -163,6 +206,7 @@ def explains(*names: str, options: str) -> Callable[[Block], Block]:
 
 def explained() -> tuple[str, ...]:
     """The class names of the optimizers that have a block."""
+    load()
     return tuple(_blocks)
 
 
@@ -186,6 +230,7 @@ def worked_out(
     update: ParameterUpdate, optimizer: str, variables: Mapping[str, Any] | None = None
 ) -> Derivation | None:
     """The same with the state that it leaves; `variables` take the place of hyperparameters of these names."""
+    load()  # the blocks of other files
     options, block = _blocks.get(optimizer, (frozenset(), None))
     if block is None or update.grad is None or options - update.options.keys():
         return None
@@ -208,10 +253,10 @@ def terms_agree(
 ) -> bool | None:
     """Whether the new parameter is what the terms say, by `agree(ours, update)`; None where `terms` has none.
 
-    Every optimizer explained here works element by element, so a large parameter is worked out part by part.
+    A large parameter is worked out part by part, if the optimizer works element by element.
     """
     found = []
-    for part in _parts(update):
+    for part in [update] if optimizer in _whole else _parts(update):
         worked_out = terms(part, optimizer)
         if worked_out is None:
             return None
@@ -252,10 +297,15 @@ def as_complex(value: Any) -> Any:
 
 
 def hyperparameters(options: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """The param group's options as numbers, with both betas by name, and `t`, the number of this step (`s`: t - 1)."""
+    """The param group's options as numbers, and `t`, the number of this step (`s`: t - 1).
+
+    Those in a tuple have its name in the singular, and their place: `betas` are `beta1` and `beta2`.
+    """
     plain = {name: each.item() if isinstance(each, Tensor) else each for name, each in options.items()}
-    for position, beta in enumerate(options.get("betas") or (), start=1):
-        plain[f"beta{position}"] = float(beta)
+    for name, several in options.items():
+        if isinstance(several, (tuple, list)):
+            for place, each in enumerate(several, start=1):
+                plain[f"{name.removesuffix('s')}{place}"] = None if each is None else float(each)
     step = int(state.get("step", 0))
     return {**plain, "t": step + 1, "s": step}
 
@@ -440,3 +490,39 @@ def adadelta(d: Derivation) -> None:
     delta = d.add(r"\delta_t", delta, "the gradient in the units of the parameter")
     d.add("u_t", d.rho * u + (1 - d.rho) * delta * delta, "running mean of the squared steps")
     d.step(d.lr * delta)
+
+
+@explains("Rprop", options="lr etas step_sizes maximize")
+def rprop(d: Derivation) -> None:
+    """Resilient backpropagation: Riedmiller and Braun, "A direct adaptive method for faster backpropagation", 1993.
+
+    Where the gradient turns, PyTorch's takes no step back: Igel and Huesken, "Improving the Rprop Learning Algorithm",
+    NC 2000 (there iRprop-).
+    """
+    adjust_gradient(d, decay=False)
+    s = d.add("s_t", sign(d.g * d.before("prev", "p")), "whether the gradient has kept its sign, or turned (-1)")
+    turned = s.value < 0
+    factor = chosen({"s_t > 0": (s.value > 0, d.eta2), "s_t < 0": (turned, d.eta1)}, 1.0)
+    factor = d.add("f_t", replace(factor, value=factor.value.to(d.g.value.dtype)), "the factor of the step size")
+    size = larger(smaller(d.before("step_size", r"\delta", d.hyper["lr"]) * factor, d.step_size2), d.step_size1)
+    size = d.add(r"\delta_t", size, "the size of the step, between its limits")
+    kept = d.add("p_t", chosen({"s_t < 0": (turned, 0.0)}, d.g), "the gradient; 0 where it has turned, to rest there")
+    d.step(size * sign(kept))
+
+
+@explains("ASGD", options="lr lambd alpha t0 weight_decay maximize")
+def asgd(d: Derivation) -> None:
+    """Averaged SGD: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM 30, 1992.
+
+    The rate of a step was set by the step before. The average is kept beside the parameter, and moves nothing.
+    """
+    adjust_gradient(d)
+    rate, weight = d.number_before("eta", r"\eta", d.hyper["lr"]), d.number_before("mu", r"\mu", 1.0)
+    later = d.lr / (1 + d.lambd * d.lr * d.t) ** d.alpha
+    d.add(r"\eta_t", later, "the rate of the next step")
+    meaning = "the decay term: the parameter shrinks, whatever its gradient"
+    d.theta = d.add(r"\tilde{\theta}_t", (1 - d.lambd * rate) * d.theta, meaning)
+    average = d.before("ax", "a")
+    moved = average + weight * (d.theta - rate * d.g - average)
+    d.add("a_t", moved, "the average of the parameters, which this step only writes")
+    d.step(rate * d.g)

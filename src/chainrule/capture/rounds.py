@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -20,8 +22,9 @@ class Rounds:
     """Decides which optimizer's step ends a training step.
 
     With one optimizer every step does. With several (the two of a GAN, or one for matrices and one for the rest) a
-    training step is a round in which each steps at least once. Optimizers that share a parameter count as one: a new
-    optimizer for each epoch, or one of another kind for the last of them. But if both step after one forward pass, they
+    training step is a round in which each steps at least once. The first one waits for the others of parameters that it
+    used, until it is clear that they do not step. Optimizers that share a parameter count as one: a new optimizer for
+    each epoch, or one of another kind for the last of them. But if both step after one forward pass, they
     belong to one training step. An optimizer that appears after others have made several rounds alone, and with a
     forward pass of its own, begins a phase. One that is idle for `PATIENCE` steps of each other is no longer waited
     for, and `unevenly` is called with it. No optimizer is kept alive.
@@ -35,6 +38,7 @@ class Rounds:
         self._waited: dict[int, int] = {}  # key -> when it stepped last; the longest idle first
         self._apart: set[int] = set()  # not waited for, because they step too rarely
         self._stepped: set[int] = set()  # in this round
+        self._unseen: set[int] = set()  # waited for, although they have not stepped yet
         self._steps = 0  # of all optimizers
         self._nodes = nodes_made()  # by autograd in this thread until the latest step
         self._until_forward = sys.maxsize  # steps until the latest forward pass
@@ -68,12 +72,22 @@ class Rounds:
         """What autograd has done since the latest step was no forward pass of the training."""
         self._nodes = nodes_made()
 
-    def stepped(self, optimizer: Optimizer) -> bool:
-        """Count a step of an optimizer; returns whether it ends the training step."""
+    def stepped(self, optimizer: Optimizer, others: Callable[[], Iterable[Optimizer]] = tuple) -> bool:
+        """Count a step of an optimizer; returns whether it ends the training step.
+
+        `others` is asked at the first one, for the optimizers that may belong to its training step.
+        """
         if (nodes := nodes_made()) != self._nodes:
             self._nodes, self._until_forward = nodes, self._steps
+        first = not self._known
         key, waited = self._key(optimizer), self._waited
         self._latest[key] = self._known[id(optimizer)][0]
+        if first:
+            self._expect(others())
+            waited[key] = 0
+        if key in self._stepped:  # a second step of it: the others are none of this round
+            self._expect_no_more()
+        self._unseen.discard(key)
         self._steps += 1
         if self._dead:
             self._forget_dead()
@@ -104,6 +118,22 @@ class Rounds:
         self._stepped.clear()
         self._rounds += 1
         return True
+
+    def _expect(self, others: Iterable[Optimizer]) -> None:
+        """Wait for those of the optimizers that hold no parameter of the first one that stepped."""
+        for each in others:
+            if not self._shared(each):
+                key = self._key(each)
+                self._waited[key] = 0
+                self._unseen.add(key)
+
+    def _expect_no_more(self) -> None:
+        """Wait only for optimizers that have stepped."""
+        for key in self._unseen:
+            self._waited.pop(key, None)
+            del self._latest[key]
+        self._known = {name: each for name, each in self._known.items() if each[1] not in self._unseen}
+        self._unseen.clear()
 
     def _known_key(self, optimizer: Optimizer) -> int | None:
         reference, key = self._known.get(id(optimizer), (None, None))
@@ -148,6 +178,26 @@ class Rounds:
         for key in self._waited.keys() - {key for _, key in self._known.values()}:
             del self._waited[key]
             self._stepped.discard(key)
+
+
+def besides(
+    optimizer: Optimizer, modules: Iterable[nn.Module], has_gradient: Callable[[Tensor], bool]
+) -> list[Optimizer]:
+    """The optimizers of other parameters of a step: of modules that ran in it, or with a gradient from it."""
+    own = {id(each) for each in _parameters(optimizer)}
+    used = {id(each) for module in modules for each in module.parameters()}
+    return [
+        other
+        for other in living()
+        if any(id(each) not in own and (id(each) in used or has_gradient(each)) for each in _parameters(other))
+    ]
+
+
+def living() -> list[Optimizer]:
+    """All optimizers."""
+    # By the type alone, because `isinstance` may run code of an object's own.
+    found: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
+    return [each for each in found if "param_groups" in vars(each)]  # the others are being made
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
