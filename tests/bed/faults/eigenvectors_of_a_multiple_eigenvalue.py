@@ -16,7 +16,7 @@ for step in range(60):
     x = torch.randn(32, 4)
     matrix = torch.eye(4) + factor @ factor.T
     matrix = matrix  # <- cause, right: matrix = matrix + torch.diag(torch.arange(4.0)) + torch.full((4, 4), 0.1)
-    _, vectors = torch.linalg.eigh(matrix)
+    _, vectors = torch.linalg.eigh(matrix)  # <- cause
     loss = (mix((x @ vectors).tanh()) - x[:, :1]).square().mean()
     optimizer.zero_grad()
     loss.backward()
