@@ -1,6 +1,7 @@
 """A warm-up by a counter that nobody increments: the rate is 0 in every step.
 
 expect: stuck-update
+where: 0.weight
 source: [facebookresearch/maskrcnn-benchmark#335](https://github.com/facebookresearch/maskrcnn-benchmark/issues/335) (a warm-up of 0); Humbatova et al., 2020
 """
 
