@@ -5,9 +5,11 @@ numbers of a seed is marked `printed`, and keeps it.
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.seeds import SHIFT, shifted
 
@@ -19,6 +21,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
         return (yield)
     with shifted():
         return (yield)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """One thread, one seed, and none of PyTorch's own warnings, of what it calls a prototype for example."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from chainrule import rules
+from chainrule import Recording, record, rules
+from chainrule.examples import worked_example
 from chainrule.graph.trees import map_leaves
+
+
+def worked(optimizer: str = "adam", logits: bool = False) -> Recording:
+    """A step of the worked example."""
+    model, loss, update = worked_example.build(optimizer, logits)
+    with record(namespace=vars(worked_example)) as recording:
+        worked_example.train_step(model, loss, update)
+    return recording
 
 
 def spoil_rule(monkeypatch: pytest.MonkeyPatch, node: str, vjp: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -20,11 +21,13 @@ ROOMS = (
     ("verification",),
     ("diagnostics",),
     ("lab",),
+    ("exercises",),
     ("report",),
     ("views",),
-    ("progress", "script", "verification_result", "recording", "verify_function", "assertions"),
+    ("progress", "script", "verification_result", "recording", "explain_step", "verify_function", "assertions"),
     ("monitor",),
     ("tools",),
+    ("worksheets",),
     ("runs", "callbacks", "distributed", "examples", "demo", "magic", "cli", "reference", "__main__", ""),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
@@ -39,8 +42,10 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
     """Every import of a module of ours, with its line: lazy ones and those for types alone too."""
+    gathered: list[tuple[str, int]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
@@ -52,7 +57,8 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             found = [each.value for each in node.args if isinstance(each, ast.Constant)]
         else:
             continue
-        yield from ((_inside(name), node.lineno) for name in found if name.partition(".")[0] == "chainrule")
+        gathered += [(_inside(name), node.lineno) for name in found if name.partition(".")[0] == "chainrule"]
+    return tuple(gathered)
 
 
 def _inside(name: str) -> str:

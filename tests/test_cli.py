@@ -207,7 +207,7 @@ def test_the_status_of_run(invoke, ran, outcome, status):
         ({"recording": recording("not checked")}, 2),
         ({"recording": None, "steps": 0}, 2),
         ({"recording": None, "steps": 0, "status": 3, "ending": "exited"}, 3),
-        ({"recording": SimpleNamespace(nodes=())}, 2),
+        ({"recording": SimpleNamespace(nodes=(), graph=SimpleNamespace(calls=("call",)))}, 2),
         ({"steps": 0}, 2),
     ],
 )
@@ -220,7 +220,7 @@ def test_the_status_of_verify(invoke, ran, outcome, status):
 
 
 def test_nothing_to_verify_is_said(invoke, ran):
-    ran.outcome["recording"] = SimpleNamespace(nodes=())
+    ran.outcome["recording"] = SimpleNamespace(nodes=(), graph=SimpleNamespace(calls=("call",)))
     assert invoke("verify", "train.py").stderr == (
         "chainrule: there is nothing to verify in training step 1 of train.py: no operation in it needs a gradient.\n"
     )

@@ -17,9 +17,9 @@ from torch import nn
 
 from chainrule import Recording, load, record
 from chainrule.errors import StorageError
-from chainrule.examples import worked_example
 from chainrule.graph import storage
 from chainrule.graph.trees import reach
+from tests.steps import worked
 
 
 class Twice(torch.autograd.Function):
@@ -52,13 +52,6 @@ def awkward() -> Recording:
         cost = b + c + d + e + f.sum() + torch.zeros((), dtype=torch.float32, layout=torch.strided)
         cost.backward()
         optimizer.step()
-    return recording
-
-
-def worked() -> Recording:
-    model, loss, optimizer = worked_example.build("adam", False)
-    with record(namespace=vars(worked_example)) as recording:
-        worked_example.train_step(model, loss, optimizer)
     return recording
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from chainrule import Recording, record
+from chainrule import Recording
 from chainrule.cli import commands
 from chainrule.examples import worked_example
+from tests.steps import worked
 
 FORWARD = {
     "X": [[1, 2], [3, 4]],
@@ -46,16 +47,9 @@ AFTER_SGD = {
 }
 
 
-def step(optimizer: str = "adam", logits: bool = False) -> Recording:
-    model, loss, update = worked_example.build(optimizer, logits)
-    with record(namespace=vars(worked_example)) as recording:
-        worked_example.train_step(model, loss, update)
-    return recording
-
-
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    return step()
+    return worked()
 
 
 def shown(*options: str) -> str:
@@ -93,7 +87,7 @@ def test_the_walk_with_our_rules_arrives_at_the_same_gradients(recording: Record
 
 
 def test_sgd_update() -> None:
-    for name, parameter in step("sgd").parameters.items():
+    for name, parameter in worked("sgd").parameters.items():
         assert parameter.after is not None
         torch.testing.assert_close(parameter.after.double(), rounded(AFTER_SGD[name]), rtol=0, atol=5.1e-5)
 
@@ -163,7 +157,7 @@ def test_the_awkward_places_are_found() -> None:
 
 
 def test_logits_go_back_in_one_step() -> None:
-    recording = step(logits=True)
+    recording = worked(logits=True)
     grad = recording["Z3"].grad
     assert grad is not None
     output = torch.sigmoid(recording["Z3"].data)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from chainrule import callbacks, distributed, runs
     from chainrule.assertions import assert_causal, assert_independent
     from chainrule.diagnostics.thresholds import Thresholds
+    from chainrule.explain_step import explain
     from chainrule.monitor.watcher import watch
-    from chainrule.recording import Recording, explain, load, record
+    from chainrule.recording import Recording, load, record
     from chainrule.verify_function import verify
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
 _homes = {
     "assert_causal": "chainrule.assertions",
     "assert_independent": "chainrule.assertions",
+    "explain": "chainrule.explain_step",
     "verify": "chainrule.verify_function",
     "Thresholds": "chainrule.diagnostics.thresholds",
     "watch": "chainrule.monitor.watcher",

@@ -16,6 +16,7 @@ import click
 from chainrule._version import __version__
 from chainrule.errors import ChainruleError
 from chainrule.tools.reporter import Reporter, json_option, rank, result_options, say
+from chainrule.worksheets.commands import exercise, grade
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
@@ -407,6 +408,10 @@ def mcp() -> None:
     except ModuleNotFoundError as error:
         raise Failure(f"chainrule mcp needs the package {error.name}: pip install 'chainrule[mcp]'.") from error
     serve()
+
+
+commands.add_command(exercise)
+commands.add_command(grade)
 
 
 def _say_shortfall(outcome: ScriptRun) -> None:

@@ -20,13 +20,12 @@ def show_demo(
     brief: bool = False,
     output: str | None = None,
     show: bool = True,
-    console: Console | None = None,
 ) -> Recording:
     """Show one training step and the cost after it; with `train` more steps also the predictions.
 
     Without `show` the step is recorded for the caller, and not printed.
     """
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:
         before = train_step(model, loss, update)

@@ -258,10 +258,30 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
+class Exercise:
+    """What a page can ask for: the value of a row, its gradient, or a parameter after the update (`new W2`).
+
+    `after` are the right numbers of an update; the others are in the row. An answer may be off by `slack` beside its
+    own rounding. `rule` says in words how an update comes about. `mistakes` are those of students, the likeliest first:
+    the place of its sentence in the document's `slips`, whether it is a plain fact about the number (its sign, a factor
+    2), and the numbers that come out.
+    """
+
+    asks: Literal["value", "gradient", "update"]
+    row: int
+    name: str
+    slack: float
+    mistakes: tuple[tuple[int, bool, tuple[float, ...]], ...]
+    after: tuple[float, ...] = ()
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """The report of one recording: sections, and the rows and sums of its value table.
 
     `program` runs the step again on other numbers, for a page; `without_program` says why a page has none.
+    `exercises` are what a page of a small step can ask for, with the sentences of mistakes in `slips`.
     """
 
     title: Text
@@ -271,6 +291,8 @@ class Document:
     sums: tuple[Sum, ...] = ()
     program: Program | None = None
     without_program: str = ""
+    exercises: tuple[Exercise, ...] = ()
+    slips: tuple[str, ...] = ()
 
     def walk(self) -> Iterator[tuple[int, Section]]:
         """Every section with its depth, in reading order."""

@@ -55,6 +55,13 @@ def enough(repeat: Callable[[int], float | complex], result: float | complex) ->
     return DECIMALS[-1]
 
 
+def nested(item: object) -> str:
+    """Nested lists of numbers as Python writes them, each number as in all views."""
+    if isinstance(item, list):
+        return "[" + ", ".join(nested(each) for each in item) + "]"
+    return number(item)  # type: ignore[arg-type]
+
+
 def aligned(column: Sequence[str]) -> list[str]:
     """Written numbers padded to one width, aligned at their decimal points."""
     parts = [_at_point(text) for text in column]

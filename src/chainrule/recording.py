@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from chainrule.capture.borrowed import BorrowedTensor
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from chainrule.derivation.why import Why
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
+    from chainrule.exercises.answers import Answer
     from chainrule.verification_result import Verification
 
 Patterns = str | Iterable[str] | None
@@ -260,6 +260,20 @@ class Recording:
             self._verification = found
         return found
 
+    @apart()
+    def check(self, quantity: str, answer: Any, earlier: Mapping[str, Any] | None = None) -> Answer:
+        """Check a student's answer, and name the mistake in a wrong one: `recording.check("dJ/dW2", [[0.1, -0.3]])`.
+
+        It is about a gradient, a value (`A1`), a parameter after the update (`new W2`), or one element (`Z2[0,1]`). It
+        is a tensor, nested lists, a number, or one as text, rounded or not. With `earlier` answers, by their
+        quantities, one that follows from a wrong one by right arithmetic is recognised.
+
+        Raises MissingError, with the nearest names, for what the step lacks, RequestError for what is no number.
+        """
+        from chainrule.exercises.answers import check
+
+        return check(self, quantity, answer, earlier)
+
     def findings(self, thresholds: Thresholds | None = None, silence: Collection[str] = ()) -> tuple[Finding, ...]:
         """What is unhealthy in this step, or worth knowing, with evidence.
 
@@ -412,43 +426,3 @@ class record(Session):  # noqa: N801 (read as a verb)
         finally:
             self.take_off()
             self._recording._open = False
-
-
-def explain(
-    model: torch.nn.Module,
-    inputs: Any,
-    targets: Any = None,
-    *,
-    loss: Callable[..., Tensor] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Recording:
-    """Run and record one training step of `model`: forward, loss, backward, and `optimizer.step()` where there is one.
-
-    `inputs` is what the model takes: a tensor, a tuple of arguments, or a dict of keyword arguments. `loss(output,
-    targets)` gives the loss; without `targets`, `loss(output)`; without `loss`, the model's output is the loss itself
-    (or has it as `.loss`, as models of transformers do). Gradients are cleared before the step.
-
-    Raises RecordingError where no scalar loss comes out.
-    """
-    with record(namespace=variables_around(sys._getframe(1))) as recording:
-        (optimizer or model).zero_grad()
-        arguments = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        output = model(**inputs) if isinstance(inputs, Mapping) else model(*arguments)
-        cost = _loss(output, targets, loss)
-        cost.backward()
-        if optimizer is not None:
-            optimizer.step()
-    return recording
-
-
-def _loss(output: Any, targets: Any, loss: Callable[..., Tensor] | None) -> Tensor:
-    cost: Any = getattr(output, "loss", output)
-    if loss is not None:
-        cost = loss(output) if targets is None else loss(output, targets)
-    if not isinstance(cost, Tensor) or cost.numel() != 1:
-        met = f"shape {tuple(cost.shape)}" if isinstance(cost, Tensor) else f"a {type(cost).__name__}"
-        raise RecordingError(
-            f"chainrule.explain: the loss must be a tensor with one element, and {met} came. Give `loss=`, a function "
-            "of (output, targets) that returns a scalar, such as torch.nn.functional.cross_entropy."
-        )
-    return cost

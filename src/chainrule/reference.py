@@ -44,9 +44,20 @@ with PyTorch's own formula.
 """
 
 # What a reader meets first; other topics follow by their names.
-READ_FIRST = ["arithmetic", "elementary", "special", "activation", "linear", "reduce", "shape", "indexing"]
-READ_FIRST += ["scatter_reduce", "normalise", "convolve", "pool", "resample", "attention", "recurrent", "linalg"]
-READ_FIRST += ["spectral", "random"]
+READ_FIRST = ["arithmetic", "elementary", "special", "activation", "linear", "reduce", "extremes", "norms", "running"]
+READ_FIRST += ["shape", "join", "complex_parts", "indexing", "embedding", "scatter_reduce", "normalise", "convolve"]
+READ_FIRST += [
+    "pool",
+    "resample",
+    "grid_sample",
+    "attention",
+    "recurrent",
+    "packing",
+    "linalg",
+    "factorise",
+    "reflections",
+]
+READ_FIRST += ["reflections", "spectral", "random", "loss", "class_losses"]
 
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
 LETTERS = {

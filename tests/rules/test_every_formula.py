@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from latex_math import FormulaError, Statement, differ
-from test_every_rule import WRONG_IN_PYTORCH, quiet, recorded, steps_of  # noqa: F401 (a fixture)
+from latex_math import Statement, differ
+from latex_tree import FormulaError
+from test_every_rule import WRONG_IN_PYTORCH, recorded, steps_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from chainrule import reference, rules
 from chainrule.graph.trees import tensors_in
 from chainrule.rules import Applied, Rule, reduce_to_shape
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 RULES = list(rules.registered())
 

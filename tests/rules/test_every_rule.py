@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,16 +35,7 @@ SINGLE_IN_PYTORCH = {"hardsigmoid"}
 ELSEWHERE = {"rms_norm"}
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """One thread, one seed, and no word about what PyTorch calls a prototype."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def converted(tree: Any, dtype: torch.dtype) -> Any:

@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_every_formula import WITHOUT_NUMBERS, mistakes, uses
-from test_every_rule import RULES, quiet  # noqa: F401 (a fixture)
+from test_every_rule import RULES
 
 from chainrule import rules
 from chainrule.rules import Applied, Rule, formula_functions
 from chainrule.rules.expression import OTHER, OUT, Expression, Named, X, argument, cases, let, meanings, of
 from chainrule.rules.formula_functions import exp, ln, tanh
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 STATED = [rule for rule in RULES if isinstance(rule.equation, Expression)]
 

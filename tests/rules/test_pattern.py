@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_every_rule import RULES, quiet, recorded, steps_of
+from test_every_rule import RULES, recorded, steps_of
 from torch import Tensor
 
 from chainrule.rules import Applied, Rule, Wrt, pattern, reduce_to_shape
 
-__all__ = ["quiet"]  # a fixture of the file beside
+pytestmark = pytest.mark.usefixtures("quiet")
+
 ENTRIES = 4_000
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from latex_math import FormulaError, Statement
+from latex_math import Statement
+from latex_tree import FormulaError
 from test_every_formula import RULES, Use, uses, wrong_equation, wrong_local, wrong_product
-from test_every_rule import quiet  # noqa: F401 (a fixture)
 
 from chainrule.graph.trees import tensors_in
 from chainrule.rules import Rule, Wrt
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 # (rule, formula, what is replaced, by what)
 MUTANTS = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from test_every_formula import RULES
-from test_every_rule import quiet  # noqa: F401 (a fixture)
 from test_wrong_formulas import Mutant
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 # (rule, formula, what is replaced, by what)
 MUTANTS = [

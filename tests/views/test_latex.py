@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from chainrule import record
 from chainrule.document import Block, Code, Document, Equation, Math, Paragraph, Section, Table, Tensor, Verdict
-from chainrule.examples import worked_example
 from chainrule.views import written as text_of
 from chainrule.views.formula import is_known
+from tests.steps import worked
 from tests.views import hostile
 
 ENGINES = [engine for engine in ("pdflatex", "lualatex") if shutil.which(engine)]
@@ -30,13 +29,6 @@ def compiled(written: str, folder: Path, engine: str) -> str:
     log = (folder / "step.log").read_text(errors="replace")
     assert done.returncode == 0, log[-2000:]
     return log
-
-
-def worked() -> Document:
-    model, loss, optimizer = worked_example.build("adam", False)
-    with record(namespace=vars(worked_example)) as recording:
-        worked_example.train_step(model, loss, optimizer)
-    return recording.document()
 
 
 def test_a_paragraph_with_a_formula_and_code() -> None:
@@ -105,7 +97,7 @@ def test_only_our_own_commands_are_run() -> None:
 def test_every_formula_of_the_worked_example_is_known() -> None:
     formulas = [
         formula
-        for _, section in worked().walk()
+        for _, section in worked().document().walk()
         for block in section.blocks
         for formula in (
             [block.latex] if isinstance(block, Equation) else [block.symbol] if isinstance(block, Tensor) else []
@@ -130,7 +122,7 @@ def test_hostile_names_leave_only_known_commands(name: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 class TestCompiled:
     def test_the_worked_example(self, engine: str, tmp_path: Path) -> None:
-        log = compiled(text_of(worked(), ".tex"), tmp_path, engine)
+        log = compiled(text_of(worked().document(), ".tex"), tmp_path, engine)
         assert "Overfull" not in log
         assert (tmp_path / "step.pdf").stat().st_size > 50_000
 

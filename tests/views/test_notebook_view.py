@@ -14,16 +14,9 @@ from torch import nn
 
 from chainrule import Recording, load, record
 from chainrule.document import Document, Paragraph, Section
-from chainrule.examples import worked_example
 from chainrule.views import written as text_of
+from tests.steps import worked
 from tests.views import hostile
-
-
-def worked(optimizer: str = "adam", logits: bool = False) -> Recording:
-    model, loss, update = worked_example.build(optimizer, logits)
-    with record(namespace=vars(worked_example)) as recording:
-        worked_example.train_step(model, loss, update)
-    return recording
 
 
 class Odd(nn.Module):

@@ -11,7 +11,9 @@ import torch
 import chainrule
 from chainrule.graph.statistics_cache import StatisticsCache
 from tests.zoo.models import ZOO
-from tests.zoo.test_zoo import OF_TRANSFORMERS, quiet  # noqa: F401 (a fixture that goes around every test)
+from tests.zoo.test_zoo import OF_TRANSFORMERS
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SINGLE = 8  # bytes: single numbers are kept, and nothing else
 BUFFERS = 128  # batch normalisation writes to its running statistics in the step: they must have been kept

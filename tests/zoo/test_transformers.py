@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.zoo.test_zoo import quiet  # noqa: F401 (a fixture that goes around every test)
 from tests.zoo.transformers import MODELS, Model, alarms, verified
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 pytest.importorskip("transformers")
 QUICK = {"ElectraForMaskedLM, no mask", "OPTForCausalLM"}

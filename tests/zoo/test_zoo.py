@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,16 +19,7 @@ CLOSE = 1e-4  # relative to the largest gradient of the step: float32, through s
 ONE_PRECISION = {"GroupedMmBackward0", "MkldnnRnnLayerBackward0"}
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """One thread, one seed, and none of the warnings that the models themselves give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from chainrule.capture.failed_backward import failed_backward, given_tensor
 from chainrule.capture.failure import RawFailure
 from chainrule.capture.guard import Guard
+from chainrule.capture.raw_records import RawCall
 from chainrule.capture.source import Site, entries, exception_site, is_library, without_our_frames
 from chainrule.capture.step_log import StepLog
-from chainrule.capture.tape import RawCall, Tape
+from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Failure, GivenTensor
 from chainrule.graph.reexecution import apart, unobserved
 from chainrule.graph.trees import reach, tensors_in

@@ -21,9 +21,10 @@ from chainrule.capture.data_parallel import RawArrival, storage_of
 from chainrule.capture.failed_backward import failed_backward
 from chainrule.capture.guard import here, this_thread
 from chainrule.capture.modes import Modes
+from chainrule.capture.raw_records import RawBackward, RawNode
 from chainrule.capture.source import Site
 from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
-from chainrule.capture.tape import RawBackward, RawNode, Tape
+from chainrule.capture.tape import Tape
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import tensors_in
 from chainrule.pytorch_internals import _are_functorch_transforms_active, _current_graph_task_id

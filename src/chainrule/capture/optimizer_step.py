@@ -8,8 +8,9 @@ from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.raw_records import RawUpdate
 from chainrule.capture.source import Site
-from chainrule.capture.tape import RawUpdate, Tape
+from chainrule.capture.tape import Tape
 from chainrule.graph.opaque import is_opaque
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.graph.statistics import of_a_sample, part_of

@@ -21,19 +21,16 @@ from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.guard import Guard, recorded_here
-from chainrule.capture.modes import DispatchBypass, Modes, is_higher_order, left_on, run_composite
+from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.optimizer_step import complete, update_begun
+from chainrule.capture.own_mode import is_higher_order, run_composite
 from chainrule.capture.policy import Policy
+from chainrule.capture.raw_records import RawCall, RawFunction, RawModule
 from chainrule.capture.retention import Retention
 from chainrule.capture.source import Site, Sites, is_library
 from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
-from chainrule.capture.tape import (
-    RawCall,
-    RawFunction,
-    RawModule,
-    Tape,
-)
+from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
 from chainrule.capture.writes import UnreadWrites, leave_out, part_written
 from chainrule.errors import RecordingError

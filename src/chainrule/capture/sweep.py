@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from chainrule.capture import retention as limits
+from chainrule.capture.raw_records import RawModule, RawNode
 from chainrule.capture.retention import Retention
-from chainrule.capture.tape import RawModule, RawNode, Tape
+from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
 from chainrule.graph.reexecution import functions_unobserved, unobserved
 from chainrule.graph.trees import tensors_in

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from chainrule.capture.raw_records import Part, UnreadRun
 from chainrule.capture.source import Site
-from chainrule.capture.tape import Part, Tape, UnreadRun
+from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import tensors_in
 from chainrule.graph.write_log import can_keep

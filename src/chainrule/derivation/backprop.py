@@ -18,8 +18,8 @@ from torch import Tensor
 from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import gc_paused
-from chainrule.graph.graph import Call, Graph, Node, NodeExecution, Operation, Ref, accumulate, references
-from chainrule.graph.snapshot import Update, all_have_numbers, placeholder, tensor_of
+from chainrule.graph.graph import Call, Graph, Node, NodeExecution, Operation, Ref, references
+from chainrule.graph.snapshot import Update, accumulate, all_have_numbers, placeholder, tensor_of
 from chainrule.graph.trees import leaves
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH

@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from chainrule.capture.lowering.naming import function_name
 from chainrule.capture.source import Site
 from chainrule.execution.call_tape import Called, CallTape, Replay
-from chainrule.execution.experiment import SMALL, WIDE, Experiment, Probe, pick, put, real
+from chainrule.execution.central_differences import Probe
+from chainrule.execution.experiment import SMALL, WIDE, Experiment, pick, put, real
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in

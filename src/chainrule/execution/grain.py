@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from chainrule.capture.modes import OwnMode, is_higher_order, run_inside
+from chainrule.capture.own_mode import OwnMode, is_higher_order, run_inside
 from chainrule.graph.comparison import rounding
 from chainrule.graph.trees import tensors_in
 

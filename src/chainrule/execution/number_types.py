@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.modes import OwnMode
+from chainrule.capture.own_mode import OwnMode
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import map_leaves, tensors_in
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.modes import OwnMode, is_higher_order, run_inside
+from chainrule.capture.own_mode import OwnMode, is_higher_order, run_inside
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import map_leaves, tensors_in
 

@@ -30,9 +30,9 @@ from chainrule.execution.experiment import CannotRunError, Experiment, nothing_l
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
-from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Value, accumulate
+from chainrule.graph.graph import Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import find_value, values_named
-from chainrule.graph.snapshot import Parameter, Snapshot
+from chainrule.graph.snapshot import Parameter, Snapshot, accumulate
 from chainrule.graph.statistics import Statistics, measure
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.modes import OwnMode, is_higher_order, run_inside
+from chainrule.capture.own_mode import OwnMode, is_higher_order, run_inside
 from chainrule.capture.source import is_library
 from chainrule.capture.traits import Traits
 from chainrule.graph.trees import tensors_in

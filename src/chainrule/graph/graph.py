@@ -19,9 +19,8 @@ from chainrule.graph.snapshot import (
     Reduction,
     Snapshot,
     Update,
-    all_have_numbers,
+    accumulate,
     data_of,
-    placeholder,
     snapshots_of,
     statistics_of,
     tensor_of,
@@ -277,16 +276,6 @@ def counted(backwards: Sequence[Backward], reached: Iterable[int]) -> list[int]:
     """
     passes = sorted(reached)
     return [each for each in passes if backwards[each].accumulates] or passes[-1:]
-
-
-def accumulate(sums: dict[Any, torch.Tensor], key: Any, gradient: torch.Tensor | None) -> None:
-    """Add a gradient to the sum under `key`, out of place; a sum with a part that was not kept has no numbers."""
-    if gradient is not None:
-        known = sums.get(key)
-        if known is not None and not all_have_numbers(known, gradient):
-            sums[key] = placeholder(tuple(known.shape), known.dtype)
-        else:
-            sums[key] = gradient if known is None else known + gradient
 
 
 UNSCALE = "unscale_"  # the kind of event by which a GradScaler divides gradients by its scale

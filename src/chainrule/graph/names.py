@@ -208,7 +208,7 @@ def find_value(graph: Graph, name: str) -> int:
         )
     if any(module.path == name for module in graph.modules):
         raise MissingError(f"The module '{name}' ran, but what it returned is not one tensor. Ask for one by its name.")
-    raise MissingError(f"There is no value named '{name}' in this recording. {_near(name, [*known, *symbols])}")
+    raise MissingError(f"There is no value named '{name}' in this recording. {near_matches(name, [*known, *symbols])}")
 
 
 def check_index(graph: Graph, value: int, index: Index | int, called: str) -> Index:
@@ -246,7 +246,7 @@ def _names_of_values(graph: Graph) -> dict[str, int]:
     return {**bare, **paths, **exact}
 
 
-def _near(name: str, known: list[str]) -> str:
+def near_matches(name: str, known: list[str]) -> str:
     """The near matches of a name or pattern that was not found, or some of the names that there are."""
     by_lower = {each.lower(): each for each in known}
     near = [by_lower[each] for each in difflib.get_close_matches(name.strip("*.").lower(), by_lower, n=3, cutoff=0.5)]
@@ -323,7 +323,7 @@ def values_named(graph: Graph, pattern: str) -> list[int]:
     found = [v.index for v in graph.values if v.operation in modules or any(map(match.search, v.names))]
     if found:
         return found
-    near = _near(pattern, [name for value in graph.values for name in value.names])
+    near = near_matches(pattern, [name for value in graph.values for name in value.names])
     raise MissingError(f"no value is named {pattern!r}. {near}")
 
 
@@ -335,7 +335,9 @@ def _nodes_named(graph: Graph, patterns: list[str]) -> list[Node]:
         return nodes
     if not names:
         raise MissingError("no node was recorded.")
-    near = _near(patterns[0] if patterns else "", list(dict.fromkeys(n for each in names.values() for n in each if n)))
+    near = near_matches(
+        patterns[0] if patterns else "", list(dict.fromkeys(n for each in names.values() for n in each if n))
+    )
     raise MissingError(f"no node is named {', '.join(map(repr, patterns))}. {near}")
 
 

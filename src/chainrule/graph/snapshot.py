@@ -109,6 +109,16 @@ def statistics_of(snapshot: Snapshot | None) -> Statistics | None:
 # -- a parameter at the start of a step and at its end ----------------------------------------------------------------
 
 
+def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor | None) -> None:
+    """Add a gradient to the sum under `key`, out of place; a sum with a part that was not kept has no numbers."""
+    if gradient is not None:
+        known = sums.get(key)
+        if known is not None and not all_have_numbers(known, gradient):
+            sums[key] = placeholder(tuple(known.shape), known.dtype)
+        else:
+            sums[key] = gradient if known is None else known + gradient
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A trained leaf at the start of the step and at its end, with the gradient that backward left in `.grad`.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chainrule.capture.modes import OwnMode
+from chainrule.capture.own_mode import OwnMode
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.lab.decompositions import OWN, aten
 from chainrule.lab.instructions import TYPES, Indices, NoProgramError, Operand, Writer, Written

@@ -62,13 +62,12 @@ def watch_script(
     total: int | None = None,
     plain: bool = False,
     module: bool = False,
-    console: Console | None = None,
 ) -> Outcome:
     """Run `script` as python would, watched with these options; the dashboard goes to stderr.
 
     With `module` it is the name of a module, as for `python -m`. Raises RecordingError if it cannot be read.
     """
-    console = console or Console(stderr=True)
+    console = Console(stderr=True)
     outcome = Outcome(options.get("every", 1))
 
     @contextmanager

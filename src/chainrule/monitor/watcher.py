@@ -7,25 +7,21 @@ in `_guard`: an error ends the watch with one warning. Everything that is on is 
 from __future__ import annotations
 
 import atexit
-import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from chainrule._version import __version__
 from chainrule.capture.source import Site
 from chainrule.diagnostics.modes import always_drops
-from chainrule.errors import ChainruleError, StorageError, warn
+from chainrule.errors import ChainruleError, warn
 from chainrule.gc_control import gc_paused
-from chainrule.graph.history import History, StepFacts, Unstepped, Unwatched
+from chainrule.graph.history import History, StepFacts, Unstepped
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor.arguments import (
@@ -37,13 +33,14 @@ from chainrule.monitor.arguments import (
     steps_done,
     unwrapped,
 )
-from chainrule.monitor.between_steps import BetweenSteps, Seen
+from chainrule.monitor.between_steps import BetweenSteps
 from chainrule.monitor.every_step import rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.loaders import restarts
 from chainrule.monitor.passes_without_step import never_stepped
 from chainrule.monitor.ranks import Step, WatchingRanks
+from chainrule.monitor.results import Results
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
 from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView, in_backward
@@ -63,7 +60,6 @@ from chainrule.recording import Recording
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
 
-T = TypeVar("T")
 OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
 OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
 
@@ -112,7 +108,6 @@ class watch:  # noqa: N801 (read as a verb)
     ) -> None:
         self.every, self._full_every = every, full_every
         self.history = History()
-        self.writer: Writer | None = None
         self.reports: list[Callable[[StepFacts, list[Figure]], None]] = []  # called with each watched step
         self.watched, self.step_number = 0, start or 0  # how many steps were recorded, and how many were made
         self._full: str | None = None  # why the next step is recorded in full
@@ -124,18 +119,19 @@ class watch:  # noqa: N801 (read as a verb)
             check_counts({"start": start}, 0)
             models = as_list(model, nn.Module, "model")
             optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
-            self._examiner = Examiner(self.history, thresholds, silence)
             self._warnings = Warnings()
             self._warn = self._warnings.warn
+            self._ranks = WatchingRanks()
+            # The other ranks record for rank 0, which stores and examines.
+            self._examiner = Examiner(self.history, thresholds, silence)
+            self._results = Results(self._examiner, self._ranks.leads, self._warn)
             if start is None:
                 self.step_number = steps_done(optimizers)
             self._due = self._full_due = self.step_number + 1
             self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
             self._scaler = ScalerView(scaler)
             self._between = BetweenSteps(self._models)
-            self._ranks = WatchingRanks()
-            self._examining = self._ranks.leads  # the other ranks record for rank 0, which stores and examines
-            self._on_finding = self._examining and on_finding
+            self._on_finding = self._ranks.leads and on_finding
             self._boundaries = Boundaries(
                 self._models.given, self._models.whole, optimizers,
                 Calls(
@@ -145,7 +141,7 @@ class watch:  # noqa: N801 (read as a verb)
                 ),
             )  # fmt: skip
             if to is not None and self._ranks.leads:
-                self._open(to)
+                self._results.open(to, every, self.step_number)
             atexit.register(self._end_of_process)
             self._guard(self._boundaries.start)
         except BaseException as error:
@@ -174,6 +170,11 @@ class watch:  # noqa: N801 (read as a verb)
         """The findings so far."""
         return self._examiner.found if hasattr(self, "_examiner") else ()
 
+    @property
+    def writer(self) -> Writer | None:
+        """What writes the file; None without one."""
+        return self._results.writer if hasattr(self, "_results") else None
+
     def record_next(self, reason: str = "asked for") -> None:
         """Record the next step in full."""
         self._full = reason
@@ -201,7 +202,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: self._step.leave(),
             lambda: self._ranks.leave(),
             lambda: atexit.unregister(self._end_of_process),
-            lambda: self._close_file("interrupted"),
+            lambda: self._results.close("interrupted"),
             lambda: self._models.forget(),
             lambda: self._between.again.forget(),
         ))  # fmt: skip
@@ -215,13 +216,13 @@ class watch:  # noqa: N801 (read as a verb)
             self._boundaries.remove,
             lambda: self._step.leave(error),
             self._ranks.leave,
-            lambda: self._add_unwatched(self._between.unwatched()),
-            lambda: self._notice(self._between.rest()),
+            self._add_unwatched,
+            lambda: self._results.notice(self._between.rest()),
             self._store_ready,
             lambda: self._examine_unfinished(unfinished, error, missed),
-            lambda: self._find(self._examiner.finish, since=self.step_number),
+            lambda: self._results.find(self._examiner.finish, since=self.step_number),
             lambda: self._save_last(unfinished),
-            lambda: self._close_file(status),
+            lambda: self._results.close(status),
         )
         self._finished = True
         if failures := attempt(parts):  # in the user's `on_finding`, say
@@ -230,7 +231,7 @@ class watch:  # noqa: N801 (read as a verb)
     @apart()
     def _examine_unfinished(self, recording: Recording | None, error: BaseException | None, missed: str) -> None:
         """Examine the step that was being recorded when the watch ended, on this rank alone."""
-        if recording is None or not self._examining:
+        if recording is None or not self._results.examining:
             return
         self._count_skipped(self._scaler.skipped())
         cache = StatisticsCache()
@@ -257,8 +258,7 @@ class watch:  # noqa: N801 (read as a verb)
         except Exception as failure:
             self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
         finally:
-            if not self._closed:
-                surely(self._let_go)
+            surely(self._let_go)
 
     def _end_of_process(self) -> None:
         self.__exit__(None, None if hasattr(sys, "ps1") else getattr(sys, "last_value", None), None)
@@ -289,8 +289,9 @@ class watch:  # noqa: N801 (read as a verb)
         self._count_skipped(self._scaler.skipped())
 
     def _passed(self, parameter: Tensor) -> None:
-        if self._examining:
-            self._between.passed(self.step_number + 1, parameter, self._scaler.scaler is not None, self._examined)
+        if self._results.examining:
+            scaled = self._scaler.scaler is not None
+            self._between.passed(self.step_number + 1, parameter, scaled, self._results.examined)
 
     def _unstepped(self, passes: int, usual: int) -> None:
         """Backward passes run and no optimizer steps, unless a GradScaler skips the steps."""
@@ -298,7 +299,7 @@ class watch:  # noqa: N801 (read as a verb)
             self._count_skipped(count)
         else:
             unstepped = Unstepped(self.step_number, passes, usual)
-            self._find(lambda: self._examiner.add_unstepped(unstepped), since=self.step_number + 1)
+            self._results.find(lambda: self._examiner.add_unstepped(unstepped), since=self.step_number + 1)
 
     def _end(self, missed: str) -> None:
         self.step_number += 1
@@ -310,28 +311,18 @@ class watch:  # noqa: N801 (read as a verb)
         if recording is not None:
             self.watched += 1
             self._boundaries.evaluations.ended(self._models.whole(), self.step_number)
-            self._due = (self.step_number // self.every + 1) * self.every
-            full_every = self._full_every or 1
-            self._full_due = (self.step_number // full_every + 1) * full_every
+            self._due, self._full_due = ((self.step_number // n + 1) * n for n in (self.every, self._full_every or 1))
             self._take_step(recording)
         elif self._ranks.step_ended():
             self._store_ready()
-        if self._examining:
+        if self._results.examining:
             now = self._boundaries.rounds.current
-            self._notice(self._between.ended(self.step_number, recording is not None, self._scaler.scale, now))
+            self._results.notice(self._between.ended(self.step_number, recording is not None, self._scaler.scale, now))
 
-    def _notice(self, seen: Iterable[Seen]) -> None:
-        """Store and examine what was noticed of a step."""
-        for noticed, found in seen:
-            if self.writer is not None:
-                self.writer.add_noticed(noticed)
-            self._find(partial(self._examiner.notice, noticed, found), since=noticed.step)
-
-    def _add_unwatched(self, steps: list[Unwatched]) -> None:
-        if steps and not self._ranks.active:
-            self.history.unwatched += steps
-            if self.writer is not None:
-                self.writer.add_unwatched(steps)
+    def _add_unwatched(self, passes: int | None = None) -> None:
+        steps = self._between.unwatched(passes)
+        if not self._ranks.active:
+            self._results.add_unwatched(steps)
 
     @apart()
     @gc_paused()  # 5 % of a watched step of a small GPT-2: a collection would traverse its whole graph
@@ -339,11 +330,11 @@ class watch:  # noqa: N801 (read as a verb)
         """Read and examine the step just recorded, and hand it over to be stored."""
         cache = StatisticsCache()
         figures, facts = self._read(recording, cache)
-        self._add_unwatched(self._between.unwatched(0 if self._step.closure else facts.passes))
-        found = self._examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
+        self._add_unwatched(0 if self._step.closure else facts.passes)
+        found = self._results.examined(lambda: self._examiner.in_step(recording, facts, cache), since=facts.step)
         if self._full is not None:
             reason, self._full = self._full, None
-            self._save_full(recording, facts.step, reason)
+            self._results.save_full(recording, facts.step, reason)
         names = "" if self._models.whole() else prefix_of(recording.graph)
         self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
         self._store_ready(recording)
@@ -360,11 +351,11 @@ class watch:  # noqa: N801 (read as a verb)
         if not self._ranks.leads:
             return
         for step in steps:
-            self._store(step)
+            self._results.add(step)
             self._save_on_finding(recording if step.facts.step == self.step_number else None, step.facts)
             for report in self.reports:
                 report(step.facts, step.figures)
-        self._report_problem()
+        self._results.report_problem()
 
     def _give_up(self) -> None:
         self._step.leave()
@@ -407,26 +398,6 @@ class watch:  # noqa: N801 (read as a verb)
         self._warnings.unmeasured(context.unmeasured)
         return figures, facts_of(graph, context)
 
-    def _store(self, step: Step) -> None:
-        if self.writer is not None:
-            self.writer.add(step.facts, step.figures)
-        self._find(lambda: self._examiner.add(step.facts, step.figures, step.found), since=step.facts.step)
-
-    def _find(self, examine: Callable[[], Sequence[Found]], since: int) -> None:
-        for found in self._examined(examine, since):
-            if self.writer is not None:
-                self.writer.find(found)
-
-    @apart()
-    def _examined(self, examine: Callable[[], Sequence[T]], since: int) -> Sequence[T]:
-        """What an examination finds; an error ends the findings, not the watch."""
-        try:
-            return examine() if self._examining else ()
-        except Exception as error:
-            self._examining = False
-            self._warn(f"there are no findings from step {since} on: {type(error).__name__}: {error}")
-            return ()
-
     def _save_on_finding(self, recording: Recording | None, facts: StepFacts) -> None:
         """Save this step in full if it shows a new finding, or record the next one in full if this is impossible."""
         reason = self._examiner.requested(self._on_finding)
@@ -438,7 +409,7 @@ class watch:  # noqa: N801 (read as a verb)
         if full is None:
             self._full = f"the step after {reason}"
         else:
-            self._save_full(full, facts.step, reason)
+            self._results.save_full(full, facts.step, reason)
 
     @apart()
     def _save_last(self, unfinished: Recording | None) -> None:
@@ -448,11 +419,7 @@ class watch:  # noqa: N801 (read as a verb)
             return
         full = unfinished if self._full is not None else replayed(unfinished)
         if full is not None:
-            self._save_full(full, self.step_number + 1, reason)
-
-    def _save_full(self, recording: Recording, step: int, reason: str) -> None:
-        if self.writer is not None and (problem := self.writer.keep_full(recording.save, step, reason)):
-            self._warn(problem)
+            self._results.save_full(full, self.step_number + 1, reason)
 
     def _count_skipped(self, count: int) -> None:
         """Store the steps that a GradScaler skipped: they count as steps and have no tensors."""
@@ -460,18 +427,9 @@ class watch:  # noqa: N801 (read as a verb)
             self.step_number += 1
             facts = StepFacts(self.step_number, time.time(), None, skipped=True, scale=self._scaler.scale)
             self._ranks.put(Step(facts, []))
-            self._notice(self._between.skipped())
+            self._results.notice(self._between.skipped())
         if count:
             self._store_ready()
-
-    def _open(self, to: str | Path) -> None:
-        versions = {"chainrule": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        try:
-            self.writer = Writer(to, every=self.every, start=self.step_number, versions=versions)
-        except StorageError as error:
-            self._warn(f"{error} The training is watched without a file.")
-        if self.writer is not None and self.writer.notice is not None:
-            self._warn(self.writer.notice)
 
     def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Call `act` for a hook; an error ends the watch with a warning, an interrupt this step's recording."""
@@ -496,12 +454,3 @@ class watch:  # noqa: N801 (read as a verb)
         """Finish after an error, unless a backward pass is running: no recording can end in there."""
         if not self._finished and not in_backward():
             self._finish(f"watching ended: {self._failed}")
-
-    def _close_file(self, status: str) -> None:
-        if self.writer is not None:
-            self.writer.close(status)
-        self._report_problem()
-
-    def _report_problem(self) -> None:
-        if self.writer is not None and self.writer.problem:
-            self._warn(self.writer.problem)

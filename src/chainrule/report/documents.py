@@ -15,11 +15,12 @@ import torch
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.repeated_blocks import Repetition
 from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
+from chainrule.exercises.asking import asked
 from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.lab.program import program_of
-from chainrule.numbers import number
+from chainrule.numbers import nested, number
 from chainrule.report import block_tables, code, data_parallel, steps, update, value_table
 from chainrule.report.context import Context, shape_text
 from chainrule.report.headline import headline, with_names
@@ -47,7 +48,9 @@ def full(context: Context, pointing: bool = False, coded: bool = False, running:
     sections = tuple(_sections(context))
     sections = code.with_code(context, sections) if coded else sections
     made, reason = program_of(context.graph, value_table.row_numbers(context)) if running else (None, "")
-    return Document(title, tuple(summary(context)), sections, value_table.rows(context), sums, made, reason)
+    exercises, slips = asked(context, value_table.row_numbers(context)) if running else ((), ())
+    shown = tuple(summary(context)), sections, value_table.rows(context), sums
+    return Document(title, *shown, made, reason, exercises, slips)
 
 
 def summary(context: Context) -> Iterator[Block]:
@@ -287,10 +290,3 @@ def cell(context: Context, snapshot: Snapshot | None) -> str:
             return f"{shape}, not kept"
         return f"{shape}, norm {number(found.norm if found.elements > found.not_finite else math.nan)}"
     return nested((data.to_dense() if data.layout is not torch.strided else data).tolist())
-
-
-def nested(item: object) -> str:
-    """Nested lists of numbers as Python writes them, each number as in all views."""
-    if isinstance(item, list):
-        return "[" + ", ".join(nested(each) for each in item) + "]"
-    return number(item)  # type: ignore[arg-type]

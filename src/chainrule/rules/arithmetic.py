@@ -117,7 +117,6 @@ STAYS_ZERO = Named("@1 = 0", lambda base, exponent: (base == 0) & (exponent.real
 
 power = elementwise(
     "PowBackward0",
-    name="pow",
     equation=X**EXPONENT,
     derivative={
         "self": (EXPONENT * X ** (EXPONENT - 1)).but(0, EXPONENT.equals(0)),

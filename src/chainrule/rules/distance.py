@@ -16,7 +16,7 @@ from chainrule.rules import Wrt, derivative, rule, sample
 from chainrule.rules.element import Element, Elements
 from chainrule.rules.index_notation import OTHERS
 from chainrule.rules.linalg import randn
-from chainrule.rules.reduce import norm_gradient, norm_of
+from chainrule.rules.norms import norm_gradient, norm_of
 
 
 def distance_slope(difference: Tensor, distance: Tensor, p: float) -> Tensor:
@@ -78,7 +78,6 @@ def _row(op: Elements, argument: str, at: tuple[int, ...]) -> list[Element]:
 cdist = rule(
     "CdistBackward0",
     "EuclideanDistBackward0",
-    name="cdist",
     element=_cdist_element,
     equation=_of_pairs("{$out}_{@bi,j} = @n"),
     where=_of_pairs("d_{@bi,j,k} = {$x1}_{@bi,k} - {$x2}_{@bj,k}"),

@@ -67,7 +67,6 @@ class Facts:
     unwritten: tuple[int, ...] = ()  # outputs that are memory to which nothing was written
     linear: Mapping[str, Callable[[Arguments], Arguments]] = field(default_factory=dict)
     """Arguments in which it is linear: from all arguments, those that leave the terms with this one alone."""
-    linear_in_numbers: bool = False  # in a plain number that it takes
     sums_operands: bool = False  # each of its operands is a term, up to a factor
     adds: bool = False  # its operands, element by element
     chooses: bool = False  # the smaller or the larger one of its operands, element by element
@@ -302,7 +301,6 @@ _add("add.Tensor sub.Tensor", linear={"self": _zeroed("other"), "other": _zeroed
 _add("mul.Tensor", linear={"self": _alone, "other": _alone})
 _add("mm.default bmm.default", linear={"self": _alone, "mat2": _alone})
 _add("addmm.default", linear={"self": _without_product, "mat1": _zeroed("self"), "mat2": _zeroed("self")})
-_add("add sub mul multiply subtract", linear_in_numbers=True)
 _add("add sub", sums_operands=True)
 _add("add", adds=True)
 _add("maximum minimum", chooses=True)

@@ -33,9 +33,9 @@ def runs(at: Iterable[str], shape: Iterable[int]) -> dict[str, int]:
     return {letter: size for letter, size in zip(at, shape, strict=True) if letter.isalpha()}
 
 
-def places(shape: Sequence[int], letters: str = LETTERS) -> list[str]:
+def places(shape: Sequence[int]) -> list[str]:
     """One letter for each axis that has more than one place, and 0 for the others."""
-    return ["0" if size == 1 else letter for letter, size in zip(letters, shape, strict=False)]
+    return ["0" if size == 1 else letter for letter, size in zip(LETTERS, shape, strict=False)]
 
 
 def fitted(places: Sequence[str], t: Tensor) -> list[str]:

@@ -99,7 +99,6 @@ mse_loss_backward = elementwise(
         sample(aten.mse_loss_backward, x(0.5, shape=()), x(1.0, 2.0), x(0.0, 4.0), 2, note="sum"),
         sample(aten.mse_loss_backward, x(0.5, 2.0), x(1.0, 2.0), x(0.0, 4.0), 0, note="none"),
     ],
-    source="derivatives.yaml: mse_loss_backward",
 )
 
 native_dropout_backward = elementwise(
@@ -107,7 +106,6 @@ native_dropout_backward = elementwise(
     equation=argument("scale") * argument("mask") * GRAD,
     derivative=("grad_output",),
     samples=lambda: [sample(aten.native_dropout_backward, x(0.5, 2.0), torch.tensor([True, False]), 1.25)],
-    source="derivatives.yaml: native_dropout_backward",
     constants={"mask": "not differentiable"},
 )
 
@@ -215,7 +213,6 @@ nll_loss_backward = rule(
         sample(aten.nll_loss_backward, x(0.5, shape=()), _scores(), _classes(), None, 1, -100, torch.tensor(2.0)),
         sample(aten.nll_loss_backward, x(0.5, 1.0), _scores(), _classes(), None, 0, -100, torch.tensor(0.0)),
     ],
-    source="derivatives.yaml: nll_loss_backward",
 )
 
 
@@ -278,5 +275,4 @@ embedding_backward = rule(
     ],
     # PyTorch's second derivative leaves the scale by frequency out.
     accepts=lambda op: not op.scale_grad_by_freq,
-    source="derivatives.yaml: embedding_dense_backward",
 )

@@ -1,4 +1,4 @@
-"""Rules of operations that only move elements: reshape, pick, join, cut, repeat, mirror, pad.
+"""Rules of operations that only move elements: reshape, pick, repeat, mirror, pad.
 
 Each output element is a copy of one input element (or a constant), so the Jacobian has a single 1 in each row, and
 going back means: send every upstream element home to the place it was copied from, and add where several come home.
@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Index, Latex, Rule, Wrt, number, rule, sample
+from chainrule.rules import Applied, Factor, Index, Latex, Rule, number, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.element import call
 from chainrule.rules.index_notation import (
     AND,
-    JOINED,
     Side,
     Statements,
     Term,
@@ -187,7 +185,7 @@ def _regrouped(op: Any, at: list[str]) -> list[str]:
     return origin
 
 
-def _replaced(places: list[str], new: dict[int, str]) -> list[str]:
+def replaced(places: list[str], new: dict[int, str]) -> list[str]:
     """Indices, with other ones along some axes."""
     return [new.get(axis, place) for axis, place in enumerate(places)]
 
@@ -310,7 +308,7 @@ repeat = moves(
 # Picked out ------------------------------------------------------------------------------------------------------
 
 
-def _inserted(at: list[str], axis: int, place: int) -> list[str]:
+def inserted(at: list[str], axis: int, place: int) -> list[str]:
     """Indices with one more, along another axis."""
     return [*at[:axis], f"{place}", *at[axis:]]
 
@@ -440,7 +438,7 @@ as_strided = moves(
 
 flip = moves(
     "FlipBackward0",
-    came=lambda op, at: _replaced(at, {dim % len(at): f"{op.self.shape[dim] - 1} - {at[dim]}" for dim in op.dims}),
+    came=lambda op, at: replaced(at, {dim % len(at): f"{op.self.shape[dim] - 1} - {at[dim]}" for dim in op.dims}),
     move=lambda op, v: v.flip(op.dims),
     home=lambda op, g: g.flip(op.dims),
     samples=lambda: [sample(torch.flip, x(2, 3), (0, 1)), sample(torch.flip, x(0, 3), (0,), note="empty")],
@@ -452,7 +450,7 @@ def _rolled(op: Any, at: list[str]) -> list[str]:
     if not op.dims:
         whole = affine(position(at, row_major(op.self.shape)), 1, -op.shifts[0])
         return digits(rf"({whole}) \bmod {op.self.numel()}", op.self.shape)
-    return _replaced(
+    return replaced(
         at,
         {
             dim % len(at): rf"({affine(at[dim], 1, -shift)}) \bmod {op.self.shape[dim]}"
@@ -479,7 +477,7 @@ def _turned(op: Any, at: list[str]) -> list[str]:
         (f"{last_a} - {at[a]}", f"{last_b} - {at[b]}"),
         (f"{last_a} - {at[b]}", at[a]),
     ]
-    return _replaced(at, dict(zip((a, b), quarters[op.k % 4], strict=True)))
+    return replaced(at, dict(zip((a, b), quarters[op.k % 4], strict=True)))
 
 
 rot90 = moves(
@@ -569,254 +567,10 @@ pixel_unshuffle = moves(
 channel_shuffle = moves(
     "ChannelShuffleBackward0",
     "NativeChannelShuffleBackward0",
-    came=lambda op, at: _replaced(
+    came=lambda op, at: replaced(
         at, {1: rf"{op.self.shape[1] // op.groups} ({at[1]} \bmod {op.groups}) + \lfloor {at[1]} / {op.groups} \rfloor"}
     ),
     move=lambda op, v: F.channel_shuffle(v, op.groups),
     samples=lambda: [sample(F.channel_shuffle, x(2, 6, 1, 2), 2)],
     source="derivatives.yaml: channel_shuffle. Channels (group, place) become (place, group).",
-)
-
-
-# Complex numbers as pairs ----------------------------------------------------------------------------------------
-
-conj = rule(
-    "ConjBackward0",
-    "ConjPhysicalBackward0",
-    equation=r"$out = \overline{$self}",
-    structure="linear",
-    element=lambda op, slot, index: call("conj", lambda value: value.conjugate(), op.self),
-    wrt={
-        "self": Wrt(
-            lambda op, g: g.conj(), r"\frac{\partial $out}{\partial \overline{$self}} = 1", r"\overline{$g}", COPIES
-        )
-    },
-    samples=lambda: [sample(each, x(2, dtype=torch.complex128)) for each in (torch.conj, torch.conj_physical)],
-    source="derivatives.yaml: _conj",
-)
-
-neg_view = rule(
-    "NegViewBackward0",
-    equation="$out = -$self",
-    structure="linear",
-    wrt={"self": Wrt(lambda op, g: -g, "-1", "-$g", COPIES)},
-    samples=lambda: [sample(torch.ops.aten._neg_view, x(2))],
-    source="derivatives.yaml: _neg_view",
-)
-
-complex_ = rule(
-    "ComplexBackward0",
-    equation=r"$out = $real + \mathrm{i} \, $imag",
-    structure="linear",
-    wrt={
-        "real": Wrt(lambda op, g: g.real, "1", r"\operatorname{Re} $g", COPIES),
-        "imag": Wrt(lambda op, g: g.imag, r"\mathrm{i}", r"\operatorname{Im} $g", COPIES),
-    },
-    samples=lambda: [sample(torch.complex, x(3), x(3)), sample(torch.complex, x(2, 1), x(3), note="broadcast")],
-)
-
-
-def _halves(pair: Side, number: Side) -> list[Term]:
-    """A number is the first of its pair, and i times the second."""
-    return [
-        Term(number, replace(pair, at=[*number.at, part]), runs(number.at, number.shape), rate=rate)
-        for part, rate in (("0", "1"), ("1", r"\mathrm{i}"))
-    ]
-
-
-def _parts(pair: str, number: str, at: list[str]) -> str:
-    """The first of a pair is the real part of its number, the second the imaginary one."""
-    parts = (("0", "Re"), ("1", "Im"))
-    return JOINED.join(
-        rf"{element(pair, [*at, p])} = \operatorname{{{name}}} {element(number, at)}" for p, name in parts
-    )
-
-
-def _to_pairs(op: Any) -> list[Term]:
-    number, pair = Side("self", op.self.shape, letters(op.self)), Side("out", op.out.shape, ())
-    return [replace(each, out=each.into, into=each.out) for each in _halves(pair, number)]
-
-
-view_as_real = rule(
-    "ViewAsRealBackward0",
-    "ViewAsRealBackward0_copy",
-    equation=lambda op: _parts("out", "self", letters(op.self)),
-    wrt={"self": Statements(_to_pairs).wrt("self", lambda op, g: torch.complex(g[..., 0], g[..., 1]), COPIES)},
-    structure="linear",
-    samples=lambda: [
-        sample(torch.view_as_real, x(2, 3, dtype=torch.complex128)),
-        sample(torch.real, x(2, dtype=torch.complex128)),
-    ],
-)
-
-_numbers = Statements(
-    lambda op: _halves(Side("self", op.self.shape, ()), Side("out", op.out.shape, letters(op.out))), added=True
-)
-
-view_as_complex = rule(
-    "ViewAsComplexBackward0",
-    "ViewAsComplexBackward0_copy",
-    equation=_numbers.equation,
-    wrt={
-        "self": replace(
-            _numbers.wrt("self", lambda op, g: torch.stack((g.real, g.imag), -1), COPIES),
-            product=lambda op: _parts("grad", "g", letters(op.out)),
-        )
-    },
-    structure="linear",
-    samples=lambda: [sample(torch.view_as_complex, x(3, 2))],
-)
-
-# Joined and cut --------------------------------------------------------------------------------------------------
-
-Pieces = Sequence[Tensor]
-Placed = Callable[[Any, list[str], int], list[str]]
-
-
-def joins(
-    node: str,
-    *,
-    place: Placed,
-    join: Callable[[Any, Pieces], Tensor],
-    cut: Callable[[Any, Tensor], Pieces],
-    zeros: str = COPIES,
-    **more: Any,
-) -> Rule:
-    """Register an operation that joins a list of tensors; `cut` takes a tensor of the output's shape apart again.
-
-    `place(op, at, item)` are the indices of the place to which the element `at` of one of them comes.
-    """
-
-    def terms(op: Any) -> list[Term]:
-        found = []
-        for item, each in enumerate(op.tensors):
-            at = letters(each)
-            out, into = Side("out", op.out.shape, place(op, at, item)), Side(f"tensors{item}", each.shape, at)
-            found.append(Term(out, into, runs(at, each.shape), once=True))
-        return found
-
-    def home(op: Any, g: Tensor) -> list[Tensor]:
-        return [piece.reshape(each.shape) for piece, each in zip(cut(op, g), op.tensors, strict=True)]
-
-    def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-        """`in_index` begins with the place in the list; that tensor's elements are counted, all others are 0."""
-        item, *at = in_index
-        marked = [labels(each) * (position == item) for position, each in enumerate(op.tensors)]
-        came_from = join(op, marked)[out_index]
-        return Factor(latex="1") if came_from == marked[item][tuple(at)] else None
-
-    said = Statements(terms, added=zeros is FILLED)
-    wrt = {"tensors": said.wrt("tensors", home, zeros, factor)}
-    return rule(node, equation=said.equation, wrt=wrt, structure="linear", **more)
-
-
-def _widths(op: Any) -> list[int]:
-    """torch.cat lets an empty vector stand among tensors of any shape; it takes no room."""
-    return [0 if each.shape == (0,) else each.shape[op.dim] for each in op.tensors]
-
-
-def _in_row(op: Any, at: list[str], item: int) -> list[str]:
-    """Behind the tensors before, along `dim`."""
-    dim, rank = op.dim % op.out.dim(), op.out.dim()
-    at = at if len(at) == rank else ["0"] * dim + at + ["0"] * (rank - 1 - dim)
-    return _replaced(at, {dim: f"{sum(_widths(op)[:item])} + {at[dim]}"})
-
-
-cat = joins(
-    "CatBackward0",
-    place=_in_row,
-    join=lambda op, pieces: torch.cat(list(pieces), op.dim),
-    cut=lambda op, g: g.split(_widths(op), op.dim),
-    samples=lambda: [
-        sample(lambda a, b: torch.cat([a, b]), x(2, 3), x(1, 3)),
-        sample(lambda a, b: torch.cat([a, b], -1), x(2, 3), x(2, 1)),
-        sample(lambda a, b: torch.cat([a, b]), x(0), x(2, 3), note="an empty vector among matrices"),
-        sample(lambda a: torch.cat([a, a]), x(2), note="one tensor twice"),
-    ],
-)
-
-stack = joins(
-    "StackBackward0",
-    place=lambda op, at, item: _inserted(at, op.dim % op.out.dim(), item),
-    join=lambda op, pieces: torch.stack(list(pieces), op.dim),
-    cut=lambda op, g: g.unbind(op.dim),
-    samples=lambda: [
-        sample(lambda a, b: torch.stack([a, b]), x(2, 3), x(2, 3)),
-        sample(lambda a, b: torch.stack([a, b], -1), x(2), x(2)),
-        sample(lambda a: torch.stack([a]), x(), note="0-dim"),
-    ],
-)
-
-
-def _corners(op: Any) -> list[tuple[int, int, int, int]]:
-    """First row, first column, height and width of each block."""
-    corners, row, column = [], 0, 0
-    for height, width in (torch.atleast_2d(each).shape for each in op.tensors):
-        corners.append((row, column, height, width))
-        row, column = row + height, column + width
-    return corners
-
-
-block_diag = joins(
-    "BlockDiagBackward0",
-    place=lambda op, at, item: [
-        f"{start} + {place}" if place else f"{start}"
-        for place, start in zip(["", "", *at][-2:], _corners(op)[item][:2], strict=True)
-    ],
-    join=lambda op, pieces: torch.block_diag(*pieces),
-    cut=lambda op, g: [g[row : row + high, column : column + wide] for row, column, high, wide in _corners(op)],
-    zeros=FILLED,
-    samples=lambda: [sample(torch.block_diag, x(2, 3), x(2), x(), note="a matrix, a vector and a number")],
-)
-
-
-def cuts(*nodes: str, came: Placed, join: Callable[[Any, Pieces], Tensor], **more: Any) -> Rule:
-    """Register an operation that cuts `self` into parts; `join` puts them together again, zeros where none came.
-
-    `came(op, at, slot)` are the indices of the element that came to the place `at` of one of the parts.
-    """
-
-    def terms(op: Any) -> list[Term]:
-        found = []
-        for slot, each in enumerate(op.outs):
-            at = letters(each)
-            out, into = Side(f"out{slot}", each.shape, at), Side("self", op.self.shape, came(op, at, slot))
-            found.append(Term(out, into, runs(at, each.shape)))
-        return found
-
-    def home(op: Any, gs: tuple[Tensor | None, ...]) -> Tensor:
-        return join(op, [torch.zeros_like(out) if g is None else g for out, g in zip(op.outs, gs, strict=False)])
-
-    def pattern(op: Any) -> Pattern | None:
-        return copied(op.out.numel(), op.self.numel()) if real(op.out, op.self) else None
-
-    said = Statements(terms)
-    wrt = {"self": said.wrt("self", home, COPIES, None, pattern)}
-    return rule(*nodes, equation=said.equation, wrt=wrt, structure="linear", outputs=2, **more)
-
-
-split = cuts(
-    "SplitBackward0",
-    "SplitWithSizesBackward0",
-    "UnsafeSplitBackward0",
-    "UnsafeSplitWithSizesBackward0",
-    came=lambda op, at, slot: _replaced(
-        at, {op.dim % len(at): f"{sum(out.shape[op.dim] for out in op.outs[:slot])} + {at[op.dim]}"}
-    ),
-    join=lambda op, pieces: torch.cat(list(pieces), op.dim),
-    samples=lambda: [
-        sample(torch.split, x(5, 2), 2),
-        sample(torch.split, x(2, 5), [1, 4], 1),
-        sample(torch.chunk, x(2, 5), 2, -1),
-        sample(torch.split, x(2, 2), 3, note="one part"),
-    ],
-    source="derivatives.yaml: split.Tensor, split_with_sizes",
-)
-
-unbind = cuts(
-    "UnbindBackward0",
-    came=lambda op, at, slot: _inserted(at, op.dim % op.self.dim(), slot),
-    join=lambda op, pieces: torch.stack(list(pieces), op.dim),
-    samples=lambda: [sample(torch.unbind, x(2, 3)), sample(torch.unbind, x(2, 1), -1)],
-    source="derivatives.yaml: unbind.int",
 )

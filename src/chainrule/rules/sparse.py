@@ -101,7 +101,6 @@ sampled_addmm = _sparse_product(
             torch.sparse.sampled_addmm, _graph(torch.sparse_csr), _doubles(2, 4), _doubles(4, 3), beta=0.5, alpha=2.0
         )
     ],
-    source="derivatives.yaml: sparse_sampled_addmm",
 )
 
 to_dense = rule(

@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import CannotRunError, Experiment, Probe, pick, weigh
+from chainrule.execution.central_differences import Probe, weigh
+from chainrule.execution.experiment import CannotRunError, Experiment, pick
 from chainrule.graph.comparison import Comparison, compare, rms
 from chainrule.graph.graph import Edge
 from chainrule.verification.differences import ArgumentCheck

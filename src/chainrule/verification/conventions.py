@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.naming import function_name
-from chainrule.execution.experiment import Experiment, Probe, real
+from chainrule.execution.central_differences import Probe
+from chainrule.execution.experiment import Experiment, real
 from chainrule.execution.function_trace import CLOSE, LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import EPS, compare
 from chainrule.verification.differences import ArgumentCheck, AtConvention

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, contributions_of
-from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment, Probe, weigh
+from chainrule.execution.central_differences import Probe, weigh
+from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment
 from chainrule.execution.function_trace import forward_gradient
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution

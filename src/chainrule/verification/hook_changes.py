@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from chainrule.graph.comparison import unravel
-from chainrule.graph.graph import Graph, Node, accumulate
-from chainrule.graph.snapshot import Snapshot, all_have_numbers, data_of
+from chainrule.graph.graph import Graph, Node
+from chainrule.graph.snapshot import Snapshot, accumulate, all_have_numbers, data_of
 from chainrule.numbers import number
 
 LISTED = 4  # elements of a gradient that are written out

@@ -18,7 +18,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import FINEST, SMALL, CannotRunError, Experiment, Probe, real, widened
+from chainrule.execution.central_differences import Probe
+from chainrule.execution.experiment import FINEST, SMALL, CannotRunError, Experiment, real, widened
 from chainrule.execution.random_rounding import RandomRounding, spread
 from chainrule.graph.comparison import FLOAT32, MARGIN, Comparison, compare
 from chainrule.graph.graph import Edge

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution
-from chainrule.execution.experiment import FINEST, STEP, Experiment, Probe, pick, put, real
+from chainrule.execution.central_differences import Probe
+from chainrule.execution.experiment import FINEST, STEP, Experiment, pick, put, real
 from chainrule.graph.comparison import EPS, FLOAT32, MARGIN, Comparison, compare, rms, unravel
 from chainrule.graph.graph import Edge
 from chainrule.graph.snapshot import tensor_of

@@ -320,7 +320,8 @@ def _anything(item: Any, path: str) -> Any:
 
 
 _SCALARS: Mapping[Any, Decode] = {
-    str: _exactly(str, "a string"), int: _exactly(int, "an integer"), float: _float, Any: _anything
+    str: _exactly(str, "a string"), int: _exactly(int, "an integer"), bool: _exactly(bool, "true or false"),
+    float: _float, Any: _anything,
 }  # fmt: skip
 
 

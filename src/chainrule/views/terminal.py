@@ -140,8 +140,8 @@ def _unfolded(line: Text) -> Text:
     return line
 
 
-def _indented(lines: Sequence[Text], indent: int = INDENT) -> list[Text]:
-    return [_unfolded(Text(" " * indent) + line) for line in lines]
+def _indented(lines: Sequence[Text]) -> list[Text]:
+    return [_unfolded(Text(" " * INDENT) + line) for line in lines]
 
 
 def _paragraph(block: doc.Paragraph, console: Console) -> list[Text]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from chainrule.capture.lowering.operations import Lowering, node_name
 from chainrule.capture.lowering.tensor_versions import Snapshots, frozen
 from chainrule.capture.node_hooks import AccumulateGrad
+from chainrule.capture.raw_records import RawBackward
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawBackward, Tape
+from chainrule.capture.tape import Tape
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import (
     Backward,
@@ -27,11 +28,10 @@ from chainrule.graph.graph import (
     Operation,
     Place,
     Ref,
-    accumulate,
     counted,
     references,
 )
-from chainrule.graph.snapshot import all_have_numbers
+from chainrule.graph.snapshot import accumulate, all_have_numbers
 from chainrule.pytorch_internals import BackwardHookFunction
 from chainrule.rules.facts import facts_of
 

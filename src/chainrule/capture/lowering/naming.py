@@ -15,9 +15,10 @@ from torch import Tensor
 
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
+from chainrule.capture.raw_records import RawCall, RawModule
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.source import Site, is_library, locals_of
-from chainrule.capture.tape import RawCall, RawModule, Tape
+from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.pytorch_internals import _DropoutNd

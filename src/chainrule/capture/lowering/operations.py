@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
-from chainrule.capture.tape import RawFunction, Tape
+from chainrule.capture.raw_records import RawFunction
+from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in

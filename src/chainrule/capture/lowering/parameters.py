@@ -11,7 +11,7 @@ from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
-from chainrule.capture.tape import RawUpdate
+from chainrule.capture.raw_records import RawUpdate
 from chainrule.graph.comparison import identical
 from chainrule.graph.graph import UNSCALE, Event
 from chainrule.graph.snapshot import (

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, float16, strided
 
 from chainrule.capture import retention as limits
+from chainrule.capture.raw_records import RawUpdate
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.tape import RawUpdate, Tape
+from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Place, type_of_value
 from chainrule.graph.snapshot import Snapshot, has_numbers, name_of
 from chainrule.graph.statistics import Statistics

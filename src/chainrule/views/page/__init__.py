@@ -28,12 +28,12 @@ RUNNING = True
 # In order of dependency: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "values.js", "why.js", "overview.js", "walk.js", "program.js", "lab.js", "main.js",
+    "lanes.js", "values.js", "why.js", "overview.js", "walk.js", "program.js", "lab.js", "ask.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # fields with a formula
-SHORT = ("means", "counts", "shape", "inputs", "program")  # fields whose numbers have few digits already
+SHORT = ("means", "counts", "shape", "inputs", "program", "mistakes")  # fields whose numbers have few digits already
 NESTED = (float, list, dict)  # types that change in a page, or contain such
 PICTURED = 160  # rows; the picture of a larger step is a file of its own
 

@@ -1,6 +1,7 @@
 // The page starts here: read the data, draw the value table, and show the step that the address names.
 
 import { shown, text } from "./blocks.js";
+import { startAsking } from "./ask.js";
 import { byId, h } from "./dom.js";
 import { foldAll, lineOf, mark, searchValues, startValues } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
@@ -23,6 +24,7 @@ function start() {
   byId("summary").replaceChildren(...report.summary.slice(verdicts).map(shown));
   startValues(byId("rows"));
   noLab = startLab();
+  startAsking();
   startTabs();
   startSearch();
   startTheme();
@@ -42,7 +44,7 @@ function start() {
 
 // -- tabs -------------------------------------------------------------------------------------------------------------
 
-const TABS = ["values", "overview", "picture", "lab"];
+const TABS = ["values", "overview", "picture", "lab", "ask"];
 
 function startTabs() {
   const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));

@@ -84,6 +84,9 @@ export interface Program {
   without?: string;
   guards?: [Operand, number][];
 }
+/** Of a mistake: the place of its sentence in the document's slips, whether it is a plain fact, what comes out. */
+export type KnownMistake = [number, boolean, number[]];
+export interface Exercise { asks: "value" | "gradient" | "update"; row: number; name: string; slack: number; mistakes: KnownMistake[]; after?: number[]; rule?: string }
 export interface Document {
   title: Span[];
   summary: Block[];
@@ -92,6 +95,8 @@ export interface Document {
   sums?: Sum[];
   program?: Program;
   without_program?: string;
+  exercises?: Exercise[];
+  slips?: string[];
 }
 
 /** [tag, text] or [tag, ...children], with a dict of attributes after the tag where there are any. */

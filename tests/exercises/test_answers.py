@@ -1,0 +1,211 @@
+"""`recording.check`: right answers are right, and the mistakes that students make are named, never wrongly.
+
+The wrong answers come from `by_hand`, which works each network out with one mistake in it, apart from chainrule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+import chainrule
+from chainrule.examples import worked_example
+from tests.exercises.by_hand import NAMES, Numbers, Slips
+from tests.exercises.recorded import NETWORKS
+
+EACH = 34  # answers of each of the six networks
+
+
+def rounded(data: Tensor, digits: int) -> Any:
+    """As a student writes a number, or the numbers of a tensor: with so many significant digits."""
+    numbers = [float(f"{x:.{digits}g}") for x in data.reshape(-1).tolist()]
+    return torch.tensor(numbers, dtype=torch.float64).reshape(data.shape).tolist()
+
+
+def made(name: str) -> tuple[chainrule.Recording, Numbers, Numbers, list[tuple[str, str]]]:
+    """A recorded network, its numbers, those worked out by hand, and the slips that can be made."""
+    torch.manual_seed(0)
+    record, by_hand = NETWORKS[name]
+    recording, numbers = record()
+    slips = Slips()
+    right = by_hand(numbers, slips)
+    return recording, numbers, right, list(dict.fromkeys(slips.places))
+
+
+def wrong_answers(name: str) -> Iterator[tuple[str, str, Any]]:
+    """(kind of slip, quantity, answer), of all that a slip changes; not where it makes the gradient vanish."""
+    _, numbers, right, slips = made(name)
+    for slip in slips:
+        for quantity, answer in NETWORKS[name][1](numbers, Slips(slip)).items():
+            true, digits = right[quantity], 6 if quantity.startswith("new") else 4
+            is_right = answer.shape == true.shape and torch.allclose(answer, true, rtol=1e-4, atol=1e-9)
+            vanishes = answer.abs().max() < 1e-6 * true.abs().max()
+            old = numbers.get(quantity.removeprefix("new "))
+            if quantity.startswith("new") and old is not None and old.shape == answer.shape:
+                vanishes |= (answer - old).abs().max() < 0.01 * (true - old).abs().max()
+            if not is_right and not vanishes:
+                yield slip[0], quantity, rounded(answer, digits)
+
+
+def judged(name: str, answers: list[tuple[str, str, Any]]) -> Counter[str]:
+    recording, *_ = made(name)
+    found: Counter[str] = Counter()
+    for kind, quantity, answer in answers:
+        told = recording.check(quantity, answer)
+        assert not told.right, f"{name}: {quantity} = {answer}, with the slip {kind}, counts as right"
+        assert told.mistake is None or NAMES[kind] & set(told.mistake.names), f"{name}: {kind}: {told.sentence}"
+        found["unnamed" if told.mistake is None else "named"] += 1
+        found[kind] += 1
+    return found
+
+
+def test_a_mistake_of_each_kind_is_named() -> None:
+    asked = ("J", "A2", "dJ/dW1", "dJ/dW2", "dJ/db1", "dJ/dA2", "new W2")
+    answers = {each[0]: each for each in wrong_answers("three_layers") if each[1] in asked}
+    found = judged("three_layers", list(answers.values()))
+    assert found["named"] >= 0.9 * len(answers)
+    assert len(answers) >= 12
+
+
+@pytest.mark.slow
+def test_nine_of_ten_mistakes_are_named_and_none_wrongly() -> None:
+    found: Counter[str] = Counter()
+    for name in NETWORKS:
+        answers = list(wrong_answers(name))
+        found += judged(name, random.Random(name).sample(answers, min(EACH, len(answers))))
+    assert found["named"] + found["unnamed"] >= 200
+    assert found["named"] >= 0.9 * (found["named"] + found["unnamed"])
+    assert len(found) - 2 >= 12
+
+
+@pytest.mark.parametrize(
+    "name", [each if each == "lstm" else pytest.param(each, marks=pytest.mark.slow) for each in NETWORKS]
+)
+def test_rounded_right_answers_are_right(name: str) -> None:
+    recording, _, right, _ = made(name)
+    for quantity, true in right.items():
+        for digits in (3, 5, 17):
+            told = recording.check(quantity, rounded(true, digits))
+            assert told.right, f"{quantity} = {rounded(true, digits)}: {told}"
+
+
+@pytest.mark.slow
+def test_random_numbers_have_no_name() -> None:
+    draw = random.Random(1)
+    for name in NETWORKS:
+        recording, _, right, _ = made(name)
+        for _ in range(EACH):
+            quantity = draw.choice(list(right))
+            true = right[quantity]
+            answer = torch.tensor([draw.gauss(0, float(true.abs().max())) for _ in range(true.numel())]).reshape(
+                true.shape
+            )
+            told = recording.check(quantity, rounded(answer, 4 if true.numel() > 1 else 6))
+            assert not told.right
+            assert told.mistake is None, f"{quantity}: {told}"
+
+
+# -- single answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recording() -> chainrule.Recording:
+    model, loss, optimizer = worked_example.build("sgd")
+    with chainrule.record() as recording:
+        worked_example.train_step(model, loss, optimizer)
+    return recording
+
+
+@pytest.mark.parametrize("answer", [0.5747, "-0.5747", "-0.575", "-0.57", -0.57466, torch.tensor(-0.57466)])
+def test_an_answer_has_the_digits_that_it_was_given_with(recording: chainrule.Recording, answer: Any) -> None:
+    told = recording.check("dJ/dW2[0,1]", answer)  # -0.574657
+    assert told.right == (answer != 0.5747)
+
+
+@pytest.mark.parametrize("answer", ["-0.58", -0.5746, -1, 0, "-0.57467", torch.tensor(-0.5746), numpy.float32(-0.5)])
+def test_what_does_not_round_to_it_is_wrong(recording: chainrule.Recording, answer: Any) -> None:
+    assert not recording.check("dJ/dW2[0,1]", answer).right
+
+
+def test_one_digit_is_not_enough(recording: chainrule.Recording) -> None:
+    told = recording.check("J", "0.2")
+    assert not told.right
+    assert "too few digits" in told.sentence
+    assert not recording.check("dJ/dZ1[0,1]", 0).right  # -0.0014
+
+
+def test_elements_and_shapes(recording: chainrule.Recording) -> None:
+    right = recording["W2"].grad
+    assert right is not None
+    assert recording.check("dJ/dW2", right).right
+    assert recording.check("dJ/dW2", right.numpy()).right
+    told = recording.check("dJ/dW2", right.t())
+    assert told.mistake is not None
+    assert told.mistake.name == "transposed"
+    assert "(2, 3)" in told.sentence
+    one = right.clone()
+    one[1, 1] *= -1
+    told = recording.check("dJ/dW2", one)
+    assert told.elements.tolist() == [[True, True, True], [True, False, True]]
+    assert told.sentence == "dJ/dW2 is not right: all is right but dJ/dW2[1,1], and there the sign is wrong."
+    assert "its numbers are right" in recording.check("dJ/dW2", right.reshape(-1)).sentence
+    assert recording.check("new b3", float(recording.parameters["linear3.bias"].after)).right  # type: ignore[arg-type]
+
+
+def test_a_sentence_has_the_numbers(recording: chainrule.Recording) -> None:
+    passed_on = recording["A2"].grad
+    assert passed_on is not None
+    told = recording.check("dJ/dZ2[0,0]", f"{passed_on[0, 0].item():.4g}")
+    assert "Z2 = [[0, 8], [8, 10.1]]" in told.sentence
+    above = recording["Z2"].grad
+    assert above is not None
+    assert "sum of the rows of dJ/dZ2" in recording.check("dJ/db2", above).sentence
+
+
+def test_what_follows_from_an_earlier_wrong_answer(recording: chainrule.Recording) -> None:
+    mine = torch.tensor([[0.5, -0.25], [0.125, 1.0]])
+    data = recording["A1"].data
+    assert data is not None
+    told = recording.check("dJ/dW2", mine.t() @ data, earlier={"dJ/dZ2": mine})
+    assert told.mistake is not None
+    assert told.mistake.name == "follow-up"
+    assert "your dJ/dZ2, which is not right" in told.sentence
+    forward = recording.check("A1", [[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]], earlier={"Z1": [[1, -1, 2], [-2, 3, -1]]})
+    assert forward.mistake is not None
+    assert forward.mistake.name == "follow-up"
+
+
+def test_a_fraction(recording: chainrule.Recording) -> None:
+    with chainrule.record() as third:
+        x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+        x.mean().backward()
+    assert third.check("dJ/dx", ["1/3", "1/3", 0.333]).right
+    assert not third.check("dJ/dx", ["1/3", "1/3", "1/4"]).right
+
+
+@pytest.mark.parametrize(
+    ("quantity", "said"), [("dJ/dW9", "'dJ/dW3'"), ("W", "'W3'"), ("new Z1", "new"), ("dK/dW2", "dJ/dW2")]
+)
+def test_the_nearest_names(recording: chainrule.Recording, quantity: str, said: str) -> None:
+    with pytest.raises(chainrule.errors.MissingError, match=said):
+        recording.check(quantity, 1.0)
+
+
+def test_an_index_outside(recording: chainrule.Recording) -> None:
+    with pytest.raises(chainrule.errors.MissingError, match="out of range"):
+        recording.check("dJ/dW2[2,0]", 1.0)
+
+
+@pytest.mark.parametrize(
+    "answer", ["abc", True, None, [[1.0], [1.0, 2.0]], "1/0", torch.tensor(1j), numpy.array(["1"])]
+)
+def test_what_is_no_number(recording: chainrule.Recording, answer: Any) -> None:
+    with pytest.raises(chainrule.errors.RequestError):
+        recording.check("J", answer)
