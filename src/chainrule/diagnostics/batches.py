@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+from chainrule.diagnostics import gradients  # not its check alone: `_checks_of` takes the checks of a module
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, counted, looked_up
 from chainrule.diagnostics.finding import Finding, Severity, listed
-from chainrule.diagnostics.gradients import CHANGED
 from chainrule.diagnostics.loss_terms import loss_scale
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
@@ -164,7 +164,7 @@ def _micro_scale(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-@CHANGED.in_step
+@gradients.CHANGED.in_step
 def _cleared_between(context: StepContext) -> Iterator[Finding]:
     """Micro-batches of which the optimizer used less than all sent: gradients were cleared between their passes."""
     passes = context.graph.accumulating
@@ -173,7 +173,7 @@ def _cleared_between(context: StepContext) -> Iterator[Finding]:
         if len(several) < MIN_CLEARED or len({each.place for each in passes}) > 1 or not lost or not all(lost):
             continue
         comparison, names = several[0][0], listed([member.name for member in context.members])
-        yield CHANGED.found(
+        yield gradients.CHANGED.found(
             context.name(comparison.measured),
             f"The gradients of {len(several)} micro-batches do not add up: they are cleared between the backward "
             "passes, and the optimizer uses the last ones alone.", (lost[0], f"So it is with {names}."),
