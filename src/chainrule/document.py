@@ -238,7 +238,8 @@ class Program:
     with its slot; `values` and `gradients` say where the numbers of each row are, and what was recorded. `settings` are
     numbers of the optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step
     makes of each parameter; `without` says why there is none. The program holds while each of the `guards` has the
-    number beside it.
+    number beside it. `arriving` has, for each operation that a gradient arrives at, the row of its result and a slot of
+    its own that holds the gradient: all that comes back from it is linear in that slot.
     """
 
     types: tuple[str, ...]
@@ -255,6 +256,7 @@ class Program:
     updates: tuple[Moved, ...] = ()
     without: str = ""
     guards: tuple[tuple[Operand, int], ...] = ()
+    arriving: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

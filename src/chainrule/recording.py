@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
     from chainrule.exercises.answers import Answer
+    from chainrule.live import Lab
     from chainrule.verification_result import Verification
 
 Patterns = str | Iterable[str] | None
@@ -315,6 +316,13 @@ class Recording:
         from chainrule.views import terminal
 
         terminal.render(self.document(brief))
+
+    @apart()
+    def lab(self) -> Lab:
+        """The page with PyTorch behind its lab: shown by a notebook's cell, or served by its `serve()`."""
+        from chainrule.live import Lab
+
+        return Lab(self.graph, self.derivation, self.notation, lambda: self.document(pointing=True))
 
     @apart()
     def save(self, path: str | os.PathLike[str]) -> None:

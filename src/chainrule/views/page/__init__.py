@@ -28,7 +28,8 @@ RUNNING = True
 # In order of dependency: a module imports only from those before it.
 MODULES = (
     "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "values.js", "why.js", "overview.js", "walk.js", "program.js", "lab.js", "ask.js", "main.js",
+    "lanes.js", "values.js", "why.js", "overview.js", "walk.js",
+    "program.js", "engine.js", "field.js", "lab.js", "ask.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
@@ -39,16 +40,20 @@ PICTURED = 160  # rows; the picture of a larger step is a file of its own
 
 
 @gc_paused()
-def written(document: doc.Document) -> str:
-    """The document as one self-contained HTML file."""
+def written(document: doc.Document, lab: dict[str, Any] | None = None) -> str:
+    """The document as one self-contained HTML file.
+
+    `lab` is what its lab must know where that does not compute by itself, but asks: the server of the page, where it
+    has a `token`, else the notebook around it.
+    """
     picture = _picture(document)
     style, script = read("base.css") + read("page.css"), _script()
     styles = [style, *re.findall(r"<style[^>]*>(.*?)</style>", picture, re.DOTALL)]
     parts = {
-        "policy": policy(script, styles),
+        "policy": policy(script, styles, asks=lab is not None and "token" in lab),
         "title": escape(printable(plain(document.title))),
         "style": style,
-        "data": embedded(_data(document)),
+        "data": embedded(_data(document) | ({"lab": lab} if lab else {})),
         "picture": picture,
         "script": script,
     }
@@ -65,12 +70,13 @@ def framed(document: doc.Document) -> str:
     )
 
 
-def policy(script: str, styles: list[str]) -> str:
-    """The content security policy of a page: its one script and its styles, and nothing else."""
+def policy(script: str, styles: list[str], asks: bool = False) -> str:
+    """The content security policy of a page: its one script and its styles, requests if it `asks`, and nothing else."""
     hashes = " ".join(dict.fromkeys(_hash(style) for style in styles))
     return (
         f"default-src 'none'; script-src {_hash(script)}; style-src {hashes}; img-src data:; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        + "connect-src 'self'; " * asks
+        + "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 

@@ -6,6 +6,8 @@ import { useFormulas } from "./dom.js";
 
 /** @type {Document} */
 export let report = { title: [], summary: [], sections: [] };
+/** @type {Page["lab"]} what computes for the lab, where it is not the page's own program */
+export let behind;
 /** @type {Row[]} */
 export let rows = [];
 /** @type {Stop[]} */
@@ -28,6 +30,7 @@ export function load() {
   /** @type {Page} */
   const page = JSON.parse(text);
   report = page.document;
+  behind = page.lab;
   rows = report.rows ?? [];
   useFormulas(page.math);
   for (const section of report.sections) gather(section, []);

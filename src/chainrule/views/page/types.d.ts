@@ -83,6 +83,53 @@ export interface Program {
   updates?: Moved[];
   without?: string;
   guards?: [Operand, number][];
+  arriving?: [number, number][];
+}
+/** What the lab must know before it asks: rows, settings with their values, why there is no update, what is computed. */
+export interface LabFacts {
+  inputs: number[];
+  gradients: number[];
+  updates: number[];
+  settings: [string, number][];
+  without: string;
+  said: string[];
+}
+/** `changes` are (row, place, number) of a base, a step as recorded or after so many updates. */
+export interface LabQuestion {
+  base: number;
+  changes: [number, number, number][];
+  settings: number[];
+  places: [number, number[]][];
+  chosen: [number, number] | null;
+  step: boolean;
+}
+export interface LabTerm { factors: [string, number][]; value: number; text?: string }
+/** An element of a gradient: its sum, and what a measured difference says of it. */
+export interface LabChosen {
+  row: number;
+  place: number;
+  gradient: number;
+  terms: LabTerm[];
+  more: number;
+  total: number;
+  measured: number;
+  step: number;
+  sides: number[];
+  precise: string;
+  verdict: string;
+}
+/** `values`, `gradients` and `after` are (row, numbers): all of a small row, else those at the places asked for. */
+export interface LabAnswer {
+  base: number;
+  loss: number;
+  values: [number, number[]][];
+  gradients: [number, number[]][];
+  after: [number, number[]][];
+  holds: boolean;
+  note: string;
+  predicted: number | null;
+  unpredicted?: number;
+  chosen?: LabChosen;
 }
 /** Of a mistake: the place of its sentence in the document's slips, whether it is a plain fact, what comes out. */
 export type KnownMistake = [number, boolean, number[]];
@@ -103,7 +150,7 @@ export interface Document {
 export type Tree = (string | Record<string, string> | Tree)[];
 /** Shapes of formulas with holes in them; a formula is a shape and the formulas in its holes, or plain text. */
 export interface Formulas { shapes: Tree[]; formulas: (number[] | string)[] }
-export interface Page { format: string; version: number; document: Document; math: Formulas }
+export interface Page { format: string; version: number; document: Document; math: Formulas; lab?: { token?: string; facts: LabFacts } }
 
 /** One stop of the walk: a section, with the sections around it. */
 export interface Stop { section: Section; above: Section[]; whole: boolean; phase: string }
