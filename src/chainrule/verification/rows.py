@@ -244,7 +244,8 @@ def by_convention(conventions: Iterable[AtConvention]) -> str:
     """What PyTorch takes where it does not take the derivative, at which elements, and who says so."""
     where: dict[tuple[str, str], list[str]] = {}
     for each in conventions:
-        places = f"{each.count} of `{each.argument}`, first at {list(each.indices[0])}"
+        places = f"{each.count} element{'s' * (each.count > 1)} of the input `{each.argument}`"
+        places += f", the first at {list(each.indices[0])}" if each.count > 1 else f", at {list(each.indices[0])}"
         where.setdefault((each.choice, each.source), []).append(places)
     return "; ".join(
         f"{choice} ({'; '.join(places)}{f'; source: {source}' if source else ''})"
