@@ -435,6 +435,15 @@ def test_autocast_and_grad_scaler() -> None:
     assert_tied(recording.graph)
 
 
+def test_a_norm_between_casts_of_autocast_passes_on_what_the_cast_takes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    with chainrule.record() as recording:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(torch.randn(3, 4)).square().mean()
+        loss.backward()
+    assert all(node.rule is not None for node in recording.derivation.nodes if node.op is not None)
+
+
 def test_a_weight_that_autocast_cast_before_the_recording() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(3, 2), torch.randn(4, 3, dtype=torch.bfloat16)
