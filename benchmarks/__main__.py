@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import derivation, memory, overhead, page, processes, scale, store, verification, watching
+from benchmarks import derivation, memory, overhead, page, processes, scale, store, verification, views, watching
 
 # The first derivation must be the first in this process; what is large comes last.
 TOPICS: dict[str, ModuleType] = {
@@ -27,6 +27,7 @@ TOPICS: dict[str, ModuleType] = {
     "scale": scale,
     "overhead": overhead,
     "page": page,
+    "views": views,
     "verification": verification,
     "watching": watching,
     "store": store,

@@ -24,7 +24,17 @@ ROOMS = (
     ("exercises",),
     ("report",),
     ("views",),
-    ("progress", "script", "verification_result", "recording", "explain_step", "verify_function", "assertions"),
+    ("live",),
+    (
+        "progress",
+        "script",
+        "verification_result",
+        "notebook_forms",
+        "recording",
+        "explain_step",
+        "verify_function",
+        "assertions",
+    ),
     ("monitor",),
     ("tools",),
     ("worksheets",),
@@ -124,7 +134,7 @@ DEEP = {
     # what is worth a test of its own
     "capture.traits", "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "execution.experiment",
     "execution.perturbation", "graph.comparison", "graph.graph", "graph.reexecution", "graph.storage", "graph.trees",
-    "lab.program", "lab.tracing", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
+    "lab.program", "lab.tracing", "live.server", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
     "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",
     "views.formula", "views.json", "views.layers", "views.terminal",
@@ -138,7 +148,7 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "capture.writes", "monitor", "monitor.examine",
+    "capture", "capture.retention", "capture.writes", "execution.central_differences", "monitor", "monitor.examine",
     "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.watcher", "recording",
     "tools.mcp_server", "tools.pytest_plugin",
 }  # fmt: skip

@@ -24,7 +24,7 @@ OVERLOADS = {
 }
 
 NO_OPERATION = {
-    "": {"norm", "mean", "std", "sum", "where"},  # statistics, and the place of a finding, everywhere
+    "": {"max", "norm", "mean", "std", "sum", "where"},  # statistics, and the place of a finding, everywhere
     "capture/lowering/naming.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "capture/source.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "derivation/contributions.py": {"linear"},  # the structure of a rule
@@ -85,6 +85,7 @@ NO_OPERATION = {
         "transpose",
     },
     "verification/repair_numbers.py": {
+        "amax",
         "cumsum",
         "log_softmax",
         "logsumexp",
@@ -98,6 +99,7 @@ NO_OPERATION = {
     "verification/repair_pairs.py": {"add", "mul", "sub"},
     "verification/repair_samples.py": {"sqrt", "transpose"},
     "verification/repair_steps.py": {"add", "mul", "sub"},
+    "views/page/mathml.py": {"normal"},  # a variant of MathML
     "views/formula.py": {"prod", "sqrt"},  # LaTeX
 }
 """Words that are also the name of an operation, by the file in which they are not."""

@@ -185,6 +185,45 @@ def test_an_update_that_changes_a_tiny_weight_wrongly_is_caught():
     assert re.search("after", "".join(str(span) for span in told[0].text))
 
 
+def checked(optimizer: torch.optim.Optimizer, w: torch.Tensor, moved: float = 0.0) -> str:
+    """The verdict on a step of the optimizer, after which one element was moved by a part of its change."""
+    with chainrule.record(namespace={"w": w}) as recording:
+        optimizer.step()
+    (each,) = recording.graph.updates[0].parameters
+    each.after[0] += (moved * (each.after[0] - each.before[0])).to(w.dtype)
+    return chainrule.Recording.of(recording.graph).verify().updates[0].verdict
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_centred_update_of_a_coarse_type_whose_variance_cancels(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(12, generator=generator).to(dtype).requires_grad_()
+    grad = torch.randn(12, generator=generator).to(dtype)
+    optimizer = torch.optim.RMSprop([w], centered=True, alpha=0.5)
+    for _ in range(8):
+        w.grad = grad.clone()
+        assert checked(optimizer, w) != "disagrees"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad"])
+def test_an_update_moved_by_a_third_of_its_step_disagrees(name: str, dtype: torch.dtype):
+    w = torch.tensor([0.3, -0.5], dtype=dtype, requires_grad=True)
+    optimizer = getattr(torch.optim, name)([w], lr=0.1)
+    for moved, verdict in ((0.0, "agrees"), (0.36, "disagrees")):
+        w.grad = torch.tensor([0.7, -0.4], dtype=dtype)
+        assert checked(optimizer, w, moved) == verdict
+
+
+def test_an_update_with_settings_that_are_tensors_of_a_coarser_type():
+    w = torch.tensor([0.3, -0.5], dtype=torch.float64, requires_grad=True)
+    for options in ({"lr": torch.tensor(0.01)}, {"betas": (torch.tensor(0.9), torch.tensor(0.99))}):
+        optimizer = torch.optim.RAdam([w], **options)
+        for step in range(7):
+            w.grad = torch.tensor([0.7, 0.1 * step - 0.4], dtype=torch.float64)
+            assert checked(optimizer, w, 0.1 * (step == 6)) == ("disagrees" if step == 6 else "agrees")
+
+
 SMALL = ("vae",)
 
 

@@ -645,7 +645,7 @@ def test_a_check_beyond_its_memory_is_left_out_and_says_so():
 def test_many_elements_are_looked_at_in_chunks_that_fit(monkeypatch):
     x = torch.randn(60, 60, dtype=torch.float64, requires_grad=True)
     graph = recorded(lambda: FlippedSign.apply(x).sum().backward())
-    place = "chainrule.execution.experiment.Probe._terms"
+    place = "chainrule.execution.central_differences.Probe._terms"
     chunks, stacked = [], resolve_name(place)
 
     def terms(probe, lines, step):

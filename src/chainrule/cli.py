@@ -392,6 +392,43 @@ def _show_run(file: str, output: str | None, reporter: Reporter) -> int:
     return reporter.finish(reporter.accept(result), 0)
 
 
+@commands.command(cls=ScriptCommand)
+@click.argument("target", metavar="FILE|SCRIPT", type=click.Path())
+@script_arguments
+@module_option
+@step_option
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="By default any that is free.")
+@click.option(
+    "--idle", type=click.FloatRange(min=0, min_open=True), default=60, show_default=True, metavar="MINUTES",
+    help="End when nothing was asked for so long.",
+)  # fmt: skip
+@click.option("--open", "opened", is_flag=True, help="Open the page in the browser.")
+def lab(target: str, args: tuple[str, ...], module: bool, step: int, port: int, idle: float, opened: bool) -> None:
+    """Serve the page of one step, with PyTorch behind its lab: change any number, and everything follows.
+
+    FILE.safetensors is a saved step; a SCRIPT runs up to the end of its N-th training step. The recorded operations
+    run again, and the script's own code does not. The page is served on this machine alone, to who has its address.
+    Ctrl-C ends it.
+
+    \b
+    Examples:
+      chainrule lab step.safetensors
+      chainrule lab train.py --step 3 -- --epochs 1
+    """
+    from chainrule.recording import load
+    from chainrule.script import run_script
+
+    if target.lower().endswith(".safetensors") and not module:
+        recording = load(target)
+    else:
+        outcome = run_script(target, args, step=step, stop=True, module=module)
+        _say_shortfall(outcome)
+        if outcome.recording is None or not outcome.complete:
+            sys.exit(outcome.status or NOTHING)
+        recording = outcome.recording
+    recording.lab().serve(port, 60 * idle, opened, say)
+
+
 @commands.command()
 def mcp() -> None:
     """Serve five tools to an assistant, by the Model Context Protocol on stdin and stdout.

@@ -75,11 +75,22 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
+class Margin:
+    """Numbers at the margin of a matrix, one for each of its rows or columns, under a symbol of their own."""
+
+    symbol: str
+    entries: tuple[float | complex | bool | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """Numbers under a symbol.
 
     `entries` are the numbers in row-major order; None for a large tensor, which has `statistics` instead, and perhaps a
     histogram and a sketch. `shape` is always the true one. Row and column labels are plain text (`Z1[0,1]`).
+
+    `decimals` is how many a reader needs who repeats the calculation that this block is part of. `upstream` is what
+    multiplies each row of a Jacobian, `product` what comes out below each column.
     """
 
     symbol: str
@@ -93,6 +104,9 @@ class Tensor:
     label: str = ""
     histogram: Histogram | None = None
     sketch: Sketch | None = None
+    decimals: int = 4
+    upstream: Margin | None = None
+    product: Margin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +177,11 @@ class Row:
     `inputs` are the rows that it was computed from, `module` is the path of the module that it was computed in.
     `forward` and `backward` are the anchors of the sections that work out the value and its gradient; `verdict` is the
     result of the check of its autograd node. `update` is, for a parameter, the norm of the optimizer's change over the
-    norm of the parameter before it.
+    norm of the parameter before it. `step` is the anchor of the backward step that passes its gradient on,
+    `updates` are those of what the optimizers did to a parameter.
+
+    `layout` is whether the operation only lays the numbers of its one input out anew (`view`, `transpose`, `expand`);
+    `taken` then has, for each element of a small one, the place of the input's element in row-major order.
     """
 
     index: int
@@ -182,6 +200,10 @@ class Row:
     backward: tuple[str, ...] = ()
     verdict: Kind | None = None
     update: float | None = None
+    step: str | None = None
+    updates: tuple[str, ...] = ()
+    layout: bool = False
+    taken: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +227,13 @@ class Summand:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The terms that add up to one number."""
+    """The terms that add up to one number. Where it is the largest or smallest of some, `chosen` are those: more than
+    one at a tie."""
 
     of: Source
     text: str
     summands: tuple[Summand, ...]
+    chosen: tuple[Source, ...] = ()
 
 
 Operand = Any
@@ -238,7 +262,8 @@ class Program:
     with its slot; `values` and `gradients` say where the numbers of each row are, and what was recorded. `settings` are
     numbers of the optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step
     makes of each parameter; `without` says why there is none. The program holds while each of the `guards` has the
-    number beside it.
+    number beside it. `arriving` has, for each operation that a gradient arrives at, the row of its result and a slot of
+    its own that holds the gradient: all that comes back from it is linear in that slot.
     """
 
     types: tuple[str, ...]
@@ -255,6 +280,7 @@ class Program:
     updates: tuple[Moved, ...] = ()
     without: str = ""
     guards: tuple[tuple[Operand, int], ...] = ()
+    arriving: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
     ChainruleError
      ├── RecordingError        a recording cannot be made or read (nested record, a script that never trains, ...)
      │    ├── MissingError     the recording is fine, but does not hold what was asked for (a name, an index, a step)
+     │    ├── NoLabError       the step cannot run again on other numbers (a hook changed a gradient, ...)
      │    └── ReplayError      what was not kept cannot be recomputed (a parameter was overwritten, ...)
      ├── RequestError          an option has a value that means nothing (a share of the nodes above 1, ...)
      ├── RuleError             a rule broke its contract (number of gradients, shape)
@@ -37,6 +38,10 @@ class MissingError(RecordingError, LookupError):
 
 class ReplayError(RecordingError):
     """What was not kept cannot be recomputed, or comes out otherwise than it was; the message says where and why."""
+
+
+class NoLabError(RecordingError):
+    """A step that cannot run again on other numbers, so that it has no lab; the message says why."""
 
 
 class RequestError(ChainruleError, ValueError):

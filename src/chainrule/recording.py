@@ -30,6 +30,7 @@ from chainrule.graph.names import Notation, find_value
 from chainrule.graph.reexecution import apart, unobserved
 from chainrule.graph.snapshot import Parameter
 from chainrule.graph.statistics_cache import StatisticsCache
+from chainrule.notebook_forms import Findings, shown
 from chainrule.progress import bar
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from chainrule.diagnostics import Finding, Thresholds
     from chainrule.document import Document
     from chainrule.exercises.answers import Answer
+    from chainrule.live import Lab
     from chainrule.verification_result import Verification
 
 Patterns = str | Iterable[str] | None
@@ -168,7 +170,7 @@ class Recording:
         Of several values of one name (`x` in a loop) it is the last; `x@1` is the first.
         Raises MissingError, with near matches, where nothing has that name.
         """
-        return self.graph.values[find_value(self.graph, name)]
+        return shown(self.graph.values[find_value(self.graph, name)])
 
     @cached_property
     @apart()
@@ -223,7 +225,7 @@ class Recording:
         """
         from chainrule.derivation.why import why
 
-        return why(self.graph, self.derivation, self.notation, name, index)
+        return shown(why(self.graph, self.derivation, self.notation, name, index))
 
     @apart()
     def depends(self, of: str, on: str) -> Dependence:
@@ -255,7 +257,7 @@ class Recording:
         memory = MEMORY if memory is None else memory
         with bar("verifying nodes") as progress:
             check = verify(self.graph, only=only, sample=sample, alike=alike, memory=memory, progress=progress)
-        found = Verification.of(with_names(check, self.graph, lambda: self.derivation))
+        found = shown(Verification.of(with_names(check, self.graph, lambda: self.derivation)))
         if whole:
             self._verification = found
         return found
@@ -281,7 +283,8 @@ class Recording:
         numbers, checks that need them are left out, and others use the statistics.
         Raises SilenceError for an id that no finding has.
         """
-        return self._findings if thresholds is None and not silence else self._found(thresholds, silence)
+        found = self._findings if thresholds is None and not silence else self._found(thresholds, silence)
+        return shown(Findings(found))
 
     @apart()
     def _found(self, thresholds: Thresholds | None, silence: Collection[str]) -> tuple[Finding, ...]:
@@ -315,6 +318,13 @@ class Recording:
         from chainrule.views import terminal
 
         terminal.render(self.document(brief))
+
+    @apart()
+    def lab(self) -> Lab:
+        """The page with PyTorch behind its lab: shown by a notebook's cell, or served by its `serve()`."""
+        from chainrule.live import Lab
+
+        return Lab(self.graph, self.derivation, self.notation, lambda: self.document(pointing=True))
 
     @apart()
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from chainrule.document import Kind
 from chainrule.errors import RecordingError, RequestError
-from chainrule.execution.experiment import nothing_left_behind
+from chainrule.execution.experiment import in_one_line, nothing_left_behind
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.graph import Node
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.recording import Recording, record
 from chainrule.report.headline import with_names
-from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition
+from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition, random_upstream
 from chainrule.verification.gradient_check import FUNCTION, Rows, constraint_of
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification.rows import GradientCheck, Row
@@ -174,7 +174,8 @@ class _Function:
         if constraint := next(filter(None, map(constraint_of, graph.operations)), ""):
             node = replace(graph.nodes[-1], index=count, name=name, operation=None, leaf=None)
             return [Row(node, None, "not checked", constraint, own=FUNCTION)]
-        second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), first.outs)
+        upstream = [g for g in random_upstream(first.outs) if g is not None]
+        second = second_derivative(self.call, self.fn, self.given, _names(self.fn, *self.given), upstream)
         found = _Function(second.function, second.inputs, {}, runs=self.fn).attempt(TWICE)
         made = [] if found is None else found.check.rows
         rows = [row for row in made if row.node.function_class is second.function]
@@ -230,7 +231,7 @@ class _Function:
                     return None
                 refused = isinstance(error, (OnceError, NotImplementedError)) or "is not implemented" in str(error)
                 verdict: Kind = "not checked" if condition is TWICE and refused else "disagrees"
-                row = Row(blamed, blamed.place, verdict, f"its backward raises {_said(error)}", own=FUNCTION)
+                row = Row(blamed, blamed.place, verdict, f"its backward raises {in_one_line(error)}", own=FUNCTION)
                 check = GradientCheck((row,), (0, 1))
             elif first:
                 check = check_gradients(recording.graph)
@@ -331,12 +332,7 @@ def _failed(name: str, where: str, error: Exception) -> RecordingError:
     lines = str(error).strip().splitlines()
     writes = lines and "a leaf Variable that requires grad" in lines[0]
     advice = f" It writes to what it is given: chainrule.verify(lambda x: {name}(x.clone()), x)." if writes else ""
-    return RecordingError(f"chainrule.verify: {name} failed {where}: {_said(error)}{advice}")
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
+    return RecordingError(f"chainrule.verify: {name} failed {where}: {in_one_line(error)}{advice}")
 
 
 def _nothing(name: str, inputs: list[Tensor], out: Any) -> str:

@@ -12,6 +12,7 @@ from tests.bed.running import Found, Result
 NAMED, FOUND, MISSED, MISLEADING = "named", "found, not first", "missed", "misleading"
 QUIET, ALARM = "quiet", "alarm"
 FAILED = "failed"
+NO_STEP = "no step"
 GOALS = {"every=1": 0.90, "every=10": 0.75}  # the least share of causes that are named
 MISLEADING_GOAL = 0.02  # the largest share of faults
 ALARMS_GOAL = 2  # of healthy trainings in single steps; a watch must raise none
@@ -31,7 +32,10 @@ def judge(script: Script, result: Result, healthy: bool = False) -> Verdict:
     """Compare what was found with what the script says of itself."""
     if re.search(r'File ".*chainrule/.*\.py"|ChainruleWarning.*(ended|failed)', result.said):
         return Verdict(script, result, FAILED, result.said.strip()[-200:])
-    if result.status not in (0, 1) or (result.status == 1 and "backward-failed" not in script.ids("expect")):
+    if not script.faulty and "ended without a training step" in result.said:
+        return Verdict(script, result, NO_STEP, "")  # the command says that it needs an optimizer
+    raises = not {"backward-failed", "forward-failed"}.isdisjoint([*script.ids("expect"), *script.ids("effects")])
+    if result.status not in (0, 1) or (result.status == 1 and not raises):
         return Verdict(script, result, FAILED, f"status {result.status}: {result.said.strip()[-200:]}")
     above = [each for each in result.found if each.severity != "note"]
     if healthy or not script.faulty:
@@ -102,6 +106,8 @@ def _totals(verdicts: list[Verdict], how: str) -> tuple[list[str], list[str]]:
         lines.append(f"{how}: {healthy} healthy: {counts[ALARM]} with an alarm above a note")
         if counts[ALARM] > (goal := 0 if watched else ALARMS_GOAL):
             missed.append(f"{how}: {counts[ALARM]} healthy trainings raise an alarm; the goal is at most {goal}")
+    if counts[NO_STEP]:
+        lines.append(f"{how}: {counts[NO_STEP]} without an optimizer, so that the command finds no step")
     if counts[FAILED]:
         missed.append(f"{how}: {counts[FAILED]} scripts failed")
     return lines, missed

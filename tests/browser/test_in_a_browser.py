@@ -90,7 +90,7 @@ def test_every_number_on_the_page_is_the_documents(open_page, worked):
         if not shown.count():  # a heading, which has no stop of its own
             continue
         expected = [number(entry) for b in section.blocks if isinstance(b, Tensor) for entry in b.entries or ()]
-        assert shown.locator("td.number").all_inner_texts() == expected
+        assert shown.locator(".tensor td.number").all_inner_texts() == expected
 
 
 def test_the_value_table_has_each_value_beside_its_gradient(open_page, worked):
@@ -159,7 +159,7 @@ def test_modules_fold_and_names_are_searched(open_page, worked):
     page.keyboard.type("relu")
     assert page.locator("li.row").count() == 2
     page.fill("#search", "nothing like that")
-    assert page.inner_text("#rows") == "No value has that name."
+    assert page.inner_text("#rows") == "No value has that name or number."
 
 
 def test_repeated_blocks_are_folded_at_first(open_page):

@@ -5,6 +5,8 @@ import re
 import pytest
 
 from chainrule import runs
+from chainrule.graph.history import StepFacts
+from chainrule.graph.statistics import Statistics
 from tests.runs import sick
 from tests.views import hostile
 from tests.views.test_run_page import render
@@ -112,6 +114,51 @@ def test_cells_that_are_not_finite_are_marked(open_run):
         }"""
     )
     assert pixel == [220, 38, 38, 255]
+
+
+def test_a_link_to_a_finding_and_its_button_lead_to_its_column_wherever_it_is(open_run):
+    page = open_run()
+    page.click("#findings button >> nth=1")  # since step 10
+    for _ in range(4):
+        page.click("#in")
+    assert page.inner_text("#readout h2") == "step 10"
+    page.click("#finding-3 button")
+    assert page.inner_text("#readout h2") == "step 1,500"
+    page.evaluate("location.hash = '#finding-1'")
+    page.wait_for_function("document.querySelector('#readout h2').innerText === 'step 2,810'")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert page.inner_text("#readout h2") == "step 2,810"
+
+
+def test_exact_zeros_are_hatched_and_blanks_explained(open_run, tmp_path):
+    writer = runs.Writer(tmp_path / "run.db", every=1, versions={})
+    for step in range(1, 21):
+        norms = {"dead.weight": 0.0, "live.weight": 1.0, **({"late.weight": 2.0} if step > 10 else {})}
+        figures = [
+            runs.Figure(
+                "parameter gradient", name, place, "Linear", "", Statistics(4, norm, 0, norm, -norm, norm, 0, 0)
+            )
+            for place, (name, norm) in enumerate(norms.items())
+        ]
+        writer.add(StepFacts(step, 1e9 + step, 1.0, (0.1,), skipped=False, scale=None), figures)
+    writer.close()
+    with runs.open(tmp_path / "run.db") as run:
+        page = open_run(render(run))
+    column = """() => {
+        const canvas = document.querySelector(".heat-over-time canvas");
+        return [...canvas.getContext("2d").getImageData(0, 0, 1, 3).data];
+    }"""
+    data = page.evaluate(column)
+    zero, live, blank = data[:4], data[4:8], data[8:]
+    assert zero[3] == 0  # a zero shows the ground, which is hatched
+    ground = "getComputedStyle(document.querySelector('.heat-over-time .plot')).backgroundImage"
+    assert "repeating-linear-gradient" in page.evaluate(ground)
+    assert live[3] == blank[3] == 255
+    assert live != blank == [252, 252, 251, 255]  # the paper
+    assert page.inner_text(".keys").startswith("exactly 0")
+    page.locator(".heat-over-time .plot").first.hover(position={"x": 2, "y": 45})
+    assert "no number" in page.inner_text("#readout")
 
 
 @pytest.mark.parametrize("width", [400, 800, 1400])

@@ -198,6 +198,19 @@ def test_the_nearest_names(recording: chainrule.Recording, quantity: str, said: 
         recording.check(quantity, 1.0)
 
 
+def test_what_has_no_numbers_to_ask_for() -> None:
+    model, z = torch.nn.Linear(200, 200), torch.randn(2, dtype=torch.cfloat, requires_grad=True)
+    with chainrule.record(keep="statistics") as large:
+        out = model(torch.randn(100, 200))
+        (out.sum() + z.abs().sum() * float("nan")).backward()
+    with pytest.raises(chainrule.errors.MissingError, match="statistics"):
+        large.check("out", 1.0)
+    with pytest.raises(chainrule.errors.MissingError, match="is complex"):
+        large.check("dJ/dz", 1.0)
+    assert large.check("J", "nan").right
+    assert not large.check("J", 1.0).right
+
+
 def test_an_index_outside(recording: chainrule.Recording) -> None:
     with pytest.raises(chainrule.errors.MissingError, match="out of range"):
         recording.check("dJ/dW2[2,0]", 1.0)

@@ -251,6 +251,12 @@ def test_a_rate_that_collapses_by_equal_factors(name, every):
     assert ("scheduler-per-batch" in found_over(history_of(schedule, every))) == faulty
 
 
+@pytest.mark.parametrize(("period", "expected"), [(4, True), (40, False)])
+def test_a_rate_that_swings(period, expected):
+    history = history_of(lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, period), 1)
+    assert ("scheduler-per-batch" in found_over(history)) == expected
+
+
 def test_with_the_whole_data_in_each_step_an_epoch_is_one_step():
     schedule, _ = SCHEDULES["StepLR"]
     assert "scheduler-per-batch" not in found_over(history_of(schedule, 1, batches_change=False))

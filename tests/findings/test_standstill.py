@@ -290,6 +290,30 @@ def test_many_backward_passes_that_are_no_fault(case, every):
     assert [finding for finding in watch.findings if finding.id == "step-not-called"] == []
 
 
+@pytest.mark.parametrize(("skipped", "severities"), [(19, []), (20, ["error"])])
+def test_steps_that_are_all_skipped(skipped, severities):
+    steps = [StepFacts(step, 0.0, 1.0, skipped=step > 5, scale=2.0**40) for step in range(1, 6 + skipped)]
+    found = [each for each in findings_over_time(History(steps), {}) if each.id == "step-not-called"]
+    assert [each.severity for each in found] == severities
+    assert all((each.since, each.title) == (6, "Every step is skipped") for each in found)
+
+
+@pytest.mark.parametrize("how", ["never", "by hand", "few"])
+def test_a_training_that_never_steps(how):
+    model, x = network(), torch.randn(16, 8)
+    optimizer = torch.optim.Adam(model.parameters())
+    with chainrule.watch(model) as watch:
+        for _ in range(5 if how == "few" else 30):
+            model.zero_grad()
+            model(x).square().mean().backward()
+            if how == "by hand":
+                for parameter in model.parameters():
+                    parameter.data -= 1e-3 * parameter.grad
+    found = [each for each in watch.findings if each.id == "step-not-called"]
+    assert [(each.severity, each.since) for each in found] == ([("error", 1)] if how == "never" else [])
+    assert optimizer.state == {}
+
+
 def test_what_a_history_says_of_passes_without_a_step():
     history = History([StepFacts(1, 0.0, 1.0)], unstepped=Unstepped(1, 20, 2))
     (finding,) = findings_over_time(history, {})

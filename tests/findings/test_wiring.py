@@ -346,6 +346,23 @@ def test_large_updates_that_something_else_takes_back_are_a_note(back):
 
 
 @pytest.mark.trains
+@pytest.mark.parametrize("back", [False, True])
+def test_between_watched_steps_a_look_tells_that_something_else_changed_the_parameters(back):
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chainrule.watch(model, optimizer, every=5) as watch:
+        for _ in range(31):
+            start = {name: each.clone() for name, each in model.state_dict().items()}
+            optimizer.zero_grad()
+            model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+            if back:
+                model.load_state_dict(start)
+    known = [facts.rewritten for facts in watch.history.steps]
+    assert known[2:] == [back] * (len(known) - 2)  # after step 1 no pass has been seen yet
+
+
+@pytest.mark.trains
 def test_an_update_that_loses_numbers_comes_before_what_it_breaks():
     """Adam in float16: its eps is 0, and so are the squares of small gradients."""
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).half()

@@ -4,6 +4,7 @@ import torch
 from tests.mutants import NAMED, Operation, mutants, right, step, tried
 from tests.mutants.bed import BACKWARDS, Trial, judge, trials
 from tests.mutants.operations import OPERATIONS
+from tests.mutants.recent import RECENT
 
 EVERY = list(mutants())
 QUICK = EVERY[::80]
@@ -76,3 +77,14 @@ def test_the_written_mutants_are_flagged_and_most_are_named_and_few_falsely():
 def test_the_right_twins_raise_no_alarm():
     judged = [judge(trial) for trial in [*trials(wrong=False)][::5]]
     assert not [each.trial.name for each in judged if each.flagged or each.elsewhere]
+
+
+@pytest.mark.sweep
+@pytest.mark.slow
+def test_mutants_of_recent_layers():
+    right = [judge(Trial(each, None, 0, torch.float32)) for each in RECENT]
+    assert not [each.trial.name for each in right if each.flagged or each.elsewhere]
+    judged = [judge(Trial(each, wrong, 0, torch.float32)) for each in RECENT for wrong in range(len(each.wrong))]
+    assert not [each.trial.name for each in judged if not each.flagged or each.elsewhere]
+    assert sum(each.named for each in judged) >= 0.9 * len(judged)
+    assert sum(each.falsely for each in judged) <= 0.02 * len(judged)

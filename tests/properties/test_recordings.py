@@ -12,6 +12,7 @@ import chainrule
 from chainrule import views
 from chainrule.document import Verdict
 from tests.properties.networks import Network, networks
+from tests.views.pages import data_of
 
 WRONG = Network(("linear", "wrong", "relu"), width=2, batch=2, optimizer="sgd", seed=0)
 few = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,7 +92,7 @@ def of_json(text):
 
 
 def of_page(text):
-    return of_json(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    return of_json(json.dumps(data_of(text)))
 
 
 SHOWN = {".txt": of_terminal, ".md": of_markdown, ".tex": of_latex, ".json": of_json, ".html": of_page}
@@ -124,7 +125,6 @@ def test_a_step_is_shown_with_the_verdicts_of_the_proof(network):
     assert any(row.verdict == "disagrees" for row in rows) == ("disagrees" in of_nodes)
     for suffix in (".json", ".html"):
         text = views.written(recording.document(pointing=True), suffix)
-        if suffix == ".html":
-            text = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-        written = [row.get("verdict") for row in json.loads(text)["document"]["rows"]]
+        data = data_of(text) if suffix == ".html" else json.loads(text)
+        written = [row.get("verdict") for row in data["document"]["rows"]]
         assert written == [row.verdict for row in rows]

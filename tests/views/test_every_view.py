@@ -1,5 +1,6 @@
 """Every suffix that the package names writes a file, of a small step and of one with blocks that are alike."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import chainrule
 from chainrule.examples import worked_example
 from chainrule.views import by_suffix
 from tests.browser.transformer import Transformer
+from tests.views.pages import data_of
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def test_it_writes_a_file_that_names_what_is_told(suffix: str, name: str, reques
     recording = request.getfixturevalue(name)
     recording.save(tmp_path / f"step{suffix}")
     text = (tmp_path / f"step{suffix}").read_text(encoding="utf-8")
+    text += json.dumps(data_of(text)) if suffix == ".html" else ""
     assert ("linear2" if name == "worked" else "ln_1") in text.replace("\\_", "_")
     told_once = "h.1 and h.2" in text
     assert told_once == (name == "deep" and suffix != ".svg")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from dataclasses import MISSING, fields
 from html.parser import HTMLParser
@@ -17,6 +16,7 @@ from chainrule import document as doc
 from chainrule import views
 from chainrule.views.json import BLOCKS
 from tests.views import hostile
+from tests.views.pages import data_of
 
 PAGE = Path(views.__file__).parent / "page"
 TYPES = (PAGE / "types.d.ts").read_text(encoding="utf-8")
@@ -46,12 +46,6 @@ class Elements(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.found:
             self.texts.setdefault(self.found[-1][0], []).append(data)
-
-
-def data_of(html: str) -> dict[str, Any]:
-    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
-    assert text is not None
-    return json.loads(text[1])  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", hostile.NAMES, ids=range(len(hostile.NAMES)))

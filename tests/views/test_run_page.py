@@ -12,7 +12,8 @@ from chainrule import runs
 from chainrule.errors import StorageError
 from tests.runs import made_up, sick
 from tests.views import hostile
-from tests.views.test_page import Elements, data_of, script_of
+from tests.views.pages import data_of
+from tests.views.test_page import Elements, script_of
 
 FOLDER = Path(runs.__file__).parent / "monitor" / "run_page"
 COLUMNS = 600  # of a page: what a screen can show

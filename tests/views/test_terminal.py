@@ -1,7 +1,7 @@
 import io
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from chainrule.document import (
     Code,
     Document,
     Equation,
+    Margin,
     Math,
     Paragraph,
     Section,
@@ -58,13 +59,11 @@ The cost is J = 1/m.
 
 ━━ Forward ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━
 
-Layer 1: linear1
-────────────────
+── Layer 1: linear1
 
 Text.
 
-Next
-────
+── Next
 
 ▸ deeper
 
@@ -87,12 +86,7 @@ def test_formulas_in_a_row_stand_together_behind_their_labels() -> None:
         Equation(r"Z^{[1]} = X\,{W^{[1]}}^{T} + b^{[1]}", "forward"),
         Equation(r"\begin{aligned} J &= 1 \\ &= 2 \end{aligned}", "cost"),
         Equation("a = b"),
-    ) == (
-        "    forward             Z1 = X W1ᵀ + b1\n"
-        "    cost                J = 1\n"
-        "                          = 2\n"
-        "    a = b"
-    )
+    ) == ("    forward           Z1 = X W1ᵀ + b1\n    cost              J = 1\n                        = 2\n    a = b")
 
 
 def test_tensors_of_every_rank() -> None:
@@ -151,29 +145,44 @@ JACOBIAN = tensor(
 def test_a_jacobian_shows_its_blocks() -> None:
     assert shown(JACOBIAN) == (
         "    dZ1/dW1 =   (4, 4)\n"
-        "                │ W1[0,0]  W1[0,1] │ W1[1,0]  W1[1,1]\n"
-        "                ┼──────────────────┼─────────────────\n"
-        "        Z1[0,0] │     1          2 │     0          0\n"
-        "        Z1[0,1] │     0          0 │     1          2\n"
-        "                ┼──────────────────┼─────────────────\n"
-        "        Z1[1,0] │     3.5        4 │     0          0\n"
-        "        Z1[1,1] │     0          0 │     3.5        4"
+        "            │ W1[0,0]  W1[0,1] │ W1[1,0]  W1[1,1]\n"
+        "            ┼──────────────────┼─────────────────\n"
+        "    Z1[0,0] │     1          2 │     0          0\n"
+        "    Z1[0,1] │     0          0 │     1          2\n"
+        "    Z1[1,0] │     3.5        4 │     0          0\n"
+        "    Z1[1,1] │     0          0 │     3.5        4"
     )
 
 
-def test_a_wide_jacobian_is_cut_between_blocks() -> None:
-    assert shown(JACOBIAN, width=50).split("\n")[1:9] == [
-        "                │ W1[0,0]  W1[0,1]",
-        "                ┼─────────────────",
-        "        Z1[0,0] │     1          2",
-        "        Z1[0,1] │     0          0",
-        "                ┼─────────────────",
-        "        Z1[1,0] │     3.5        4",
-        "        Z1[1,1] │     0          0",
+def test_a_jacobian_has_what_it_is_multiplied_with_and_what_comes_out_at_its_margins() -> None:
+    upstream = Margin(r"\frac{\partial J}{\partial Z^{[1]}}", (0.5, -0.1234567, 0, 2))
+    product = Margin(r"\frac{\partial J}{\partial W^{[1]}}", (0.5, 1, 6.8765433, 8))
+    assert shown(replace(JACOBIAN, upstream=upstream, product=product, decimals=5)) == (
+        "    dZ1/dW1 =   (4, 4)\n"
+        "      dJ/dZ1          │ W1[0,0]  W1[0,1] │ W1[1,0]  W1[1,1]\n"
+        "                      ┼──────────────────┼─────────────────\n"
+        "     0.5      Z1[0,0] │     1          2 │  0             0\n"
+        "    -0.12346  Z1[0,1] │     0          0 │  1             2\n"
+        "     0        Z1[1,0] │     3.5        4 │  0             0\n"
+        "     2        Z1[1,1] │     0          0 │  3.5           4\n"
+        "                      ┼──────────────────┼─────────────────\n"
+        "              dJ/dW1  │     0.5        1 │  6.8765        8"
+    )
+    with pytest.raises(ValueError, match=r"^tensor .* has 4 rows or columns, but 3 numbers at their margin\.$"):
+        shown(replace(JACOBIAN, upstream=replace(upstream, entries=(1, 2, 3))))
+
+
+def test_a_wide_jacobian_has_indices_for_labels_and_is_cut_between_blocks() -> None:
+    assert shown(JACOBIAN, width=46).split("\n")[1] == "          │ [0,0]  [0,1] │ [1,0]  [1,1]"
+    assert shown(JACOBIAN, width=32).split("\n")[1:8] == [
+        "          │ [0,0]  [0,1]",
+        "          ┼─────────────",
+        "    [0,0] │   1        2",
+        "    [0,1] │   0        0",
+        "    [1,0] │   3.5      4",
+        "    [1,1] │   0        0",
         "",
     ]
-    narrow = shown(JACOBIAN, width=30)
-    assert [narrow.count(label) for label in JACOBIAN.column_labels] == [1, 1, 1, 1]
 
 
 def test_no_row_of_numbers_is_ever_wider_than_the_terminal() -> None:
@@ -212,10 +221,10 @@ def test_a_table() -> None:
     rows = (((Code("linear1.weight"),), ("(3, 2)",)), ((Math("b^{[1]}"),), ("(3,)",)))
     assert shown(Table(("parameter", "shape"), rows, "Parameters")) == lines("""
     Parameters
-    parameter        shape
-    ───────────────────────
-    linear1.weight   (3, 2)
-    b1               (3,)
+    parameter       shape
+    ──────────────────────
+    linear1.weight  (3, 2)
+    b1              (3,)
 """)
 
 

@@ -104,12 +104,18 @@ def derive(graph: Graph) -> Derivation:
     return Derivation(tuple(_steps(graph, node_steps)), tuple(node_steps), graph.summed(of_passes), of_passes)
 
 
-def walked(graph: Graph) -> tuple[list[NodeStep], dict[int, dict[int, Tensor]]]:
-    """The rule's step at each node of every backward pass, and the gradients of each pass by value."""
+def walked(
+    graph: Graph, arrived: Callable[[int, Tensor], Tensor] = lambda _, gradient: gradient
+) -> tuple[list[NodeStep], dict[int, dict[int, Tensor]]]:
+    """The rule's step at each node of every backward pass, and the gradients of each pass by value.
+
+    `arrived` takes what arrives at an operation, with the value that it is the gradient of; the walk goes on with what
+    it gives.
+    """
     node_steps: list[NodeStep] = []
     of_passes: dict[int, dict[int, Tensor]] = {}
     for backward, ran in graph.passes():
-        node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}))
+        node_steps += _walk(graph, backward, ran, of_passes.setdefault(backward, {}), arrived)
     return node_steps, of_passes
 
 
@@ -194,7 +200,11 @@ def contributions_of(
 
 
 def _walk(
-    graph: Graph, backward: int, ran: dict[int, NodeExecution], gradients: dict[int, Tensor]
+    graph: Graph,
+    backward: int,
+    ran: dict[int, NodeExecution],
+    gradients: dict[int, Tensor],
+    arrived: Callable[[int, Tensor], Tensor],
 ) -> Iterator[NodeStep]:
     """One backward pass, from its roots, each node after all nodes that send it a gradient."""
     arriving: dict[int, dict[int, Tensor]] = {}
@@ -212,6 +222,12 @@ def _walk(
             upstream = execution.upstream  # a user's hook changed what arrived, and the walk goes on from there
         if not all_have_numbers(*upstream):
             upstream = execution.upstream  # what came before was not kept; what arrived here may have been
+        if node.operation is not None:
+            outputs = (*node.outputs, *[None] * (len(upstream) - len(node.outputs)))
+            upstream = tuple(
+                g if g is None or value is None else arrived(value, g)
+                for g, value in zip(upstream, outputs, strict=False)
+            )
         step = _asked(graph, ran, _step_back(graph, node, execution, backward, upstream))
         for slot, value in enumerate(node.outputs):
             if value is not None and slot < len(upstream) and upstream[slot] is not None:

@@ -142,11 +142,11 @@ def _axis(walk: Reaches, until: int, of: str) -> AxisDependence:
         if walk.returned():
             raise CannotRunError("it goes through a backward pass of the step, whose gradients come back as data")
         part = Perturbation(walk.graph, walk.source, until, walk.lineage)
+        base = part.base
+        seen = measured(part.data, axis, lambda given: part.run(given).get(until, base))
     except CannotRunError as error:
         words = f"{said(bound, None, of)}. Structure; not measured: {error}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=str(error))
-    base = part.base
-    seen = measured(part.data, axis, lambda given: part.run(given).get(until, base))
     if seen.count == 0:
         words = f"{said(bound, None, of)}. Structure; not measured: {seen.unknown}."
         return AxisDependence(axis, size, bound, None, "structure", words, unknown=seen.unknown)

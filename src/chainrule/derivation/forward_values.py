@@ -342,8 +342,13 @@ def _sides(found: Element, result: Any, name: Named) -> Iterator[str]:
 
 
 def _in_numbers(found: Element, result: Any) -> str:
-    decimals = enough(lambda count: found.at(lambda leaf: _rounded(leaf, count)), result)
+    decimals = decimals_of(found, result)
     return found.written(lambda leaf: _number(leaf, decimals))
+
+
+def decimals_of(found: Element, result: Any) -> int:
+    """How many decimals the numbers of a formula need so that a reader gets the printed result."""
+    return enough(lambda count: found.at(lambda leaf: _rounded(leaf, count)), result)
 
 
 def symbol(leaf: Element, name: Named) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+from chainrule.diagnostics import gradients  # not its check alone: `_checks_of` takes the checks of a module
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, counted, looked_up
 from chainrule.diagnostics.finding import Finding, Severity, listed
@@ -15,6 +16,7 @@ from chainrule.diagnostics.loss_terms import loss_scale
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
 from chainrule.graph.comparison import FLOAT32, same_statistics
+from chainrule.graph.snapshot import ParameterUpdate
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 
@@ -160,6 +162,47 @@ def _micro_scale(context: StepContext) -> Iterator[Finding]:
             place=context.place(comparison.operation),
             severity="note" if count < MANY or rescaled or clipped else "warning",
         )  # fmt: skip
+
+
+@gradients.CHANGED.in_step
+def _cleared_between(context: StepContext) -> Iterator[Finding]:
+    """Micro-batches of which the optimizer used less than all sent: gradients were cleared between their passes."""
+    passes = context.graph.accumulating
+    for several in _micro_batches(context):
+        lost = [_lost_between(context, member) for member in context.members]
+        if len(several) < MIN_CLEARED or len({each.place for each in passes}) > 1 or not lost or not all(lost):
+            continue
+        comparison, names = several[0][0], listed([member.name for member in context.members])
+        yield gradients.CHANGED.found(
+            context.name(comparison.measured),
+            f"The gradients of {len(several)} micro-batches do not add up: they are cleared between the backward "
+            "passes, and the optimizer uses the last ones alone.", (lost[0], f"So it is with {names}."),
+            place=passes[0].place, severity="warning", title=CLEARED, advice=CLEAR_ONCE,
+        )  # fmt: skip
+
+
+MIN_CLEARED = 3  # micro-batches
+CLEARLY = 0.1  # relative difference of the norms
+CLEARED = "Gradients of micro-batches are cleared"
+CLEAR_ONCE = "Call zero_grad() once for each step of the optimizer, outside of the loop over the micro-batches."
+
+
+def _lost_between(context: StepContext, member: ParameterUpdate) -> str:
+    """What shows that a gradient is not the sum of what the passes sent, though the optimizer took it as it was."""
+    known = context.parameter(member)
+    if known is None or known.value in context.graph.hooked:
+        return ""
+    sent, left, used = context.statistics(known.value, gradient=True), context.gradient(known), context.gradient(member)
+    if sent is None or left is None or used is None or not left.norm or sent.not_finite:
+        return ""
+    clipped = any(each.kind.startswith("clip") for each in context.graph.events)
+    taken = clipped or math.isclose(used.norm, left.norm, rel_tol=1e-3)
+    if not taken or math.isclose(sent.norm, left.norm, rel_tol=CLEARLY):
+        return ""
+    return (
+        f"The passes sent gradients to {member.name} whose sum has a norm of {number(sent.norm)}; what was left has "
+        f"one of {number(left.norm)}."
+    )
 
 
 MicroBatch = tuple[Comparison, float, float]

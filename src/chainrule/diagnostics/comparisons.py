@@ -44,13 +44,21 @@ class Comparison:
 
 def comparisons(context: StepContext) -> tuple[Comparison, ...]:
     """Every comparison of predictions that learn with targets that are data."""
-    return context.once("comparisons", lambda: tuple(_found(context)))
+    found = (each for each in with_constants(context) if each.target in context.data)
+    return context.once("comparisons", lambda: tuple(found))
+
+
+def with_constants(context: StepContext) -> tuple[Comparison, ...]:
+    """Also those with targets that a network computed without a gradient."""
+    return context.once("with constants", lambda: tuple(_found(context)))
 
 
 def _found(context: StepContext) -> Iterator[Comparison]:
     for operation in context.graph.operations:
         found = _by_function(context, operation) or _by_hand(context, operation) or _by_likelihood(context, operation)
-        if found is not None and found.target in context.data and context.values[found.prediction].requires_grad:
+        if found is None or context.values[found.target].requires_grad:
+            continue
+        if context.values[found.prediction].requires_grad:
             yield found
 
 
@@ -121,6 +129,40 @@ def _probability(context: StepContext, value: int) -> tuple[str, bool]:
     if facts.takes == "scores" or (taken is not None and facts_of(taken.name).sums_exponentials):
         return "classes", True  # log_softmax, also as torch.distributions.Categorical writes it
     return "classes" if facts.softmax else "one" if facts.sigmoid else "", logarithm
+
+
+CONSTANT = 0.5 * math.log(2 * math.pi)  # that a normal distribution subtracts from its log-probability
+
+
+def log_probability(context: StepContext, value: int) -> bool:
+    """Whether it is the log-probability of what was chosen: picked by an index, of a normal distribution, or a ratio's.
+
+    It may be summed over the parts of an action since, scaled by a number, or turned into a ratio to an old policy.
+    """
+    maker = context.producer(context.source(value))
+    while maker is not None:
+        facts, number = facts_of(maker.name), maker.arguments.get("other")
+        if facts.picks:
+            found = _by_likelihood(context, maker)
+            return found is not None and found.scale == "classes"
+        if facts.difference and isinstance(number, float) and math.isclose(number, CONSTANT, rel_tol=1e-6):
+            return True
+        learning = [each for each in operands(maker) if context.values[each].requires_grad]
+        if len(learning) != 1 or not (facts.adds_up or facts.scales or facts.difference or facts.exponential):
+            return False
+        maker = context.producer(context.source(learning[0]))
+    return False
+
+
+def picked(context: StepContext, value: int) -> int | None:
+    """The values of which this one was picked by indices that are data; None if it was not."""
+    maker = context.producer(context.source(value))
+    if maker is None or not facts_of(maker.name).picks:
+        return None
+    indices = [each for name, _, each in references(maker.arguments) if name != "self"]
+    return (
+        argument(maker, "self") if indices and all(not context.values[each].requires_grad for each in indices) else None
+    )
 
 
 def _before(context: StepContext, operation: Operation) -> Operation | None:

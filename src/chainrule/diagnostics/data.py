@@ -17,7 +17,7 @@ from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Value
+from chainrule.graph.graph import Ref, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -113,7 +113,8 @@ def _is_wave(data: Tensor, feature: int) -> bool:
 
 UNFITTABLE = Check(
     "unfittable-labels", "Labels that can't be fitted", "warning",
-    what="Equal inputs have different labels, which is a note for tokens and for rows of 0 and 1. Over a run: the loss "
+    what="Equal inputs have different labels, which is a note for tokens and for rows of 0 and 1. Or "
+    "label_smoothing is 1, so that labels have no effect. Over a run: the loss "
     "stays up for one repeated batch that the network could memorise.",
     why="The loss stays above 0. A batch that can't be memorised points to a fault in the data or the last layer.",
     advice="Compare inputs and labels as the network gets them: their order, and their scale.",
@@ -158,6 +159,19 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
             rows=wrong,
             size=count,
         )
+
+
+@UNFITTABLE.in_step
+def _smoothed_away(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        share, given = call.keywords.get("label_smoothing", 0.0), next(iter(call.arguments[1:2]), None)
+        if isinstance(share, (int, float)) and share >= 1 and isinstance(given, Ref):
+            name = context.name(given.value)
+            yield UNFITTABLE.found(
+                name, f"The labels {name} have no effect: label_smoothing={share:g} gives all classes the same share.",
+                "With label_smoothing=s the right class has the share 1 - s, and s is spread over all classes.",
+                place=call.place, title="Labels without an effect", advice="Use 0.1, say: label_smoothing=0.1.",
+            )  # fmt: skip
 
 
 def _inputs(context: StepContext, labels: Value) -> list[Value] | None:

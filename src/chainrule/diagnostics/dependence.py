@@ -36,7 +36,7 @@ KINDS = 8
 def for_all(check: Check, context: StepContext, look: Callable[[StepContext], Iterator[Finding]]) -> list[Finding]:
     """The findings of a step, made once for all steps of a run with the same operations and shapes."""
     full = context.derivation is not None
-    answers: dict[Hashable, list[Finding]] = context.kept.setdefault((check.id, full), {})
+    answers: dict[Hashable, list[Finding]] = context.kept.setdefault((check.id, look.__name__, full), {})
     operations = context.once(
         "shapes",
         lambda: tuple(

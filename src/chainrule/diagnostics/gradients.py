@@ -32,10 +32,12 @@ NO_GRADIENT = Check(
     what="A parameter of a module that ran, or of an optimizer that stepped, has no gradient. The finding says why: "
     "it was not used, is frozen, or was cut off by detach, no_grad or an operation that is not differentiable.",
     why="It does not learn. This is a note if it is frozen, if no optimizer that stepped holds it, or if the step used "
-    "nothing that the optimizer holds (see `not-in-optimizer`).",
+    "nothing that the optimizer holds (see `not-in-optimizer`); and in one step, if its module did not run, as tasks "
+    "may take turns.",
     advice="If it should learn, use it in the computation of the loss, without detach(), item() or no_grad().",
     source="PyTorch's documentation: Autograd mechanics", lasts=5,  # an expert of a mixture may be unused in some
 )  # fmt: skip
+UNUSED = "A parameter is not used"
 FROZEN = "This is right for a layer that should stay frozen."
 NOT_USED = "If it should learn, call its module with gradients enabled; a watch does not see a call under no_grad()."
 
@@ -63,7 +65,10 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             aside = frozen or not learns or parameter.name in context.idle or parameter.name in strays
             # The last bias of an energy shifts it, and the gradient of the energy stays the same.
             shifts = parameter.value in behind
-            severity: Severity = "note" if aside or shifts else "warning"
+            # Tasks may take turns: one step does not tell, see `_without_gradient_for_long`.
+            used = _is_used(context, parameter)
+            unused = not used and not aside
+            severity: Severity = "note" if aside or shifts or unused else "warning"
             reason = no_gradient(graph, parameter.value, parameter.name)
             if shifts and not frozen:
                 of = listed([context.name(each) for each in inner])
@@ -71,8 +76,8 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
             yield NO_GRADIENT.found(
                 parameter.name, reason,
                 f"Its shape is {parameter.shape}; {_moved(context, parameter)}.",
-                place=context.place_of(parameter), severity=severity,
-                advice=FROZEN if frozen else "" if _is_used(context, parameter) else NOT_USED,
+                place=context.place_of(parameter), severity=severity, title=UNUSED if unused else "",
+                advice=FROZEN if frozen else "" if used else NOT_USED,
             )  # fmt: skip
 
 
@@ -81,7 +86,8 @@ def _without_gradient_for_long(run: Run) -> Iterator[Finding]:
     """A parameter that had a gradient before may belong to a task that is rare."""
     for stretch, found in NO_GRADIENT.carried(run):
         rare = len(stretch.steps) < run.thresholds.window and run.had_gradient(found.where)
-        yield replace(found, severity="note") if rare else found
+        lasting = found.title == UNUSED and len(stretch.steps) >= NO_GRADIENT.lasts
+        yield replace(found, severity="note") if rare else replace(found, severity="warning") if lasting else found
 
 
 def _is_used(context: StepContext, parameter: Parameter) -> bool:
@@ -206,7 +212,8 @@ def _sent(context: StepContext) -> dict[int, list[Tensor]]:
 
 CHANGED = Check(
     "gradient-changed", "A gradient was changed between backward and the optimizer's step", "note",
-    what="The optimizer did not use the gradient that backward left: it was clipped, scaled or cleared.",
+    what="The optimizer did not use the gradient that backward left: it was clipped, scaled or cleared. Or it used "
+    "that of the last of several micro-batches alone, as the others were cleared.",
     why="The update follows from the changed gradient. If it was cleared, there is no update at all.",
     advice="The update follows from the changed gradient; the derivation shows the one that backward computed.",
     source="PyTorch's documentation of clip_grad_norm_")  # fmt: skip

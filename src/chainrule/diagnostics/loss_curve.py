@@ -181,6 +181,8 @@ def is_spike(run: Run, loss: float, before: list[float]) -> bool:
     usual, limits = median(before), run.thresholds
     if usual > limits.loss_rise * abs(run.first_loss):
         return False  # it was rising before, see `learning-rate-too-high`
+    if usual == robust_spread(before) == 0:
+        return False  # it is of few samples, most of which are right
     high = loss - usual > limits.spike_height * abs(run.first_loss)
     far = loss - usual > limits.spike_sigmas * robust_spread(before)
     multiple = loss - usual > (limits.spike_factor - 1) * abs(usual)  # also for a loss below 0, such as a critic's

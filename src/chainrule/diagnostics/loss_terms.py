@@ -251,7 +251,8 @@ def _stacked(context: StepContext, operation: Operation) -> list[int]:
 WITHOUT_GRADIENT = Check(
     "loss-part-without-gradient", "A summand of the loss has no gradient", "warning",
     what="A summand of the loss depends on parameters that learn, but was cut off from them: by detach(), by "
-    "no_grad(), or by item() or float(), which make a number of it.",
+    "no_grad(), or by item() or float(), which make a number of it. Or a sample is drawn "
+    "from a learned normal distribution by sample(), which passes no gradient, and its log-probability is not used.",
     why="The summand changes the loss that is printed, and nothing that is learnt: that goal is not pursued.",
     advice="Add the tensor itself, computed without detach(), item() or no_grad(). If it is only there to be printed, "
     "keep it out of the loss.",
@@ -280,6 +281,48 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
                     f"{context.name(cut)} is a summand of the loss {context.name(loss)} without a gradient: {how}.",
                     f"It is {number(known.mean)}, and depends on parameters that learn.", place=context.place(adder),
                 )  # fmt: skip
+
+
+@WITHOUT_GRADIENT.in_step
+def _drawn_without_gradient(context: StepContext) -> Iterator[Finding]:
+    """A sample of a learned normal distribution, in whose place a sample with a gradient is meant.
+
+    Where the sample's own log-probability is computed, as by a policy, it needs no gradient.
+    """
+    needed = context.graph.ancestors(context.losses)
+    for operation in context.operations_that(lambda facts: facts.draws_around):
+        given = [argument(operation, name) for name in facts_of(operation.name).draws_around]
+        learned = {context.source(each) for each in given if each is not None}
+        sample = first_output(operation)
+        if sample is None or context.values[sample].requires_grad or sample not in needed:
+            continue
+        if len(learned) < 2 or not all(context.values[each].requires_grad for each in learned):
+            continue
+        uses = _read_by(context, sample)
+        joined = any(context.source(other) in learned for use in uses for other in operands(use))
+        if not joined and any(
+            context.values[out].requires_grad for use in uses for out in use.outputs if out is not None
+        ):
+            mean, deviation = (context.name(context.source(each)) for each in given if each is not None)
+            yield WITHOUT_GRADIENT.found(
+                context.name(sample),
+                f"{context.name(sample)} is drawn around {mean} without a gradient: what is computed from it teaches "
+                f"{mean} and {deviation} nothing.",
+                "No log-probability of it is computed, which would teach them in its place.",
+                place=context.place(operation), title="A sample without a gradient", advice=DRAW,
+            )  # fmt: skip
+
+
+DRAW = "Draw it with a gradient: rsample() in the place of sample(), or mean + deviation * torch.randn_like(mean)."
+
+
+def _read_by(context: StepContext, value: int) -> list[Operation]:
+    """The operations that take the numbers of a value, in whatever shape."""
+    found = []
+    for use in context.uses.get(value, ()):
+        outs = [out for out in use.outputs if out is not None] if facts_of(use.name).keeps_numbers else []
+        found += [each for out in outs for each in _read_by(context, out)] if outs else [use]
+    return found
 
 
 def _is_cut(context: StepContext, value: int, used: set[int], learning: set[int]) -> bool:

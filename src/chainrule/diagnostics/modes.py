@@ -177,6 +177,29 @@ def _dropout_in_evaluation(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+DROPPED = Check(
+    "dropout-rate", "A dropout drops nearly everything", "warning",
+    what="A dropout inside the network zeroes at least nine of ten elements, and less than all of them.",
+    why="The share is that of the elements to drop, not to keep: hardly any signal or gradient passes.",
+    advice="Give the share to drop: nn.Dropout(1 - keep_prob). TensorFlow's old keep_prob and Caffe's are the others.",
+    source="Srivastava et al., Dropout, 2014: up to 0.5 in hidden layers; PyTorch's documentation of nn.Dropout",
+    thresholds=("dropped",))  # fmt: skip
+
+
+@DROPPED.in_step
+def _drops_nearly_everything(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        share = call.keywords.get("p", next(iter(call.arguments[1:2]), None))
+        if not isinstance(share, float) or not context.thresholds.dropped <= share < 1 or not call.outputs:
+            continue
+        if context.values[call.outputs[0]].requires_grad and _drops(context.graph, call):  # of data it is a mask
+            name = call.module or context.name(call.outputs[0])
+            yield DROPPED.found(
+                name, f"The dropout {name} zeroes {share:.0%} of its elements.",
+                f"It was given p={share:g}, the share to drop.", place=call.place,
+            )  # fmt: skip
+
+
 def always_drops(graph: Graph) -> str:
     """The place of a call that drops elements in whatever mode, by its text; "" if there is none."""
     return next((str(call.place) for call in graph.calls if _drops(graph, call) and _is_always_on(call)), "")

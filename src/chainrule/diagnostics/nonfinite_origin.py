@@ -92,7 +92,12 @@ class Origins:
         return value.data is None and self.context.lost(value.index) is not None
 
     def _is_gradient(self, leaf: Value, data: Tensor) -> bool:
-        """Whether it is the `.grad` that clipping reads; an equal value that a loss depends on is a factor instead."""
+        """Whether it is the `.grad` that clipping reads; an equal value that a loss depends on is a factor instead.
+
+        Or one of a step that a GradScaler skipped.
+        """
+        if all(facts_of(use.name).unscales for use in self.context.uses.get(leaf.index, ())):
+            return True
         known = (each.grad for each in self.context.graph.parameters.values() if each.shape == leaf.shape)
         same = any(has_numbers(each) and identical(dense(each), dense(data)) for each in known)
         return same and leaf.index not in self.context.graph.ancestors(self.context.losses)

@@ -76,6 +76,8 @@ def _of_loss(context: StepContext) -> Iterator[Finding]:
     for loss in context.losses:
         parts = [part for _, part in summands(context, loss) if isinstance(part, int)]
         penalties = [part for part in parts if _is_penalty(context, part)]
+        if not penalties:
+            continue
         pulls = _pulls(context, penalties)
         weights = set().union(*(each for each, _ in pulls))
         sent = [context.statistics(each, gradient=True) for each in weights]

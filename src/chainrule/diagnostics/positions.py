@@ -25,7 +25,7 @@ from chainrule.diagnostics.dependence import (
     walk_of,
 )
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext, operands
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Value
 from chainrule.rules.facts import facts_of
 
@@ -39,7 +39,8 @@ def _of_a_later(seen: Bounds, of: Value, size: int) -> Tensor:
 FUTURE = Check(
     "sees-the-future", "A position sees what it is to predict", "warning",
     what="The targets are the next positions of the input, and the prediction depends on them. Or attention with a "
-    "causal mask is followed by an operation that mixes all positions.",
+    "causal mask is followed by an operation that mixes all positions. Or the targets are the tokens of the input, not "
+    "shifted, and each position sees its own and none after it.",
     why="The network copies the answer: the loss falls to nearly 0, and when it generates there is nothing to copy.",
     advice="Give the attention a causal mask, pad a convolution on the left alone, and let no layer mix or reverse "
     "positions. chainrule.assert_causal(model, tokens) tests it.",
@@ -158,6 +159,52 @@ def _is_later(given: Value, target: Value, axis: int, shift: int) -> bool:
     other, size = other.reshape(one.shape), one.shape[axis]
     now, later = one.narrow(axis, 0, size - shift), one.narrow(axis, shift, size - shift)
     return torch.equal(other.narrow(axis, 0, size - shift), later) and not torch.equal(now, later)
+
+
+@FUTURE.in_step
+def _copies(context: StepContext) -> list[Finding]:
+    return for_all(FUTURE, context, _copied)
+
+
+def _copied(context: StepContext) -> Iterator[Finding]:
+    """Each position is to predict the token that it sees, and sees none after it: it was to predict the next one."""
+    for each in last_of_each_line(context):
+        for given in _tokens(context) if facts_of(each.loss.name).class_target else ():
+            before = context.graph.ancestors([each.prediction.index])
+            if given.index not in before or not _is_itself(given, each.target):
+                continue
+            walk = walk_of(context, given.index, 1, each.prediction.index)
+            if walk.relation(each.prediction.index)[0] not in ("own", "earlier"):
+                continue
+            if witness := moved_in_words(context, walk, each.prediction, _own):
+                name = context.name(given.index)
+                yield FUTURE.found(
+                    context.name(each.prediction.index),
+                    f"The targets are the tokens of {name} themselves, and each position sees its own.",
+                    (f"Positions lie along axis 1 of {name} {given.shape}, and none sees a later one.", witness),
+                    place=context.place(each.loss), title="A position is to predict the token that it sees",
+                    advice="Shift the targets by one position: inputs tokens[:, :-1], targets tokens[:, 1:].",
+                )  # fmt: skip
+                return
+
+
+def _tokens(context: StepContext) -> list[Value]:
+    """Rows of tokens, as embeddings look them up."""
+    found = [argument(each, facts_of(each.name).looks_up) for each in context.operations_that(lambda f: f.looks_up)]
+    values = [context.values[each] for each in found if each in context.data]
+    return [each for each in values if len(each.shape) == 2 and each.shape[1] >= FEWEST]
+
+
+def _is_itself(given: Value, target: Value) -> bool:
+    one, other = given.data, target.data
+    if one is None or other is None or one.numel() != other.numel() or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other.reshape(one.shape)) and bool((one[:, 1:] != one[:, :-1]).any())
+
+
+def _own(seen: Bounds, of: Value, size: int) -> Tensor:
+    own = [(seen.last > 0) & (seen.last - 1 == each.positions) for each in alignments(of.shape, size)]
+    return max(own, key=lambda each: int(each.sum()), default=torch.zeros(()))
 
 
 SHIFTED = Check(

@@ -182,11 +182,12 @@ class Run:
 
     @cached_property
     def rewritten(self) -> float:
-        """Of the watched steps in a row, the share after which a weight is not what the update made of it.
+        """The share of the watched steps after which a weight is not what the update made of it.
 
-        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means.
+        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means. Where the next
+        step is not watched, a look at it tells.
         """
-        found: dict[int, bool] = {}
+        found = {a.step: b.rewritten for a, b in pairwise(self.steps) if b.step > a.step + 1}
         for series in self.history.of_kind("update"):
             weight = dict(self.history.series.get(("parameter", series.name), ()))
             for step, update in series:
@@ -205,9 +206,12 @@ class Run:
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 
     def began_at_its_size(self, name: str) -> bool:
-        """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow."""
-        ratios = self.ratios.get(name)
-        return bool(ratios) and ratios[0][0] == self.steps[0].step  # type: ignore[index]
+        """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow.
+
+        If step 1 was not watched, one with an update larger than itself was probably 0 there.
+        """
+        ratios, first = self.ratios.get(name), self.steps[0].step
+        return bool(ratios) and ratios[0][0] == first and (first == 1 or ratios[0][1] < 1)  # type: ignore[index]
 
     @cached_property
     def _computed(self) -> dict[int, dict[str, int]]:

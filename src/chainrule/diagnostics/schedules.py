@@ -15,7 +15,9 @@ from chainrule.numbers import number
 PER_BATCH = Check(
     "scheduler-per-batch", "A schedule for epochs is stepped at each batch", "warning",
     what="Within a few hundred steps on changing batches the learning rate falls to a hundredth by equal factors, as "
-    "ExponentialLR and StepLR do. Schedules that end at 0 (linear, cosine, OneCycleLR) and warm-up fall otherwise.",
+    "ExponentialLR and StepLR do. Schedules that end at 0 (linear, cosine, OneCycleLR) and warm-up fall otherwise. Or "
+    "it swings between nearly 0 and its top three times or more, in periods of 20 steps at most, as CosineAnnealingLR "
+    "with a T_max in epochs does; all steps must be watched to see that.",
     why="The rate has collapsed before the network has seen much of its data: it no longer learns.",
     advice="Call scheduler.step() once an epoch, after the loop over batches; or count step_size, gamma and T_max in "
     "batches. ReduceLROnPlateau needs mode='min' for a loss.",
@@ -47,6 +49,38 @@ def _per_batch(run: Run) -> Iterator[Finding]:
          f"It was halved about every {number((last - first) * math.log(2) / math.log(high / rate))} steps."),
         since=last,
     )  # fmt: skip
+
+
+@PER_BATCH.over_time
+def _swings(run: Run) -> Iterator[Finding]:
+    """A cosine whose period is meant in epochs: the rate falls and rises again within a few steps, over and over."""
+    rates = [(each.step, max(each.rates)) for each in run.steps if each.rates and not each.skipped]
+    top = max((rate for _, rate in rates), default=0.0)
+    if len(rates) < FEWEST or not run.consecutive or not top > 0 or not _batches_change(run):
+        return
+    turns = [rates[0]]  # the ends of each fall and rise
+    for (_, before), (step, now), (_, after) in zip(rates, rates[1:], rates[2:], strict=False):
+        if (now - before) * (after - now) < 0:
+            turns.append((step, now))
+    lows = [step for step, rate in turns[1:] if rate <= run.thresholds.collapsed * top]
+    highs = [step for step, rate in turns if rate >= NEARLY * top]
+    rises = sum(after > before for (_, before), (_, after) in pairwise(rates))
+    if len(lows) < CYCLES or len(highs) < CYCLES or len(turns) - 1 > len(lows) + len(highs):
+        return
+    if 3 * rises < len(rates):
+        return  # it restarts, and does not climb
+    period = (lows[-1] - lows[0]) / (len(lows) - 1)
+    if period <= SHORTEST:
+        yield PER_BATCH.found(
+            "learning rate",
+            f"The learning rate falls to nearly 0 and rises again every {number(period)} steps, as if a schedule for "
+            "epochs were stepped at each batch.",
+            f"It did so {len(lows)} times from step {rates[0][0]} to {rates[-1][0]}, between {number(top)} and "
+            f"{number(min(rate for _, rate in rates))}.", since=lows[0],
+        )  # fmt: skip
+
+
+FEWEST, CYCLES, SHORTEST, NEARLY = 10, 3, 20, 0.99  # steps, falls to nearly 0, steps of a period, share of the top
 
 
 def _by_equal_factors(fall: Sequence[tuple[int, float]]) -> bool:

@@ -61,7 +61,7 @@ def _softmaxes(context: StepContext) -> Iterator[tuple[Operation, int, int]]:
 
 def _before(context: StepContext, comparison: Comparison) -> Iterator[tuple[Operation, int, int]]:
     """The softmaxes that made a prediction, element by element."""
-    softmaxes = {operation.index: (operation, given, axis) for operation, given, axis in _softmaxes(context)}
+    softmaxes = context.once("softmaxes", lambda: {each[0].index: each for each in _softmaxes(context)})
     value = comparison.prediction
     while (maker := context.producer(value)) is not None:
         if maker.index in softmaxes:

@@ -252,21 +252,40 @@ def _counter_stands(run: Run) -> Iterator[Finding]:
 NOT_CALLED = Check(
     "step-not-called", "backward() goes on, and no optimizer steps", "error",
     what="After steps of one or a few backward passes each, many more run in training mode and no optimizer's step() "
-    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step.",
+    "is called: 20 until the watch ends, or 100 before, and 8 times as many as before any earlier step, or no step at "
+    "all. Or a GradScaler has skipped each of the last 20 steps.",
     why="Gradients are computed and nothing learns from them: the parameters stay as they were.",
     advice="Call optimizer.step() after backward(), and look at the condition around it. If your own code updates the "
     "parameters, call watch.step() after it.",
     source="PyTorch's documentation of torch.optim: taking an optimization step")  # fmt: skip
 
 
+ALL_SKIPPED = 20  # steps; a scale of 2^16 needs one for each halving until gradients fit
+OF_SCALE = (
+    "Call scaler.update() after each scaler.step(), and leave init_scale and backoff_factor as they are; if the loss "
+    "is NaN, no scale helps."
+)
+
+
+def _skipped_at_the_end(run: Run) -> int:
+    return next((count for count, each in enumerate(reversed(run.steps)) if not each.skipped), len(run.steps))
+
+
 @NOT_CALLED.over_time
 def _not_called(run: Run) -> Iterator[Finding]:
+    if (skipped := _skipped_at_the_end(run)) >= ALL_SKIPPED:
+        yield NOT_CALLED.found(
+            "optimizer", f"A GradScaler skipped each of the last {skipped} steps: their gradients are not finite.",
+            "" if run.steps[-1].scale is None else f"Its scale is {number(run.steps[-1].scale)}.",
+            since=run.steps[-skipped].step, title="Every step is skipped", advice=OF_SCALE,
+        )  # fmt: skip
     known = run.history.unstepped
     if known is not None:
         passes = plural(known.usual, "pass", "passes")
         yield NOT_CALLED.found(
             "optimizer",
             f"backward() ran {known.passes} times, and no optimizer stepped.",
-            f"Until step {known.step} a step had {known.usual} backward {passes} at most.",
+            f"Until step {known.step} a step had {known.usual} backward {passes} at most." if known.usual
+            else "No optimizer ever stepped, and one holds parameters with a gradient.",
             since=known.step + 1,
         )  # fmt: skip

@@ -22,13 +22,15 @@ from chainrule.rules.facts import base_name, facts_of, facts_of_call
 OUT_OF_RANGE = Check(
     "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
     what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
-    "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins and cosines) gets 0. It is a note if they "
-    "exceed the range by less than a twentieth of their deviation.",
+    "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins, cosines, a hinge written by hand) gets 0. "
+    "It is a note if they exceed the range by less than a twentieth of their deviation.",
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
     source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2: output units")  # fmt: skip
 FEWEST = 8  # samples, so that what holds for all of them is no accident
 BEYOND = 1e-3  # rounding of targets at the very end of the range
+NO_SIGN = "Targets of 0 where 1 and -1 are expected"
+GIVE_SIGNS = "Give the targets as 1 and -1: 2 * target - 1 of labels 0 and 1."
 SLIGHT = 0.05  # standard deviations of the targets
 
 
@@ -62,9 +64,51 @@ def _no_sign(context: StepContext) -> Iterator[Finding]:
                        " knows 1 and -1."),
                 ("A sample with the target 0 has a constant loss, or a wrong one, and no gradient that teaches.",
                  context.between(given.value)),
-                place=call.place, title="Targets of 0 where 1 and -1 are expected",
-                advice="Give the targets as 1 and -1: 2 * target - 1 of labels 0 and 1.",
+                place=call.place, title=NO_SIGN, advice=GIVE_SIGNS,
             )  # fmt: skip
+
+
+@OUT_OF_RANGE.in_step
+def _hinge_of_zeros(context: StepContext) -> Iterator[Finding]:
+    """max(0, margin - y * prediction), written by hand, with a y of 0 and 1."""
+    for operation in context.operations_that(lambda facts: facts.rectifies or facts.limits):
+        given, (low, high) = argument(operation, "self"), _limits(operation)
+        margin = context.producer(context.source(given)) if given is not None and low == 0 and high > 0 else None
+        product = _subtracted_product(context, margin) if margin is not None else None
+        if product is None:
+            continue
+        for target, prediction in (operands(product), operands(product)[::-1]):
+            known = context.statistics(target) if target in context.data else None
+            if known is None or not context.values[prediction].requires_grad or not _zeros_and_ones(known):
+                continue
+            name = context.name(target)
+            yield OUT_OF_RANGE.found(
+                name, f"{known.zeros} of {known.elements} labels {name} are 0, and a hinge loss knows 1 and -1.",
+                ("A label of 0 takes the prediction out of max(0, 1 - y * prediction): that sample has a constant loss "
+                 "and no gradient.", context.between(target)),
+                place=context.place(product), title=NO_SIGN, advice=GIVE_SIGNS,
+            )  # fmt: skip
+
+
+def _limits(operation: Operation) -> tuple[float, float]:
+    bounds = facts_of(operation.name).bounds
+    return bounds(operation.arguments) if bounds is not None else (-math.inf, math.inf)
+
+
+def _subtracted_product(context: StepContext, operation: Operation) -> Operation | None:
+    """The product in `number - a * b`."""
+    taken = operands(operation)
+    if not facts_of(operation.name).complements or len(taken) != 1:
+        return None
+    product = context.producer(context.source(taken[0]))
+    return (
+        product if product is not None and facts_of(product.name).multiplies and len(operands(product)) == 2 else None
+    )
+
+
+def _zeros_and_ones(known: Statistics) -> bool:
+    """Whether there are both, and nothing else: their squares add up to their sum."""
+    return known.low == 0 and known.high == 1 and math.isclose(known.norm**2, known.mean * known.elements, rel_tol=1e-4)
 
 
 def _excess(context: StepContext, comparison: Comparison, known: Statistics) -> float:

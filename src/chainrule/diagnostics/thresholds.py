@@ -35,6 +35,8 @@ class Thresholds:
         "Glorot and Bengio, 2010: saturated units of tanh and sigmoid pass almost no gradient back")
     same: float = _limit(1e-5, "relative difference", "rows of a weight and its gradient within it are equal",
         "rounding of float32 sums; Goodfellow et al., Deep Learning, 8.4: initial values must break symmetry")
+    dropped: float = _limit(0.9, "share of the elements", "a dropout of this share or more is reported",
+        "Srivastava et al., Dropout, 2014, 0.5 in hidden layers; a keep_prob of 0.9 or more is the usual mistake")
     # gradients
     depth_ratio: float = _limit(2e-5, "gradient norm of the first layer / of the last", "a smaller one is vanishing",
         "He et al., 2015, and Glorot and Bengio, 2010: a healthy initialisation keeps it near 1")

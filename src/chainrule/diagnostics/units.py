@@ -30,8 +30,9 @@ UNIT_OFF = Check(
     "unit-off", "A unit is off for every sample", "warning",
     what="A ReLU (or another function that is flat on a side) has slope 0 for every sample of the batch, and no "
     "gradient passes the unit another way. One unit, or a few, is a note. Over a run: the units that were off at every "
-    "one of the last examined steps. A layer with no other unit is an error then, and has a title of its own. Terms "
-    "of a loss count only where all of them are off and the loss is not 0, as they are off where a margin is reached.",
+    "one of the last examined steps. A layer with no other unit is an error then, and has a title of its own. Terms of "
+    "a loss count only where all of them are off, the loss is not 0, and nothing learns from its other terms, as they "
+    "are off where a margin is reached.",
     why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks. A layer that is "
     "off as a whole also stops the gradient of the layers before it.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
@@ -134,7 +135,15 @@ def _counts(context: StepContext, given: int | None, out: int, whole: bool) -> b
     of_layer = made is not None and bool(facts_of(made.name).weighs or facts_of(made.name).normalises)
     if of_layer or not context.is_output(out):
         return True
-    return whole and not all(is_zero(context.statistics(loss)) for loss in context.losses)
+    learnt = all(is_zero(context.statistics(loss)) for loss in context.losses)
+    return whole and not learnt and not _learns_otherwise(context, out)
+
+
+def _learns_otherwise(context: StepContext, out: int) -> bool:
+    """Whether a parameter behind a term of a loss gets a gradient from its other terms."""
+    behind = context.graph.ancestors([out])
+    known = (context.gradient(each) for each in context.graph.parameters.values() if each.value in behind)
+    return any(each is not None and each.norm > 0 for each in known)
 
 
 @UNIT_OFF.over_time

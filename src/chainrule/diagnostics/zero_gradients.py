@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,7 +17,7 @@ from chainrule.derivation.backprop import applied
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed, plural
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, is_zero, operands
+from chainrule.diagnostics.step_context import StepContext, argument, is_zero, operands
 from chainrule.document import Code
 from chainrule.graph.graph import Operation, Place, Ref, Value
 from chainrule.graph.snapshot import Parameter
@@ -29,11 +29,12 @@ ZERO_GRADIENT = Check(
     "zero-gradient", "A parameter's gradient is exactly 0", "error",
     what="Every element of a parameter's gradient is 0, and the finding names the operation at which a gradient "
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
-    "element it was given, a softmax over one element, the difference of a value and itself, or a product with "
-    "something that is 0. A function of steps and such a difference are an error in one step; the others are notes "
-    "until they last, as a weight that begins at 0 stops it only at first. Nothing is said where the loss itself is "
-    "0, or where data, a gate or a number in the code that is 0 stops the gradient of some parameters and others still "
-    "learn.",
+    "element it was given, a softmax over one element, the difference of a value and itself, a product with something "
+    "that is 0, or grid_sample at places outside of its input. Or a hook of its own makes it 0, or a derivative of a "
+    "derivative is 0, as in a network of ReLUs. A function of steps and such a difference are an error in one step; "
+    "the others are notes until they last, as a weight that begins at 0 stops it only at first. Nothing is said where "
+    "the loss itself is 0, or where data, a gate or a number in the code that is 0 stops the gradient of some "
+    "parameters and others still learn.",
     why="It does not learn, and neither does anything before that operation.",
     advice="Look at the operation that the gradient does not pass, and at what it was given.",
     source="Bengio, Léonard and Courville, 2013, for functions of steps; Lu et al., 2019, for units that are off",
@@ -48,6 +49,7 @@ FLAT = (
     "or use a function that has a slope everywhere."
 )
 ITSELF = "Detach the one that is meant as a constant: (x - x.detach()), as of the old log-probabilities of a policy."
+IN_UNITS = "Give the places in units of the input: -1 is its first edge and 1 its last, 2 * pixel / (size - 1) - 1."
 PRODUCT = "Find out why that factor is 0: units that are off, an initialisation with 0, or a mask."
 IN_CODE = "Look at that number in your code: a weight of 0 (or 1 // 2) switches this part of the loss off."
 
@@ -90,9 +92,49 @@ def _elements(count: int) -> str:
     return plural(count, "The only element of the gradient is", f"All {count} elements of the gradient are")
 
 
+@ZERO_GRADIENT.in_step
+def _second_derivative(context: StepContext) -> Iterator[Finding]:
+    """A derivative of a derivative, by torch.autograd.grad, that is 0 for every element that it was asked for."""
+    first = next((each.index for each in context.graph.backwards if each.differentiated), None)
+    for backward in context.graph.backwards:
+        known = [context.cache.of(each) for each in backward.given.values()]
+        if first is None or backward.index <= first or not known or not all(map(is_zero, known)):
+            continue
+        bent = [each for each in context.operations_that(lambda facts: facts.rectifies) if each.call is not None]
+        modules = list(dict.fromkeys(context.graph.calls[each.call].module for each in bent))  # type: ignore[index]
+        names = listed([context.name(each) for each in backward.given])
+        yield ZERO_GRADIENT.found(
+            modules[0] if modules else names,
+            f"The second derivative by {names} is exactly 0, so what is computed from it teaches nothing.",
+            f"It passes {listed(modules or [context.called(each) for each in bent])}, straight on both sides of a kink."
+            if bent else "", place=backward.place, severity="note", title=SECOND, advice=SMOOTH,
+        )  # fmt: skip
+
+
+@ZERO_GRADIENT.in_step
+def _zeroed_by_a_hook(context: StepContext) -> Iterator[Finding]:
+    for parameter in context.graph.parameters.values():
+        hooked = parameter.value in context.graph.hooked and context.may_learn(parameter)
+        if hooked and is_zero(context.gradient(parameter)) and not _nothing_learns(context):
+            yield ZERO_GRADIENT.found(
+                parameter.name, f"A hook makes the gradient of {parameter.name} 0, in every element.",
+                f"{_elements(math.prod(parameter.shape))} 0 after the hook.", place=context.place_of(parameter),
+                severity="note", title=HOOK, advice=OF_HOOK,
+            )  # fmt: skip
+
+
+SECOND, HOOK = "A second derivative is exactly 0", "A hook makes a gradient 0"
+SMOOTH = (
+    "Use a function with a second derivative, such as tanh, sin, softplus or SiLU, where derivatives are in the loss."
+)
+OF_HOOK = "Look at what register_hook was given: a mask of zeros? To freeze a parameter, use requires_grad_(False)."
+
+
 @ZERO_GRADIENT.over_time
 def _lasting(run: Run) -> Iterator[Finding]:
-    yield from ZERO_GRADIENT.lasting(run)
+    for found in ZERO_GRADIENT.lasting(run):
+        # A hook may well freeze a parameter on purpose.
+        yield replace(found, severity="warning") if found.title == HOOK and found.severity == "error" else found
 
 
 def _parameters(context: StepContext) -> Iterator[Parameter]:
@@ -170,6 +212,11 @@ def _stop(context: StepContext, operation: Operation, given: int) -> Stop | None
         return Stop(name, place, why, ONE_CLASS, grave=True)
     if factor := _zero_factor(context, operation, given):
         return Stop(name, place, arrives.format(factor[0]), factor[1], grave=factor[2])
+    if (places := argument(operation, facts_of(operation.name).samples_at)) is not None and _is_outside(
+        context, operation
+    ):
+        why = arrives.format("every place at which it samples lies outside of its input")
+        return Stop(name, place, f"{why} {context.between(places)}".rstrip(), IN_UNITS, grave=True)
     if facts_of(operation.name).difference and len(set(map(context.source, operands(operation)))) == 1:
         why = arrives.format(f"{context.name(given)} is subtracted from itself, so what one sends the other takes back")
         return Stop(name, place, why, ITSELF, by_nature=True, grave=True)
@@ -179,6 +226,10 @@ def _stop(context: StepContext, operation: Operation, given: int) -> Stop | None
         hidden = own or not all(map(context.is_output, filter(None, operation.outputs)))
         return Stop(name, place, f"{why} {context.between(given)}".rstrip(), FLAT, grave=hidden)
     return None
+
+
+def _is_outside(context: StepContext, operation: Operation) -> bool:
+    return all(is_zero(context.statistics(out)) for out in operation.outputs if out is not None)
 
 
 def _rule_of(operation: Operation, op: Applied) -> Rule | None:

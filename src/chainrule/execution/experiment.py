@@ -33,6 +33,12 @@ class CannotRunError(Exception):
     """The operation cannot be run again; the message says why."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """An exception in one line: its type, and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
+
+
 class Experiment:
     """One node's operation, ready to run again on the recorded inputs.
 
@@ -204,35 +210,6 @@ class Experiment:
 
             with rounding if rounding is not None and wide else nullcontext():
                 return self.guarded(forward_and_back, arguments)
-
-    def weighed_gradient(
-        self, edges: list[Edge], points: list[Tensor], weights: list[Tensor], differentiate: bool = False
-    ) -> tuple[float, list[Tensor | None]]:
-        """The sum of what autograd gives for the edges times weights, in float64, and its derivatives if asked for.
-
-        `points` are the arguments of the edges, then what arrives.
-        """
-        arguments = {name: cloned(tree) if name in self.writes else tree for name, tree in self.wide.items()}
-        function: Any = self.function.function
-
-        def forward_and_back() -> tuple[float, list[Tensor | None]]:
-            variables = [point.detach().clone().requires_grad_() for point in points]
-            for edge, leaf in zip(edges, variables, strict=False):
-                put(arguments, edge, leaf.clone())
-            called = function.apply(*arguments.values()) if isinstance(function, type) else function(**arguments)  # type: ignore[attr-defined]
-            outs = list(tensors_in(called))
-            outs = [outs[place] for place in self.upstream]
-            seeds = [g.to(out.dtype, copy=True) for out, g in zip(outs, variables[len(edges) :], strict=True)]
-            leaves = variables[: len(edges)]
-            gradients = torch.autograd.grad(outs, leaves, seeds, allow_unused=True, create_graph=differentiate)
-            parts = [(g * w.conj()).real.sum() for g, w in zip(gradients, weights, strict=True) if g is not None]
-            total = sum(parts, torch.zeros((), dtype=torch.float64))
-            if not (differentiate and total.requires_grad):
-                return float(total), [None] * len(variables)
-            return float(total), list(torch.autograd.grad(total, variables, allow_unused=True))
-
-        with torch.enable_grad():
-            return self.guarded(forward_and_back, arguments)
 
 
 def real(tensor: Tensor) -> Tensor:

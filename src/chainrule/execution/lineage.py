@@ -169,7 +169,15 @@ def _beginning(known: Snapshot) -> tuple[tuple[Any, ...], str]:
 
 def reads_numbers(operation: Operation) -> str:
     """How an operation gives numbers to Python, in words; "" where it does not."""
-    tags = getattr(getattr(operation.function, "function", None), "tags", ())
-    if torch.Tag.data_dependent_output in tags:
+    if gives_number(operation):
         return "Python read a number of it"
-    return "its numbers decide a shape" if torch.Tag.dynamic_output_shape in tags else ""
+    return "its numbers decide a shape" if torch.Tag.dynamic_output_shape in _tags(operation) else ""
+
+
+def gives_number(operation: Operation) -> bool:
+    """Whether Python reads a number of a tensor by an operation, as by `item`."""
+    return torch.Tag.data_dependent_output in _tags(operation)
+
+
+def _tags(operation: Operation) -> tuple[torch.Tag, ...]:
+    return tuple(getattr(getattr(operation.function, "function", None), "tags", ()))

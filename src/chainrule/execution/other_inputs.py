@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from chainrule.errors import ReplayError
-from chainrule.execution.experiment import nothing_left_behind
+from chainrule.execution.experiment import nothing_left_behind, widened
 from chainrule.execution.recomputation_plan import RecomputationPlan
 from chainrule.execution.recompute import Reexecution
 from chainrule.graph.graph import Graph, Node, Value
@@ -28,14 +28,15 @@ def leaves_of_loss(graph: Graph) -> list[Value]:
     return [value for value in graph.values if value.index in needed and value.operation is None]
 
 
-def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:
+def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor], also: Iterable[int] = ()) -> Graph:
     """The step with the numbers that its operations give on these leaves, without updates.
 
-    Random operations draw what they drew. Raises ReplayError if an operation does not run on them.
+    `also` are values that no loss is computed from. Random operations draw what they drew. Raises ReplayError if an
+    operation does not run on them.
     """
     bare = _bare(graph, leaves)
-    losses = [each.loss for each in bare.backwards if each.loss is not None]
-    plan = RecomputationPlan(bare, {*losses, *bare.ancestors(losses)})
+    wanted = [*(each.loss for each in bare.backwards if each.loss is not None), *also]
+    plan = RecomputationPlan(bare, {*wanted, *bare.ancestors(wanted)})
     again = Reexecution(bare, {}, plan)
     with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
         again.forward()
@@ -43,6 +44,47 @@ def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:
         found = again.graph(())
     parameters = {name: _with_gradient(each, found.values) for name, each in found.parameters.items()}
     return replace(found, parameters=parameters, notes=graph.notes)
+
+
+def losses_with(graph: Graph, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The losses alone that the step's operations give on these leaves; raises as `with_other_inputs` does."""
+    bare = _bare(graph, leaves)
+    losses = {each.loss for each in bare.backwards if each.loss is not None}
+    again = Reexecution(bare, {}, _Forward(bare, losses))
+    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+        again.forward()
+        return {each: again.values[each].snapshot.tensor for each in losses}
+
+
+def in_double(graph: Graph) -> Graph:
+    """The step in float64: also where an operation was asked for a coarser number type."""
+    return replace(
+        graph,
+        operations=tuple(replace(each, arguments=widened(each.arguments)) for each in graph.operations),
+        values=tuple(
+            replace(each, snapshot=_wide(each.snapshot), gradient=each.gradient and _wide(each.gradient))
+            for each in graph.values
+        ),
+        nodes=tuple(
+            replace(node, executions=tuple(
+                replace(each, arrived=tuple(g and _wide(g) for g in each.arrived),
+                        sent=tuple(g and _wide(g) for g in each.sent))
+                for each in node.executions
+            ))
+            for node in graph.nodes
+        ),
+    )  # fmt: skip
+
+
+def _wide(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, dtype=widened(snapshot.dtype), held=widened(snapshot.data), statistics=None)
+
+
+class _Forward(RecomputationPlan):
+    """A plan without a way back."""
+
+    def _senders(self) -> set[int]:
+        return set()
 
 
 def _bare(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:

@@ -77,11 +77,14 @@ class RandomRounding(OwnMode):
 
 
 def spread(run: Run, dtype: torch.dtype, wide: Tensor, coarse: Tensor | None) -> Tensor:
-    """How far each number moves: the most over all runs, from `wide` in float64, from `coarse` in the recorded type."""
+    """How far each number moves: the most over all runs, from `wide` in float64, from `coarse` in the recorded type.
+
+    Infinitely far where a run gives no number.
+    """
     most = torch.zeros_like(wide.abs())
     for seed in range(RUNS):
         for still, in_float64 in ((wide, True), (coarse, False)):
             again = None if still is None else run(RandomRounding(dtype, seed), in_float64)
             if again is not None and still is not None:
-                most = torch.maximum(most, (again - still).abs().nan_to_num(0.0, 0.0, 0.0))
+                most = torch.maximum(most, (again - still).abs().nan_to_num(torch.inf))
     return most

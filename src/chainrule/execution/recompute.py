@@ -26,7 +26,7 @@ from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.traits import Traits
 from chainrule.errors import ReplayError, RequestError
-from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
+from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
@@ -120,8 +120,8 @@ class Reexecution:
         try:
             out = run_again(operation, arguments)
         except Exception as error:
-            said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            raise ReplayError(f"{_called(self.old, operation)} cannot be run again ({said}). {NO_WAY}") from error
+            said = f"{_called(self.old, operation)} cannot be run again ({in_one_line(error)}). {NO_WAY}"
+            raise ReplayError(said) from error
         made = list(tensors_in(out))
         after = tensors_in([arguments[name] for name in written]) or made[:1]
         hidden = [t for t in after if written and not any(t is each for each in made)]

@@ -19,7 +19,7 @@ from chainrule.exercises.follow_up import follows
 from chainrule.exercises.mistakes import AS_LIKELY, Facts, Mistake, Mistakes
 from chainrule.exercises.quantities import Kind, Quantity, Recorded, quantity_of
 from chainrule.exercises.reading import Given, places_of, read
-from chainrule.graph.comparison import FLOAT32, allowance, rms, rounding
+from chainrule.graph.comparison import FLOAT32, MARGIN, allowance, rms, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import element
 
@@ -65,10 +65,10 @@ class _Check:
         self.recorded, self.asked = recorded, asked
         self.right = asked.right.detach().double()
         if given.data.numel() == self.right.numel() == 1:  # the shape of one number does not matter
-            given = Given(given.data.reshape(self.right.shape), given.half.reshape(self.right.shape))
+            given = given.reshape(tuple(self.right.shape))
         self.given = given
         self.known = Mistakes.of(recorded)
-        self.tolerance = tolerance_of(self.known, asked)
+        self.tolerance, self.own = tolerances(self.known, asked)
 
     def answer(self, earlier: dict[str, Any]) -> Answer:
         nothing = torch.zeros(self.right.shape, dtype=torch.bool)
@@ -93,8 +93,10 @@ class _Check:
         off = torch.where((given == right) | (given.isnan() & right.isnan()), 0.0, (given - right).abs()).nan_to_num(
             math.inf
         )
-        rounded = off <= half * (1 + 1e-6) + self.tolerance
-        fine = half <= COARSE * right.abs()
+        slack = self.tolerance / MARGIN + self.own  # of the recorded number alone
+        rounded = off <= half * (1 + 1e-6) + slack
+        coarse, fine = COARSE * right.abs(), self.given.fine
+        fine = (half <= coarse) | ((fine <= coarse) & (off <= fine * (1 + 1e-6) + slack))
         return (off <= self.tolerance) | (rounded & fine), rounded & ~fine
 
     # -- words --------------------------------------------------------------------------------------------------------
@@ -267,13 +269,14 @@ class _Check:
         return None if whole is None else self.asked.part(whole)
 
 
-def tolerance_of(known: Mistakes, asked: Quantity) -> Tensor:
-    """How far off rounding errors may be: those of an answer, and those of the recorded number itself."""
+def tolerances(known: Mistakes, asked: Quantity) -> tuple[Tensor, Tensor]:
+    """How far off rounding errors may put an answer, and how far those of the recorded number, which are included."""
     right = asked.right.detach().double()
     eps, size = rounding(asked.data.dtype), right.abs()
     plain = allowance(size, size + rms(right) / 8, 64, min(eps, FLOAT32)) + (eps / 2 * size if eps > FLOAT32 else 0.0)
     exact = known.exact(asked)
-    return plain if exact is None else plain + 4 * (exact - right).abs()
+    own = torch.zeros_like(right) if exact is None else 4 * (exact - right).abs()
+    return (plain + own).nan_to_num(0.0, 0.0, 0.0), own.nan_to_num(0.0, 0.0, 0.0)
 
 
 def said(mistake: Mistake) -> str:

@@ -8,7 +8,7 @@ from typing import get_args
 from torch import Tensor
 
 from chainrule.document import Exercise
-from chainrule.exercises.answers import ELEMENTARY, said, tolerance_of
+from chainrule.exercises.answers import ELEMENTARY, said, tolerances
 from chainrule.exercises.mistakes import Facts, Mistake, Mistakes
 from chainrule.exercises.quantities import Kind, Quantity, Recorded, made
 from chainrule.graph.graph import Graph
@@ -53,7 +53,7 @@ def _exercises(known: Mistakes, rows: Mapping[int, int], sentences: dict[str, in
 def _exercise(known: Mistakes, quantity: Quantity, row: int, sentences: dict[str, int]) -> Exercise:
     fitting = [each for each in known.at(quantity) if each.value.shape == quantity.data.shape]
     mistakes = tuple(_encoded(each, sentences) for each in fitting[:NAMED])
-    slack = float(tolerance_of(known, quantity).max())
+    slack = float(tolerances(known, quantity)[0].max())
     is_update = quantity.kind == "update"
     after = _numbers(quantity.data, 9) if is_update else ()
     rule = _rule(known.graph, quantity) if is_update else ""

@@ -83,7 +83,7 @@ def _whole(recorded: Recorded, name: str, kind: Kind, of: str) -> Quantity:
         raise _missing(recorded, name) from None
     found = made(recorded, kind, value)
     if found is None:
-        raise _missing(recorded, name)
+        raise _without_numbers(recorded, kind, value) or _missing(recorded, name)
     if kind == "gradient" and not _is_derivative(recorded, name, found):
         raise _missing(recorded, name)
     return found
@@ -110,6 +110,20 @@ def _is_derivative(recorded: Recorded, name: str, found: Quantity) -> bool:
     above = name.partition("/")[0].strip()[1:].strip()
     losses = [each.loss for each in recorded.graph.backwards if each.loss is not None]
     return above == found.name.partition("/")[0][1:] or any(above in recorded.graph.values[v].names for v in losses)
+
+
+def _without_numbers(recorded: Recorded, kind: Kind, value: int) -> MissingError | None:
+    """Why a value that exists cannot be asked for; None where it has no such quantity at all."""
+    known, of = recorded.graph.values[value], recorded.notation.plain(value)
+    if known.dtype.is_complex:
+        return MissingError(f"{of} is complex, and answers are real numbers. Ask for a real value.")
+    if kind == "gradient" and not known.has_gradient:
+        return MissingError(f"No gradient arrived at {of}. Ask for a value that backward() reached.")
+    if kind != "update" and not (known.has_numbers if kind == "value" else known.grad is not None):
+        return MissingError(
+            f'Of {of} only statistics were kept. Record the step with keep="all" to ask for its numbers.'
+        )
+    return None
 
 
 def _missing(recorded: Recorded, name: str) -> MissingError:

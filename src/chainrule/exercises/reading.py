@@ -26,10 +26,19 @@ FRACTION = re.compile(r"[-+]?\d+(\.\d*)?/\d+(\.\d*)?")
 
 @dataclass(frozen=True)
 class Given:
-    """An answer as numbers in double precision. `half` is half a unit of the last digit that each was written with."""
+    """An answer as numbers in double precision.
+
+    `half` is half a unit of the last digit that each was written with; `fine` is the same if all of a list have as many
+    significant digits.
+    """
 
     data: Tensor
     half: Tensor
+    fine: Tensor
+
+    def reshape(self, shape: tuple[int, ...]) -> Given:
+        """The same in another shape."""
+        return Given(self.data.reshape(shape), self.half.reshape(shape), self.fine.reshape(shape))
 
 
 def read(answer: Any) -> Given:
@@ -49,7 +58,7 @@ def read(answer: Any) -> Given:
     numbers = [_number(each) for each in items]
     values = torch.tensor([value for value, _, _ in numbers], dtype=torch.float64).reshape(shape)
     decimals = [places for _, places, _ in numbers]
-    return Given(values, _halves(values, decimals, [kept for _, _, kept in numbers]))
+    return _given(values, decimals, [kept for _, _, kept in numbers])
 
 
 def _array(array: Any) -> Given:
@@ -57,7 +66,7 @@ def _array(array: Any) -> Given:
         raise RequestError(f"an answer is made of numbers, and this array has the type {array.dtype}.")
     numbers = [_number(each) for each in array.reshape(-1)]
     values = torch.tensor([value for value, _, _ in numbers], dtype=torch.float64).reshape(array.shape)
-    return Given(values, _halves(values, [places for _, places, _ in numbers], [False] * len(numbers)))
+    return _given(values, [places for _, places, _ in numbers], [False] * len(numbers))
 
 
 def _flat(tree: Any) -> tuple[tuple[int, ...], list[Any]]:
@@ -93,21 +102,28 @@ def _number(given: Any) -> tuple[float, float, bool]:
     return float(found), -exponent if isinstance(exponent, int) else 0, isinstance(given, str)
 
 
-def _halves(values: Tensor, decimals: list[float], kept: list[bool]) -> Tensor:
-    """Half a unit of the last digit of each number, with the zeros at the end put back."""
+def _given(values: Tensor, decimals: list[float], kept: list[bool]) -> Given:
+    """Numbers with half a unit of the last digit of each, with the zeros at the end put back."""
     flat = values.reshape(-1).tolist()
     finite = [places for places in decimals if math.isfinite(places)]
     most = max(finite, default=0.0)
     significant = max(
         (_digits(x, places) for x, places in zip(flat, decimals, strict=True) if math.isfinite(places)), default=0.0
     )
-    halves = []
+    halves, fine = [], []
     for x, places, is_kept in zip(flat, decimals, kept, strict=True):
+        by_digits = places
         if not is_kept and len(flat) > 1 and math.isfinite(places):
             by_digits = significant - 1 - _power(x) if x else most
             places = max(places, min(most, by_digits))
-        halves.append(0.5 * 10.0**-places if math.isfinite(places) else 0.0)
-    return torch.tensor(halves, dtype=torch.float64).reshape(values.shape)
+        halves.append(_half(places))
+        fine.append(_half(max(places, by_digits)))
+    wide = torch.tensor([halves, fine], dtype=torch.float64)
+    return Given(values, wide[0].reshape(values.shape), wide[1].reshape(values.shape))
+
+
+def _half(decimals: float) -> float:
+    return 0.5 * 10.0**-decimals if math.isfinite(decimals) else 0.0
 
 
 def _digits(x: float, decimals: float) -> float:

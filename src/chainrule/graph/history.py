@@ -62,6 +62,7 @@ class StepFacts:
     """Of a batch norm's running statistics from those of the step's batch: that of the means in standard deviations
     (the root mean square over the channels), and the ratio of the mean variances."""
     estimate: bool = False  # the loss weights its terms by data of either sign, as a policy's does by its advantages
+    rewritten: bool = False  # something else changed a parameter after the update of the watched step before
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from chainrule.pytorch_internals import one_layer_lstm
 
 aten: Any = torch.ops.aten
+SORTED = 20_000  # comparisons, up to which elements are sorted
 
 
 def _along(shape: Sequence[int], dim: int) -> Tensor:
@@ -63,10 +64,15 @@ def _scattered(self: Tensor, dim: int, index: Tensor, src: Tensor, add: bool) ->
     return aten.put(self, _flat(index, self.shape, dim % self.dim()), src, add)
 
 
-def _places(self: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
+def _is_mask(index: Tensor | None) -> TypeGuard[Tensor]:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+def _places(self: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     """The flat places that `self[indices]` names."""
     if any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in indices):
-        return None  # a mask, whose count of elements depends on the numbers
+        split = (each.nonzero().unbind(1) if _is_mask(each) else (each,) for each in indices)
+        indices = [each for several in split for each in several]  # the count of elements must not depend on a variable
     known = [dim for dim, each in enumerate(indices) if each is not None]
     whole = torch.broadcast_tensors(*(each for each in indices if each is not None))
     shape, count = whole[0].shape, whole[0].dim()
@@ -88,16 +94,19 @@ def _places(self: Tensor, indices: Sequence[Tensor | None]) -> Tensor | None:
 
 def index(self: Tensor, indices: Sequence[Tensor | None]) -> Any:
     """self[indices]."""
-    places = _places(self, indices)
-    return NotImplemented if places is None else aten.take(self, places)
+    return aten.take(self, _places(self, indices))
 
 
 def index_put(
     self: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, _: bool = False
 ) -> Any:
     """self[indices] = values, or += values."""
+    mask = indices[0]
+    if _is_mask(mask) and len(indices) == 1 and values.numel() == 1 and not accumulate:
+        chosen = mask.bool().reshape(*mask.shape, *[1] * (self.dim() - mask.dim()))
+        return torch.where(chosen, values.reshape(()).to(self.dtype), self)
     places = _places(self, indices)
-    return NotImplemented if places is None else aten.put(self, places, values.expand(places.shape), accumulate)
+    return aten.put(self, places, values.expand(places.shape), accumulate)
 
 
 def index_select(self: Tensor, dim: int, index: Tensor) -> Any:
@@ -228,6 +237,89 @@ def variance(inp: Tensor, dims: Sequence[int] | None, correction: float = 1, *, 
     return (apart * apart).sum(dims) / max(count - correction, 0)
 
 
+def sort(self: Tensor, dim: int = -1, descending: bool = False) -> Any:
+    """Each element at the place that so many others come before, and where it was."""
+    size = self.shape[dim] if self.dim() else 1
+    if not self.dim() or self.numel() * size > SORTED:
+        return NotImplemented
+    dim %= self.dim()
+    rows = self.movedim(dim, -1)
+    one, other = rows[..., :, None], rows[..., None, :]
+    earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
+    before = torch.where(one == other, earlier, one < other if descending else one > other)
+    rank = before.to(torch.int64).sum(-1)
+    places = torch.arange(size).expand(rank.shape)
+    index = scatter(torch.zeros(rank.shape, dtype=torch.int64), rank.dim() - 1, rank, places).movedim(-1, dim)
+    return gather(self, dim, index), index
+
+
+def stable_sort(self: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """The same, where equal elements stay in their order."""
+    return sort(self, dim, descending)
+
+
+def topk(self: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """The first ones."""
+    found = sort(self, dim, largest)
+    return found if found is NotImplemented else tuple(each.narrow(dim, 0, k) for each in found)
+
+
+def kthvalue(self: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    """The k-th smallest one."""
+    found = sort(self, dim)
+    if found is NotImplemented:
+        return found
+    return tuple(each.narrow(dim, k - 1, 1) if keepdim else each.select(dim, k - 1) for each in found)
+
+
+def median(self: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """The lower one of those in the middle."""
+    return kthvalue(self, (self.shape[dim] + 1) // 2, dim, keepdim) if self.dim() else NotImplemented
+
+
+def median_of_all(self: Tensor) -> Any:
+    """The same of all elements."""
+    found = median(self.reshape(-1), 0)
+    return found if found is NotImplemented else found[0]
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Any:
+    """The distance of each two rows."""
+    return _norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def pdist(self: Tensor, p: float = 2) -> Any:
+    """The distance of each two rows, each pair once."""
+    one, other = torch.triu_indices(len(self), len(self), 1)
+    return _norm(aten.index(self, [one]) - aten.index(self, [other]), p)
+
+
+def _norm(apart: Tensor, p: float) -> Any:
+    if p in (0, float("inf")):
+        return apart.abs().amax(-1) if p else (apart != 0).sum(-1).to(apart.dtype)
+    return apart.square().sum(-1).sqrt() if p == 2 else apart.abs().pow(p).sum(-1).pow(1 / p)
+
+
+def logcumsumexp(self: Tensor, dim: int) -> Any:
+    """log of the sum of exp up to each element, less the largest one of all, so that exp does not overflow."""
+    most = self.amax(dim, keepdim=True) if self.dim() else self
+    return (self - most).exp().cumsum(dim).log() + most
+
+
+def trilinear(
+    i1: Tensor, i2: Tensor, i3: Tensor, expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int],
+    sumdim: Sequence[int], unroll_dim: int = 1,
+) -> Any:  # fmt: skip
+    """The sum over some axes of a product of three."""
+    factors = []
+    for each, axes in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        for axis in axes:
+            each = each.unsqueeze(axis)
+        factors.append(each)
+    product = factors[0] * factors[1] * factors[2]
+    return product.sum(list(sumdim)) if sumdim else product
+
+
 OWN: dict[Any, Callable[..., Any]] = {
     aten.gather.default: gather,
     aten.scatter_add.default: scatter_add,
@@ -245,6 +337,16 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.avg_pool2d.default: average_pool,
     aten.avg_pool3d.default: average_pool,
     aten._scaled_dot_product_flash_attention_for_cpu.default: attention,
+    aten.sort.default: sort,
+    aten.sort.stable: stable_sort,
+    aten.topk.default: topk,
+    aten.kthvalue.default: kthvalue,
+    aten.median.dim: median,
+    aten.median.default: median_of_all,
+    aten._cdist_forward.default: cdist,
+    aten._pdist_forward.default: pdist,
+    aten.logcumsumexp.default: logcumsumexp,
+    aten._trilinear.default: trilinear,
     aten.mkldnn_rnn_layer.default: lstm_layer,
     torch.ops.prims.var.default: variance,
 }

@@ -85,6 +85,12 @@ class Writer:
             self._code[self._known[key]] = (name, self._known[key], *line)
         return Operand(self._known[key])
 
+    def copied(self, operand: Operand, dtype: torch.dtype, size: int) -> Operand:
+        """A slot of its own with these numbers, which a reader of the program may overwrite."""
+        slot = self.slot(dtype, size)
+        self._code[slot] = ("join", slot, (self.encoded(operand),))
+        return Operand(slot)
+
     def encoded(self, operand: Written) -> Any:
         """An operand as it stands in an instruction."""
         if not isinstance(operand, Operand):

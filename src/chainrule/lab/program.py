@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -14,20 +14,21 @@ from chainrule.capture.data_parallel import storage_of
 from chainrule.derivation.backprop import walked
 from chainrule.document import Moved, Program
 from chainrule.document import Operand as Encoded
+from chainrule.errors import brief
 from chainrule.execution.experiment import written_by
-from chainrule.execution.lineage import reads_numbers
+from chainrule.execution.lineage import gives_number
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
+from chainrule.lab.leaves import leaves_of
 from chainrule.lab.tracing import Tracer, overlap
-from chainrule.rules.facts import base_name
-from chainrule.rules.optimizers import hyperparameters, worked_out
+from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.optimizers import changeable, hyperparameters, worked_out
 
 NUMBERS = 3_000  # in all values of a step, up to which it has a program
-VARIABLE = ("lr", "beta1", "beta2")  # hyperparameters that a reader may change
 
 
 def program_of(graph: Graph, rows: Mapping[int, int]) -> tuple[Program | None, str]:
@@ -62,13 +63,12 @@ class _Tracing:
         if graph.hooked:
             raise NoProgramError("a hook changed a gradient")
         begun = min(each.position for each in graph.backwards)
-        if any(reads_numbers(each) for each in graph.operations if each.index < begun):
+        if any(gives_number(each) for each in graph.operations if each.index < begun):
             raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
         self.loss = losses[0]
-        needed = {self.loss} | graph.ancestors([self.loss])
-        makers = {graph.values[each].operation for each in needed}
+        self.leaves, computed = leaves_of(graph, [self.loss], rows)
+        makers = {graph.values[each].operation for each in computed}
         self.operations = [operation for operation in graph.operations if operation.index in makers]
-        self.leaves = [each for each in sorted(needed) if graph.values[each].operation is None]
         if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
             raise NoProgramError("not all of its numbers were kept")
         self.overtaking: dict[int, list[Value]] = {}  # by operation: values of memory that it wrote to
@@ -78,6 +78,7 @@ class _Tracing:
         self.writer = Writer()
         self.tracer = Tracer(self.writer)
         self.settings: dict[tuple[int, str, float], Tensor] = {}
+        self.arriving: list[tuple[int, int]] = []
 
     def program(self) -> Program:
         data = {each: self.graph.values[each].snapshot.tensor.clone() for each in self.leaves}
@@ -97,8 +98,11 @@ class _Tracing:
             ]
         except NoProgramError as error:
             updates, without = [], str(error)
+        except Exception as error:  # a formula that does not take a variable
+            updates, without = [], f"the formula of the update cannot be taken apart ({brief(error)})"
         guards = [(self.writer.encoded(operand), number) for operand, number in self.tracer.guards]
         results += [operand for operand, _ in guards]
+        needed = self.writer.needed(results)
         return Program(
             **self.writer.parts(results),
             guards=tuple(guards),
@@ -107,6 +111,7 @@ class _Tracing:
             gradients=tuple(
                 self._result(each, found, self.graph.values[each].grad) for each, found in gradients.items()
             ),
+            arriving=tuple(each for each in self.arriving if each[1] in needed),
             loss=self.rows[self.loss],
             settings=tuple(
                 (name, self.tracer.operand(each).slot, value) for (_, name, value), each in self.settings.items()
@@ -138,13 +143,26 @@ class _Tracing:
     def _forward(self, values: dict[int, Tensor]) -> dict[int, Tensor]:
         """Run the operations."""
         for operation in self.operations:
-            if operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
+            draw = facts_of(operation.name).draw
+            if draw is not None and None not in operation.outputs:
+                self._use_draw(operation, values, *draw)
+            elif operation.random_state is not None and operation.arguments.get("dropout_p") != 0:
                 self._check_draw(operation)
                 drawn = {each: self.graph.values[each].data for each in operation.outputs if each is not None}
                 values |= {each: data.clone() for each, data in drawn.items() if data is not None}
             else:
                 self._run(operation, values)
         return values
+
+    def _use_draw(
+        self, operation: Operation, values: dict[int, Tensor], slot: int, result: Callable[..., Tensor]
+    ) -> None:
+        """The result of what was drawn, as an operation gives it beside."""
+        arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
+        for place, value in enumerate(operation.outputs):
+            assert value is not None
+            drawn = self.graph.values[operation.outputs[slot]].snapshot.tensor.clone()  # type: ignore[index]
+            values[value] = drawn if place == slot else result(arguments, draw=drawn)
 
     def _run(self, operation: Operation, values: dict[int, Tensor]) -> None:
         """Run one operation. A value whose memory it writes to stays as a copy; the memory is that of a later value."""
@@ -181,11 +199,19 @@ class _Tracing:
             for each in self.graph.values
         )
         graph = replace(self.graph, values=filled, nodes=tuple(map(self._without_gradients, self.graph.nodes)))
-        steps, of_passes = walked(graph)
+        steps, of_passes = walked(graph, self._arrived)
         for step in steps:
             if not all(has_numbers(each.gradient) for each in step.contributions if each.gradient is not None):
                 raise NoProgramError(step.failure or f"no rule covers {self.graph.nodes[step.node].name}")
         return graph.summed(of_passes)
+
+    def _arrived(self, value: int, gradient: Tensor) -> Tensor:
+        """What arrives at the operation that made a row, in a slot of its own: all that comes back is linear in it."""
+        if value not in self.rows or not gradient.numel() or not has_numbers(gradient):
+            return gradient
+        copy, slot = self.tracer.copied(gradient)
+        self.arriving.append((self.rows[value], slot))
+        return copy
 
     def _without_gradients(self, node: Node) -> Node:
         """A node without what autograd computed, but for the seed, so that nothing recorded is taken for traced."""
@@ -227,9 +253,7 @@ class _Tracing:
     def _moved(
         self, update: ParameterUpdate, optimizer: str, place: int, parameter: Tensor, gradient: Tensor, step: Tensor
     ) -> Moved:
-        known = {
-            k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and v.shape == update.before.shape
-        }
+        known = {k: v for k, v in update.state_before.items() if isinstance(v, Tensor) and k != "step"}
         state = {name: self.tracer.variable(each) for name, each in known.items()}
         first = self._step(update, optimizer, place, parameter, gradient, step, state)
         kept = {name: each for name, each in first.items() if name != ""}
@@ -255,8 +279,7 @@ class _Tracing:
     ) -> dict[str, Tensor]:  # fmt: skip
         """The parameter after the step (""), and each tensor of the state."""
         plain = hyperparameters(update.options, update.state_before)
-        settings = {name: self._setting(place, name, plain[name]) for name in VARIABLE if plain.get(name)}
-
+        settings = {name: self._setting(place, name, plain[name]) for name in changeable(plain)}
         whole = replace(
             update, start=update.start.filled(parameter), gradient=update.start.filled(gradient),
             state_before={"step": update.state_before.get("step", 0), **state},

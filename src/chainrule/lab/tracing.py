@@ -20,6 +20,8 @@ from chainrule.lab.decompositions import OWN, aten
 from chainrule.lab.instructions import TYPES, Indices, NoProgramError, Operand, Writer, Written
 from chainrule.pytorch_internals import decomposition_table
 
+COUNTED = 512  # elements of a mask
+
 Given = dict[str, Any]
 Emit = Callable[["Tracer", str, Any, Given, Any], None]
 
@@ -64,6 +66,13 @@ class Tracer(OwnMode):
         made = data.detach().clone(memory_format=torch.contiguous_format)
         self.put(made, Operand(self.writer.slot(data.dtype, data.numel())))
         return made
+
+    def copied(self, data: Tensor) -> tuple[Tensor, int]:
+        """A copy of these numbers that has a slot of its own, and the slot."""
+        made = data.clone(memory_format=torch.contiguous_format)
+        operand = self.writer.copied(self.operand(data), data.dtype, data.numel())
+        self.put(made, operand)
+        return made, operand.slot
 
     def put(self, tensor: Tensor, operand: Operand) -> None:
         """Say where the numbers of a tensor come from, in row-major order; what else is in its memory stays."""
@@ -113,6 +122,8 @@ class Tracer(OwnMode):
             return func(*args, **kwargs)  # of which the shape alone is read
         if name == "_local_scalar_dense":
             return self._read(given["self"], func(*args, **kwargs))
+        if name == "nonzero":
+            return self._counted(given["self"], func(*args, **kwargs))
         if name in TURNS:
             return func(*args, **kwargs)  # the numbers stay where they are
         if func._schema.is_mutable and space == "aten":
@@ -159,6 +170,16 @@ class Tracer(OwnMode):
             raise NoProgramError("a number is read out of a tensor")
         self.guards.append((self.operand(tensor), int(number)))
         return number
+
+    def _counted(self, tensor: Tensor, found: Tensor) -> Tensor:
+        """The places of the elements that are not 0: what is traced holds as long as they are the same."""
+        if tensor.numel() > COUNTED:
+            raise NoProgramError("which elements are counted depends on too many numbers")
+        with self:
+            mask = tensor.to(torch.bool)
+        operand, truths = self.operand(mask), mask.reshape(-1).tolist()
+        self.guards += [(operand.at(np.array([place])), int(truth)) for place, truth in enumerate(truths)]
+        return found
 
 
 def _emitter(space: str, name: str) -> Emit | None:

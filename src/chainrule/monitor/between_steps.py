@@ -38,6 +38,11 @@ class BetweenSteps:
         noticed = self._looks.end(step, watched, scale, optimizers)
         return self._with_strange(noticed) if noticed or self._strange is not None else ()
 
+    def rewritten(self) -> bool:
+        """Whether something else changed a parameter after the update of the last watched step; asked once."""
+        found, self._looks.rewritten = self._looks.rewritten, False
+        return found
+
     def skipped(self) -> Iterator[Seen]:
         """A GradScaler has skipped a step."""
         self._looks.skip()

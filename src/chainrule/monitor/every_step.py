@@ -27,6 +27,7 @@ from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserv
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
 from chainrule.monitor.backward_pass import KNOWN, loss_of_pass
+from chainrule.monitor.updates_by_hand import some_bits
 from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 from chainrule.pytorch_internals import _set_grad_enabled
 
@@ -55,6 +56,9 @@ class EveryStep:
         self._seen = False  # whether the gradient was read in a pass of this step
         self._before = False  # whether the strange pass began with lost parameters
         self._between: list[tuple[int, int, list[Tensor | float | None], float]] = []
+        self._parameter: weakref.ref[Tensor] | None = None  # that of the latest pass
+        self._left: Tensor | None = None  # some of its numbers after the update of a watched step
+        self.rewritten = False  # whether it began the next step with others
 
     def passed(self, parameter: Tensor, scaled: bool) -> float | None:
         """See a backward pass that reached this parameter; the loss, if it lost numbers and the one before did not.
@@ -67,6 +71,10 @@ class EveryStep:
         return self._passed(parameter, scaled)
 
     def _passed(self, parameter: Tensor, scaled: bool) -> float | None:
+        if self._left is not None:
+            same = self._parameter is None or self._parameter() is not parameter
+            self.rewritten, self._left = not (same or torch.equal(self._left, some_bits(parameter))), None
+        self._parameter = weakref.ref(parameter)
         loss = loss_of_pass(self._thread)
         if loss is None or loss.device.type != "cpu":
             self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
@@ -88,6 +96,9 @@ class EveryStep:
             if not watched:
                 self._between.append((step, nodes - self._nodes, losses, scale or 1.0))
         self._nodes = nodes
+        parameter = self._parameter() if watched and self._parameter is not None else None
+        if parameter is not None and parameter.device.type == "cpu":  # of another device it would wait
+            self._left = some_bits(parameter)
         if seen and not self._strange and not watched:  # what its update may have lost, the next pass shows
             self._lost = False
             return self._changed(step, optimizers)

@@ -108,7 +108,8 @@ class Examiner:
     def finish(self) -> list[Found]:
         """Examine the course once more, at the end of the watch."""
         self.fresh = ()
-        return self._examine_course(ended=True) if self.history.steps or self._pending else []
+        known = self.history.steps or self._pending or self.history.unstepped
+        return self._examine_course(ended=True) if known else []
 
     def notice(self, noticed: Noticed, shown: Sequence[Finding] = ()) -> list[Found]:
         """Add what a look at a step noticed, and what the step showed when it was run again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import hidden, unobserved
+from chainrule.graph.snapshot import has_numbers
 from chainrule.monitor.every_step import NEAR, first_small
 from chainrule.monitor.updates_by_hand import some_bits
 
@@ -99,6 +102,23 @@ class PassesWithoutStep:
             self._bits = some_bits(parameter)
         if self._passes % RUNNING == 0:
             self._too_many()
+
+
+def never_stepped(graph: Graph) -> int:
+    """The backward passes of a step that has no end, if an optimizer that never stepped holds what they reached.
+
+    0 if they are few, if there is no such optimizer, or if what it holds is not as it was before them.
+    """
+    passes = len(graph.accumulating)
+    if passes < ENDED:
+        return 0
+    optimizers = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
+    first = next((found for each in optimizers if (found := next(_with_gradient(each), None)) is not None), None)
+    if first is None:
+        return 0
+    known = (each.before for each in graph.parameters.values() if each.shape == first.shape)
+    with unobserved():
+        return passes if any(has_numbers(each) and torch.equal(each, first) for each in known) else 0
 
 
 def _first_with_gradient(optimizer: Optimizer) -> Tensor | None:

@@ -57,6 +57,7 @@ class WatchContext:
     unmeasured: set[str] = field(default_factory=set)  # names of tensors whose numbers cannot be read, found on the way
     restarts: tuple[Restart, ...]  # in the loop around it
     beside: Evaluations  # what ran before it without gradients
+    rewritten: bool  # see `StepFacts.rewritten`
     alone: bool  # no other rank watches; among ranks it is not known which inputs are equal and which are parts
 
     def statistics(self, snapshot: Snapshot | None) -> Statistics | None:
@@ -83,6 +84,7 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
         counts=context.counts, evaluated=context.beside.passes, dropped=context.beside.dropped,
         distance=context.beside.distance, restarted=_restarted(graph, context),
         estimate=any(_is_estimate(graph, each.loss, context) for each in counted if each.loss is not None),
+        rewritten=context.rewritten,
     )  # fmt: skip
 
 

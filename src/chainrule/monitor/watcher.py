@@ -38,6 +38,7 @@ from chainrule.monitor.every_step import rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.loaders import restarts
+from chainrule.monitor.passes_without_step import never_stepped
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.results import Results
 from chainrule.monitor.runs import Figure, Found, Writer
@@ -236,7 +237,12 @@ class watch:  # noqa: N801 (read as a verb)
         cache = StatisticsCache()
         if self._full is None:
             recording.at_once(cache, magnitudes=False)
-        scaled = self._scaler.scaler is not None or skipped_in(recording.graph) > 0
+        scaled = self._scaler.scaler is not None
+        if not scaled and (skipped := skipped_in(recording.graph)):  # all steps until now
+            scaled = True
+            self._count_skipped(skipped)
+        if not self._boundaries.rounds.current and (passes := never_stepped(recording.graph)):
+            self.history.unstepped = Unstepped(self.step_number, passes, 0)
         facts = StepFacts(self.step_number + 1, time.time(), None, full=self._full is not None)
         self._examiner.examine_unfinished(recording, facts, ending(facts.step, error, missed), cache, scaled)
 
@@ -382,6 +388,7 @@ class watch:  # noqa: N801 (read as a verb)
             histograms=histograms,
             restarts=restarts(user_frame()),
             beside=self._boundaries.evaluations,
+            rewritten=self._between.rewritten(),
             alone=not self._ranks.active,
         )
         if self._scaler.scaler is None and (missed := skipped_in(graph)):

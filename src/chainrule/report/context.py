@@ -169,6 +169,11 @@ class Context:
         )
 
     @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why entries of a Jacobian are zero by structure: each reason, and the Jacobian at which it is said."""
+        return {}
+
+    @cached_property
     def _used(self) -> set[int]:
         return {value for step in self.derivation.steps for _, _, value in step.arguments}
 
@@ -271,7 +276,7 @@ class Context:
             and self.graph.values[contribution.value].kind == "parameter"
             and any(each is contribution for each in self.uses(contribution.value))
         )
-        where: Span = Code(".grad") if in_grad else "autograd's gradient"
+        where: Span = Code(".grad") if in_grad else "autograd"
         check = self.checks.contribution(contribution)
         if in_grad and contribution.value is not None and check.verdict != "disagrees":
             whole = self.checks.gradient(contribution.value)
@@ -396,27 +401,29 @@ def shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) if shape else "a single number"
 
 
-def matrix(data: Data) -> str | None:
+def matrix(data: Data, decimals: int = 4) -> str | None:
     """A small tensor as a matrix in LaTeX; None if it is too large to be part of a formula."""
     if not has_numbers(data) or data.numel() > PUT_IN or data.dim() > 2 or not data.numel() or data.is_complex():
         return None
     if data.dim() == 0:
-        value = number(data.item())
+        value = number(data.item(), decimals)
         return rf"({value})" if value.startswith("-") else value
     rows = (data if data.layout is torch.strided else data.to_dense()).reshape(-1, data.shape[-1]).tolist()
-    body = r" \\ ".join(" & ".join(number(each) for each in row) for row in rows)
+    body = r" \\ ".join(" & ".join(number(each, decimals) for each in row) for row in rows)
     return rf"\begin{{pmatrix}} {body} \end{{pmatrix}}"
 
 
-def put_in(rule: Rule, template: Any, op: Applied, more: Mapping[str, Data | None]) -> str | None:
-    """A rule's template with numbers in place of the operands; None if one is too large, or is written by index."""
+def put_in(
+    rule: Rule, template: Any, op: Applied, more: Mapping[str, Data | None], decimals: Callable[[], int]
+) -> str | None:
+    """A rule's template with numbers in place of the operands; None if one is too large, or is written by index.
+
+    `decimals` gives how many of them the numbers need.
+    """
     if re.search(r"\$(\w+)\}_|\$grad\b", rule.latex(template, op, {})):
         return None
-    numbers = {}
-    for name, data in {**op.arguments, **more}.items():
-        if isinstance(data, Data):
-            written = matrix(data)
-            if written is None:
-                return None
-            numbers[name] = written
-    return rule.latex(template, op, numbers)
+    operands = {name: data for name, data in {**op.arguments, **more}.items() if isinstance(data, Data)}
+    if any(matrix(data) is None for data in operands.values()):
+        return None
+    count = decimals()
+    return rule.latex(template, op, {name: matrix(data, count) or "" for name, data in operands.items()})

@@ -7,14 +7,16 @@ gradient, and the parameters before and after.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.repeated_blocks import Repetition
-from chainrule.document import Block, Code, Document, Paragraph, Section, Span, Table, Text
+from chainrule.document import Block, Code, Document, Math, Paragraph, Section, Span, Table, Text, Verdict
 from chainrule.exercises.asking import asked
 from chainrule.gc_control import gc_paused
 from chainrule.graph.names import escape
@@ -27,12 +29,16 @@ from chainrule.report.headline import headline, with_names
 from chainrule.verification.rows import worst_row
 
 SHOWN = 6  # numbers in a cell of the screenful
+LINES, WIDTH = 57, 76  # about how many lines it may have, and how wide they are
+ROWS, FEW, SPARE = 30, 8, 3  # rows of a table in it; those of one that does not fit; blocks of its summary
+SHORT = 24  # characters of a name there
 HOW_TO_READ = (
-    "Each step takes the gradient of its output, the upstream gradient, and computes the gradient of each of its "
-    "inputs: first as the product with the Jacobian, of tensors flattened in row-major order, then as the "
-    "vector-Jacobian product that PyTorch runs, which never builds the Jacobian. The result is checked against that of "
-    "autograd and, independently of our rules, against central differences of this operation alone in float64 "
-    "(measured). The tolerance is a few roundings of the number type, of the terms that add up to each element."
+    "Each step takes the upstream gradient, that of its output, and computes the gradient of each input. Jacobians are "
+    "those of tensors flattened in row-major order; indices and units are counted from 0. Before each row stands the "
+    "upstream gradient of that element, and below each column the gradient: the sum of upstream times column. PyTorch "
+    "computes the same as a vector-Jacobian product, without the Jacobian. Results are checked against autograd and, "
+    "independently of our rules, against central differences of this operation alone in float64 (measured; - at a "
+    "kink). The tolerance is a few roundings of the number type, of the terms that add up to each element."
 )
 
 
@@ -53,16 +59,22 @@ def full(context: Context, pointing: bool = False, coded: bool = False, running:
     return Document(title, *shown, made, reason, exercises, slips)
 
 
-def summary(context: Context) -> Iterator[Block]:
-    """The verdict, the loss, what was recorded, and warnings and notes."""
+def summary(context: Context, notes: bool = False, advice: bool = False) -> Iterator[Block]:
+    """The verdict, the loss, what was recorded, and warnings; perhaps the notes among the findings, and advice.
+
+    The whole document has a section of findings, with the evidence and advice of each.
+    """
     graph = context.graph
     if graph.nodes and graph.backwards:
         yield headline(with_names(context.whole_check, graph, lambda: context.derivation))
-    for backward in graph.accumulating:
-        if backward.loss is not None:
-            value = graph.values[backward.loss]
+    losses = [backward.loss for backward in graph.accumulating if backward.loss is not None]
+    for turn, loss in enumerate(losses):
+        if turn in (0, len(losses) - 1) or len(losses) <= SPARE:
+            value = graph.values[loss]
             shown = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
-            yield Paragraph((f"{context.notation.plain(backward.loss)} = {shown}  ({value.name})",))
+            yield Paragraph((f"{context.notation.plain(loss)} = {shown}  ({value.name})",))
+        elif turn == 1:
+            yield Paragraph((f"{len(losses) - 2} losses of further backward passes",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
     through = len(context.derivation.nodes)
     numbers = sum(math.prod(p.shape) for p in graph.parameters.values())
@@ -90,11 +102,13 @@ def summary(context: Context) -> Iterator[Block]:
     for note in graph.notes:
         yield Paragraph((note,), "note")
     for finding in context.findings:
+        if finding.severity == "note" and not notes:
+            continue
         *words, last = finding.text
         place = f" ({finding.place})" if finding.place else ""
         ending = f"{last.removesuffix('.')}{place}." if isinstance(last, str) and last.endswith(".") else last
-        advice = (f" {finding.advice}",) if finding.severity != "note" else ()
-        yield Paragraph((*words, ending, *advice), finding.severity)
+        advised = (f" {finding.advice}",) if advice and finding.severity != "note" else ()
+        yield Paragraph((*words, ending, *advised), finding.severity)
 
 
 def many(count: int, thing: str) -> str:
@@ -186,8 +200,7 @@ def _parameters(context: Context) -> Iterator[Section]:
         symbol = rf"\text{{{escape(name)}}}" if parameter.value is None else context.notation.symbol(parameter.value)
         plain = name if parameter.value is None else context.notation.plain(parameter.value)
         title: tuple[Span, ...] = (Code(name),) if plain == name else (f"{plain}: ", Code(name))
-        held = Paragraph((Code(".grad"), f" before backward: {context.held_before(name)}"))
-        blocks = (context.parameter(symbol, parameter), held, *block_tables.parameters(context, name))
+        blocks = (context.parameter(symbol, parameter), *block_tables.parameters(context, name))
         yield Section(title, f"parameter-{place}", "overview", blocks)
 
 
@@ -195,44 +208,109 @@ def _parameters(context: Context) -> Iterator[Section]:
 
 
 def brief(context: Context) -> Document:
-    """The step in a screenful."""
-    return Document(("One training step, in brief",), tuple(summary(context)), tuple(_brief_sections(context)))
+    """The step in a screenful: where not all fits, without advice, or with the ends of tables alone."""
+    for most, advice in ((ROWS, True), (ROWS, False), (FEW, False)):
+        head = tuple(_spare(summary(context, notes=True, advice=advice)))
+        sections = tuple(_brief_sections(context, most))
+        if sum(map(_lines, head)) + sum(3 + _lines(each.blocks[-1]) for each in sections) <= LINES:
+            break
+    return Document(("One training step, in brief",), head, sections)
 
 
-def _brief_sections(context: Context) -> Iterator[Section]:
-    rows = tuple(_values(context))
-    table = Table(("name", "code", "value", "gradient"), rows)
-    yield Section(("Forward and backward",), "brief", "overview", (table,))
+def _spare(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The first warnings, notes and errors, and how many more there are."""
+    counts: Counter[str] = Counter()
+    for block in blocks:
+        tone: str = block.tone if isinstance(block, Paragraph) else "plain"
+        counts[tone] += 1
+        if tone == "plain" or counts[tone] <= SPARE:
+            yield block
+    for tone, count in counts.items():
+        if tone != "plain" and count > SPARE:
+            yield Paragraph((f"{many(count - SPARE, f'more {tone}')} in the whole report",))
+
+
+def _lines(block: Block) -> int:
+    """About how many lines of a terminal a block takes, with the empty one before it."""
+    if not isinstance(block, Table):
+        return 1 + -(-len(_plain(block.text)) // WIDTH) if isinstance(block, (Paragraph, Verdict)) else 2
+    texts = [block.headers, *(tuple(map(_plain, row)) for row in block.rows)]
+    sizes = [max(1, *map(len, column)) for column in zip(*texts, strict=True)]
+    while sum(sizes) + 2 * len(sizes) > WIDTH and max(sizes) > 1:
+        sizes[sizes.index(max(sizes))] -= 1
+    return 2 + sum(max(-(-len(text) // size) for text, size in zip(row, sizes, strict=True)) for row in texts)
+
+
+def _plain(text: Text) -> str:
+    return "".join(
+        span.source if isinstance(span, Code) else span.latex if isinstance(span, Math) else span for span in text
+    )
+
+
+def _brief_sections(context: Context, most: int) -> Iterator[Section]:
+    is_few = most == FEW
+    through, data = _forward(context)
+    rows = tuple(_ends([partial(_value, context, *each, is_few) for each in through], most, 4))
+    blocks: list[Block] = [Table(("name", "code", "value", "gradient"), rows)]
+    if data:
+        blocks.insert(
+            0, Paragraph((f"{many(data, 'more result')} on the way to them, which no gradient goes through.",))
+        )
+    yield Section(("Forward and backward",), "brief", "overview", tuple(blocks))
     if context.graph.parameters:
         headers = ("parameter", "before", "gradient", "check", "after", "update")
-        table = Table(headers, tuple(_brief_parameters(context)))
-        yield Section(("Parameters",), "brief-parameters", "overview", (table,))
+        rows = tuple(_ends(list(_brief_parameters(context, is_few)), most if not is_few else FEW // 2, len(headers)))
+        yield Section(("Parameters",), "brief-parameters", "overview", (Table(headers, rows),))
 
 
-def _values(context: Context) -> Iterator[tuple[Text, ...]]:
-    for step in context.derivation.steps:
-        if step.kind != "forward":
-            continue
+Cells = tuple[Text, ...]
+
+
+def _ends(rows: Sequence[Callable[[], Cells]], most: int, columns: int) -> Iterator[Cells]:
+    """The rows, or the first and the last of them and in between how many more there are."""
+    left_out = max(len(rows) - most, 0)
+    first = most // 2 if left_out else len(rows)
+    yield from (row() for row in rows[:first])
+    if left_out:
+        yield ((f"... {left_out:,} more",), *[("",)] * (columns - 1))
+        yield from (row() for row in rows[first + left_out :])
+
+
+def _forward(context: Context) -> tuple[list[tuple[Step, int | None, str]], int]:
+    """(step, result, repeated block) of each row, and how many results of data, which no gradient goes through."""
+    found: list[tuple[Step, int | None, str]] = []
+    data = 0
+    for step in (each for each in context.derivation.steps if each.kind == "forward"):
         repetition = context.repeated.of_step(step)
         if repetition is not None:
-            yield from _block(context, repetition, step)
-            continue
-        place = context.place(step)
-        code = (Code(place.expression),) if place and place.expression else (context.operation_name(step),)
-        for value in context.results(step):
-            yield (context.notation.plain(value),), (*code, *_node_verdict(context, value)), *_both(context, value)
+            path = next((each for each in repetition.others if context.repeated.last_step(each) is step), None)
+            found += [(step, None, path)] if path is not None else []
+        elif context.graph.backwards and not step.nodes:
+            data += len(context.results(step))
+        else:
+            found += [(step, value, "") for value in context.results(step)]
+    return found, data
 
 
-def _block(context: Context, repetition: Repetition, step: Step) -> Iterator[tuple[Text, ...]]:
-    """A whole block in a row: its output."""
-    path = next((each for each in repetition.others if context.repeated.last_step(each) is step), None)
-    if path is not None:
-        yield (path,), ("like ", Code(repetition.shown)), *_both(context, step.outputs[0])
+def _value(context: Context, step: Step, value: int | None, block: str, is_few: bool) -> Cells:
+    """A result, or as a row of a whole block its output."""
+    if value is None:
+        repetition = context.repeated.of_step(step)
+        assert repetition is not None
+        return (_cut(block, is_few),), ("like ", Code(repetition.shown)), *_both(context, step.outputs[0], is_few)
+    place = context.place(step)
+    code = Code(_cut(place.expression, is_few)) if place and place.expression else context.operation_name(step)
+    name = _cut(context.notation.plain(value), is_few)
+    return (name,), (code, *_node_verdict(context, value)), *_both(context, value, is_few)
 
 
-def _both(context: Context, value: int) -> tuple[Text, Text]:
-    known = context.graph.values[value]
-    return (cell(context, known.snapshot),), (cell(context, known.gradient),)
+def _cut(text: str, is_few: bool) -> str:
+    return f"{text[: SHORT - 3]}..." if is_few and len(text) > SHORT else text
+
+
+def _both(context: Context, value: int, is_few: bool) -> tuple[Text, Text]:
+    known, most = context.graph.values[value], 1 if is_few else SHOWN
+    return (cell(context, known.snapshot, most),), (cell(context, known.gradient, most),)
 
 
 def _node_verdict(context: Context, value: int) -> Text:
@@ -243,23 +321,24 @@ def _node_verdict(context: Context, value: int) -> Text:
     return (f" (backward: {context.row(node).verdict})",)
 
 
-def _brief_parameters(context: Context) -> Iterator[tuple[Text, ...]]:
+def _brief_parameters(context: Context, is_few: bool) -> Iterator[Callable[[], Cells]]:
     seen: set[Repetition] = set()
     for name, parameter in context.graph.parameters.items():
         repetition = context.repeated.of_parameter(name)
         if repetition is None:
-            yield _parameter(context, name, parameter)
+            yield partial(_parameter, context, name, parameter, is_few)
         elif repetition not in seen:
             seen.add(repetition)
-            yield (f"{block_tables.names(repetition)}: like {repetition.shown}",), ("",), ("",), ("",), ("",), ("",)
+            text = f"{block_tables.names(repetition)}: like {repetition.shown}"
+            yield partial(tuple, [(text,), *[("",)] * 5])
 
 
-def _parameter(context: Context, name: str, parameter: Parameter) -> tuple[Text, ...]:
-    label = name if parameter.value is None else context.notation.plain(parameter.value)
-    before, gradient = (cell(context, each) for each in (parameter.start, parameter.gradient))
-    after = "" if parameter.end is None else cell(context, parameter.end)  # nothing updated it
+def _parameter(context: Context, name: str, parameter: Parameter, is_few: bool) -> Cells:
+    label, most = name if parameter.value is None else context.notation.plain(parameter.value), 1 if is_few else SHOWN
+    before, gradient = (cell(context, each, most) for each in (parameter.start, parameter.gradient))
+    after = "" if parameter.end is None else cell(context, parameter.end, most)  # nothing updated it
     checks = _gradient_verdict(context, parameter), _update_verdict(context, name)
-    return (label,), (before,), (gradient,), (checks[0],), (after,), (checks[1],)
+    return (_cut(label, is_few),), (before,), (gradient,), (checks[0],), (after,), (checks[1],)
 
 
 def _update_verdict(context: Context, name: str) -> str:
@@ -279,12 +358,12 @@ def _gradient_verdict(context: Context, parameter: Parameter) -> str:
     return context.check_gradient(parameter.value, ours, arrived, ()).kind
 
 
-def cell(context: Context, snapshot: Snapshot | None) -> str:
+def cell(context: Context, snapshot: Snapshot | None, most: int = SHOWN) -> str:
     """A tensor in a cell: its numbers if they are few, else its shape and the norm of its finite elements."""
     if snapshot is None:
         return "None"
     data, shape = snapshot.data, shape_text(snapshot.shape)
-    if data is None or data.numel() > SHOWN:
+    if data is None or data.numel() > most:
         found = context.statistics.of(snapshot)
         if found is None:
             return f"{shape}, not kept"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
-from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
+from chainrule.document import Block, Code, Equation, Margin, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.names import element
-from chainrule.graph.snapshot import all_have_numbers
-from chainrule.report import block_tables
-from chainrule.report.context import JACOBIAN, Context, group, put_in
+from chainrule.graph.snapshot import all_have_numbers, has_numbers
+from chainrule.report import block_tables, digits, workings
+from chainrule.report.context import JACOBIAN, Context, entries, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
 
 LISTED_KINKS, LISTED_ZEROS = 6, 4
+DIAGONAL = 4  # elements up to which the Jacobian of an elementwise operation is written out
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
         return
     yield from _equation(rule, op, context.symbols(step))
     yield from _broadcasts(context, step)
+    yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
-    yield from _kinks(context, step)
+    yield from _kinks(context, step, with_choice=False)
 
 
 def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
@@ -85,7 +87,7 @@ def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Bloc
     yield Equation(rule.latex(rule.equation, op, symbols))
     if where := rule.latex(rule.where, op, symbols):
         yield Equation(where, "where")
-    numbers = put_in(rule, rule.equation, op, {})
+    numbers = put_in(rule, rule.equation, op, {}, lambda: digits.of_result(rule, op))
     if numbers is not None:
         yield Equation(rule.latex(numbers, op, {k: v for k, v in symbols.items() if k.startswith("out")}), "numbers")
     if rule.remark:
@@ -127,8 +129,8 @@ def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
             yield Paragraph((Math(context.notation.symbol(value)), effect))
 
 
-def _kinks(context: Context, step: Step) -> Iterator[Block]:
-    """Name the elements at a kink, with the derivative that PyTorch chooses there."""
+def _kinks(context: Context, step: Step, with_choice: bool = True) -> Iterator[Block]:
+    """Name the elements at a kink, and the derivative that PyTorch chooses there, unless a backward step says it."""
     rule, op = step.rule, step.op
     if rule is None or op is None or rule.kink is None or not op.has_numbers:
         return
@@ -140,8 +142,8 @@ def _kinks(context: Context, step: Step) -> Iterator[Block]:
         name = context.notation.plain(argument)
         listed = _listed([element(name, place) for place in places], LISTED_KINKS)
         lie = "lies" if len(places) == 1 else "lie"
-        text = f"{listed} {lie} exactly at a kink, where the derivative is undefined. {sentence(rule.kink.choice)}"
-        yield Paragraph((text,), "note")
+        choice = f" {sentence(rule.kink.choice)}" if with_choice or not step.nodes else ""
+        yield Paragraph((f"{listed} {lie} exactly at a kink, where the derivative is undefined.{choice}",), "note")
 
 
 def _listed(names: list[str], most: int) -> str:
@@ -155,8 +157,6 @@ def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
         yield from _equation(rule, op, inner)
         last = inner["out"] == symbols["out"]
         yield context.tensor(inner["out"], op.out, "value", "" if last else "one per sample")
-        if last and isinstance(op.out, Data) and op.out.numel() == 1:
-            yield Paragraph((Math(inner["out"]), f" = {op.out.item()!r}"))
 
 
 def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[tuple[Rule, Applied, dict[str, str]]]:
@@ -197,6 +197,7 @@ def _upstream(context: Context, step: Step) -> Iterator[Block]:
         if context.graph.backwards and value == context.graph.backwards[step.backward or 0].loss:
             label = "seed: d loss / d loss"
         yield context.arriving(value, step.backward or 0, upstream, label)
+    yield from workings.backward(context, step)
     if step.rule is None:
         yield from _without_rule(context, step)
 
@@ -261,11 +262,13 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
         yield from _local_numbers(context, pullback, operand, output, local)
         yield from _jacobian(context, pullback, operand, output)
     product = rule.latex(pullback.wrt.product, op, symbols)
+    by_cases = r"\begin{cases}" in product  # which of them hold is what the local derivatives show
     is_bare = product == symbols.get("g")
     stated = _with_left_side(product, target) or rf"{target} = {_summed(contribution, product, is_bare)}"
     yield Equation(stated, "what PyTorch runs")
-    if output and isinstance(g := pullback.upstream[0] if rule.outputs == 1 else None, Data):
-        numbers = put_in(rule, pullback.wrt.product, op, {"g": g, "out": op.out if isinstance(op.out, Data) else None})
+    if output and not by_cases and isinstance(g := pullback.upstream[0] if rule.outputs == 1 else None, Data):
+        known = {"g": g, "out": op.out if isinstance(op.out, Data) else None}
+        numbers = put_in(rule, pullback.wrt.product, op, known, lambda: _digits(pullback, g))
         if numbers is not None:
             yield Equation(rf"{target} = {_summed(contribution, rule.latex(numbers, op, symbols), is_bare)}", "numbers")
     if contribution.summed and operand:
@@ -275,6 +278,15 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
             (Math(operand.symbol), f" was broadcast along {axis} {axes}, so its gradient is the sum over {over}.")
         )
     yield _result(context, target, contribution, "result")
+
+
+def _digits(pullback: Pullback, upstream: Data) -> int:
+    """How many decimals the numbers of the product need."""
+    contribution = pullback.contribution
+    result = contribution.gradient
+    if contribution.summed or not has_numbers(result) or result.layout is not torch.strided:
+        return digits.USUAL
+    return digits.of_product(pullback.rule, contribution.argument, pullback.op, upstream, result)
 
 
 def _stated(symbol: str, formula: str) -> str:
@@ -306,14 +318,14 @@ def _result(context: Context, symbol: str, contribution: Contribution, label: st
 def _local_numbers(
     context: Context, pullback: Pullback, operand: Operand, output: Operand, symbol: str
 ) -> Iterator[Block]:
-    """The local derivative of each element of an elementwise operation: the diagonal of the Jacobian."""
+    """The local derivative of each element of an elementwise operation, where the Jacobian is not written out."""
     shape = output.data.shape
-    if pullback.rule.structure != "elementwise" or shape.numel() > JACOBIAN or operand.data.shape != shape:
+    if pullback.rule.structure != "elementwise" or operand.data.shape != shape or not pullback.op.has_numbers:
         return
-    if pullback.op.has_numbers:
+    if shape.numel() <= JACOBIAN and not _is_written_out(pullback, shape.numel(), shape.numel()):
         local = pullback.wrt.vjp(pullback.op, torch.ones_like(output.data))
         if isinstance(local, Data) and local.shape == shape:
-            yield context.tensor(symbol, local, "value", "local derivative, elementwise")
+            yield context.tensor(symbol, local, "value", "diagonal of the Jacobian")
 
 
 def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Operand) -> Iterator[Block]:
@@ -321,25 +333,33 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     rule, op, contribution, upstream = pullback.rule, pullback.op, pullback.contribution, pullback.upstream
     rows, columns = output.data.numel(), operand.data.numel()
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
-    without = not op.has_numbers or not all_have_numbers(*upstream)
+    shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
     if rows * columns > JACOBIAN or not rows * columns or without:
-        shape = (rows, columns)
         yield Paragraph((Math(symbol), *too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
+    if not _is_written_out(pullback, rows, columns):
+        yield from _zeros(context, pullback, full, operand, output)
+        return
     row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
     column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
-    yield context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
-    yield from _zeros(pullback, full, operand, output)
-    flat = next(g for g in upstream if g is not None).reshape(1, -1)
-    before, after = rf"\mathrm{{vec}}({output.gradient})", rf"\mathrm{{vec}}({operand.gradient})"
-    yield Equation(rf"{after} = {before} \cdot {symbol}", "product")
-    for vector, data, names, label in (
-        (before, flat, row_names, "upstream, flattened"),
-        (after, flat.to(full.dtype) @ full, column_names, "times the Jacobian"),
-    ):
-        labels = tuple(f"dJ/d{name}" for name in names)
-        yield context.tensor(vector, data, "gradient", label, column_labels=labels)
+    flat = next(g for g in upstream if g is not None).reshape(-1)
+    block = context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
+    yield replace(
+        block,
+        decimals=digits.of_calculation(
+            lambda n: digits.written(flat, n) @ digits.written(full, n), flat.to(full.dtype) @ full
+        ),
+        upstream=Margin(output.gradient, entries(flat)),
+        product=Margin(operand.gradient, entries(flat.to(full.dtype) @ full)),
+    )
+    yield from _zeros(context, pullback, full, operand, output)
+
+
+def _is_written_out(pullback: Pullback, rows: int, columns: int) -> bool:
+    """Whether a Jacobian is shown entry by entry: a diagonal one only if it is very small."""
+    most = DIAGONAL**2 if pullback.rule.structure == "elementwise" and rows == columns else JACOBIAN
+    return 0 < rows * columns <= most and pullback.op.has_numbers and all_have_numbers(*pullback.upstream)
 
 
 def too_large(
@@ -367,7 +387,7 @@ def _count(number: int) -> str:
     return f"{number:,}" if number < 10**7 else f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
-def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) -> Iterator[Block]:
+def _zeros(context: Context, pullback: Pullback, full: Data, operand: Operand, output: Operand) -> Iterator[Block]:
     """Why entries are zero: by structure, whatever the numbers are, or because of the numbers of this step."""
     zero = int((full == 0).sum())
     if not zero:
@@ -379,8 +399,11 @@ def _zeros(pullback: Pullback, full: Data, operand: Operand, output: Operand) ->
     structural = zero - len(by_value)
     words = []
     if structural:
-        reason = f": {why}." if (why := pullback.wrt.why_zero(pullback.op)) else "."
-        words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}")
+        where, reason = f"d{output.name}/d{operand.name}", ""
+        if why := pullback.wrt.why_zero(pullback.op):
+            said = context.reasons.setdefault(why, where)
+            reason = f": {why}" if said == where else f", as in {said}"
+        words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}.")
     if by_value:
         listed = _listed(by_value, LISTED_ZEROS)
         also = " more" if structural else f" of {full.numel()} entries"

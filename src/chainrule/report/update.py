@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from string import Template
 
 import torch
 from torch import Tensor as Data
 
-from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text
+from chainrule.derivation.contributions import indices
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text, Verdict
 from chainrule.graph.comparison import compare, dense, rounding
 from chainrule.graph.graph import Backward
-from chainrule.graph.names import escape
+from chainrule.graph.names import element, escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
-from chainrule.report import block_tables
-from chainrule.report.context import UNKEPT, Context, group, matrix, of_comparison, shape_text
-from chainrule.rules.optimizers import terms
+from chainrule.report import block_tables, digits
+from chainrule.report.context import PUT_IN, UNKEPT, Context, group, matrix, of_comparison, shape_text
+from chainrule.rules.optimizers import SYMBOLS, Term, hyperparameters, terms
 from chainrule.verification.update_check import compare_update
+
+LISTED = PUT_IN  # elements of a parameter whose terms are a table
+ACROSS = 6  # elements side by side in such a table
+BETAS = {"beta1": "betas[0]", "beta2": "betas[1]"}
 
 
 def gradients(context: Context) -> Section:
@@ -36,12 +42,12 @@ def _gradients(context: Context) -> Iterator[Block]:
     for name, parameter in graph.parameters.items():
         if not parameter.has_gradient:
             why = "returned by torch.autograd.grad only" if parameter.value in given else "no gradient arrived"
-            rows.append(((Code(name),), (f"None: {why}",), ("",)))
+            rows.append(((Code(name),), (f"None: {why}",), ("",), ("",)))
             continue
         known = context.statistics.of(parameter.gradient)
         norm = "not kept" if known is None else f"{math.nan if known.not_finite else known.norm:.4g}"
-        rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,)))
-    yield Table(("parameter", "gradient", "norm"), tuple(rows))
+        rows.append(((Code(name),), (shape_text(parameter.shape),), (norm,), (context.held_before(name),)))
+    yield Table(("parameter", "gradient", "norm", "before backward"), tuple(rows))
     ours = context.derivation.gradients
     for name, parameter in graph.parameters.items():
         value = parameter.value
@@ -68,8 +74,8 @@ def _gradients(context: Context) -> Iterator[Block]:
         return
     yield Paragraph(
         (Code(".grad"), " was empty when backward began (", Code("optimizer.zero_grad()"), " clears it). Backward "
-         "accumulates into it: without clearing, a second pass over the same batch would leave twice the gradient, and "
-         "the optimizer would use that. For ", Math(symbol), " it would be"),
+         "accumulates into it: a second pass over the same batch would leave twice the gradient, and the optimizer "
+         "would use that. For ", Math(symbol), " it would be"),
     )  # fmt: skip
     yield context.passing(rf"2 \cdot {symbol}", 2 * sent, "gradient", "after two backward passes")
 
@@ -101,10 +107,11 @@ def returned(context: Context, backward: Backward) -> Text:
 
 
 def update(context: Context, number: int, step: Update) -> Section:
-    """One `optimizer.step()`: the update of every parameter, term by term."""
+    """One `optimizer.step()`: one parameter in words and formulas, and the terms of each by the same formulas."""
     title: tuple[Span, ...] = (f"Update: {step.optimizer}",)
+    seen: dict[object, str] = {}
     inner = tuple(
-        _parameter(context, step, each, f"update-{number}-{place}")
+        _parameter(context, step, each, f"update-{number}-{place}", seen)
         for place, each in enumerate(step.parameters)
         if context.repeated.of_parameter(each.name) is None
     )
@@ -124,47 +131,144 @@ def _events(context: Context, step: Update) -> Iterator[Block]:
             )  # fmt: skip
 
 
-def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str) -> Section:
+def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: str, seen: dict[object, str]) -> Section:
+    """The update of one parameter. `seen` has, by formulas, the parameter for which they are worked out."""
     name = each.name if each.value is None else context.notation.plain(each.value)
     title: tuple[Span, ...] = (name,) if name == each.name else (f"{name} (", Code(each.name), ")")
-    return Section(
-        title, anchor, "update", (*_terms(context, step, each), *block_tables.updates(context, step, each.name))
-    )
+    worked_out = terms(each, step.optimizer) if each.grad is not None else None
+    blocks: Iterable[Block]
+    if worked_out is None:
+        blocks = _without_terms(context, step, each)
+    else:
+        like = seen.setdefault(tuple((term.equation, term.numbers) for term in worked_out), name)
+        told = _terms(context, each, worked_out) if like == name else _values(context, each, worked_out)
+        title = title if like == name else (*title, f", by the formulas of {like}")
+        text: Text = ("our formula against the parameter after ", Code("optimizer.step()")) if like == name else ()
+        new = _data(worked_out[-1])
+        blocks = (*_changed(context, each), *told, _verdict(new, each, step.optimizer, text))
+    return Section(title, anchor, "update", (*blocks, *block_tables.updates(context, step, each.name)))
 
 
-def _terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
-    symbol = rf"\text{{{escape(each.name)}}}" if each.value is None else context.notation.symbol(each.value)
-    gradient = r"\frac{\partial J}{\partial " + symbol + "}"
+def _verdict(new: Data, each: ParameterUpdate, optimizer: str, text: Text) -> Verdict:
+    if not each.is_whole:
+        return UNKEPT
+    found, undecided = compare_update(new, each, optimizer)
+    return Verdict("not checked", (undecided,)) if found.agrees and undecided else of_comparison(found, text)
+
+
+def _symbol(context: Context, each: ParameterUpdate) -> str:
+    return rf"\text{{{escape(each.name)}}}" if each.value is None else context.notation.symbol(each.value)
+
+
+def _without_terms(context: Context, step: Update, each: ParameterUpdate) -> Iterator[Block]:
+    symbol = _symbol(context, each)
     yield context.known(symbol, each.start, "parameter", "before")
-    grad = each.grad
-    if grad is None:
+    if each.grad is None:
         yield Paragraph(("No gradient: the optimizer skips this parameter.",), "note")
         return
     yield from _changed(context, each)
-    yield context.known(gradient, each.gradient, "gradient", "gradient")
-    worked_out = terms(each, step.optimizer)
-    if worked_out is None:
-        yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
-        yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
-        known = each if each.is_whole else each.without_numbers()
-        yield context.passing(rf"\Delta {symbol}", dense(known.after) - dense(known.before), "parameter", "difference")
-        return
-    yield from _state(context, each)
-    fill = {"theta": group(symbol), "g": group(gradient)}
-    numbers = fill | {"theta": matrix(each.before) or fill["theta"], "g": matrix(grad) or fill["g"]}
+    yield context.known(rf"\frac{{\partial J}}{{\partial {symbol}}}", each.gradient, "gradient", "gradient")
+    yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
+    yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
+    known = each if each.is_whole else each.without_numbers()
+    yield context.passing(rf"\Delta {symbol}", dense(known.after) - dense(known.before), "parameter", "difference")
+
+
+def _fill(context: Context, each: ParameterUpdate) -> dict[str, str]:
+    """What stands for the parameter and its gradient in the terms."""
+    symbol = _symbol(context, each)
+    return {"theta": group(symbol), "g": rf"{{\frac{{\partial J}}{{\partial {symbol}}}}}"}
+
+
+def _terms(context: Context, each: ParameterUpdate, worked_out: tuple[Term, ...]) -> Iterator[Block]:
+    """The terms one by one: what each is, its formula, the numbers put in, and its value."""
+    yield from _settings(each, worked_out)
+    yield from _state(context, each, any("t-1" in term.equation for term in worked_out))
+    fill, decimals = _fill(context, each), _decimals(each, worked_out)
+    grad = each.grad
+    assert grad is not None
+    put_in = {"theta": matrix(each.before, decimals), "g": matrix(grad, decimals)}
+    if put_in["theta"] is None:  # else both stand in the formulas
+        yield context.known(_symbol(context, each), each.start, "parameter", "before")
+        yield context.known(fill["g"][1:-1], each.gradient, "gradient", "gradient")
+    numbers = {name: known or fill[name] for name, known in put_in.items()}
     for term in worked_out:
         left = Template(term.symbol).safe_substitute(fill)
-        yield Paragraph((term.meaning[:1].upper() + term.meaning[1:] + ":",))
+        yield Paragraph((f"{_capital(term.meaning)}:",))
         yield Equation(Template(term.equation).safe_substitute(fill))
         left_side, _, right_side = term.numbers.partition(" = " if " = " in term.numbers else r" \leftarrow ")
-        put_in = Template(right_side).safe_substitute(numbers)
-        yield Equation(f"{Template(left_side).safe_substitute(fill)} = {put_in}", "numbers")
-        value = term.value if isinstance(term.value, Data) else torch.tensor(term.value, dtype=torch.float32)
-        yield context.passing(left, value, "parameter")
-    new = worked_out[-1].value
-    assert isinstance(new, Data)
-    text = ("our formula against the parameter after ", Code("optimizer.step()"))
-    yield of_comparison(compare_update(new, each, step.optimizer), text) if each.is_whole else UNKEPT
+        right = Template(right_side).safe_substitute(numbers)
+        yield Equation(f"{Template(left_side).safe_substitute(fill)} = {right}", "numbers")
+        is_last = term is worked_out[-1]
+        yield replace(context.passing(left, _data(term), "parameter"), decimals=4 if is_last else decimals)
+
+
+def _values(context: Context, each: ParameterUpdate, worked_out: tuple[Term, ...]) -> Iterator[Block]:
+    """The values of all terms, by the formulas of another parameter."""
+    fill, grad = _fill(context, each), each.grad
+    assert grad is not None
+    lines: list[tuple[str, Snapshot | Data | None, str]] = [
+        (fill["theta"], each.start, "before"), (fill["g"], each.gradient, ""),
+        *((name, held, "before") for name, held in _held(each)),
+        *((Template(term.symbol).safe_substitute(fill), _data(term), "") for term in worked_out[:-1]),
+        (fill["theta"], _data(worked_out[-1]), "after"),
+    ]  # fmt: skip
+    if not each.is_whole or each.before.numel() > LISTED or each.before.is_complex():
+        for symbol, known, label in lines:
+            if isinstance(known, Data):
+                yield context.passing(symbol, known, "parameter", label)
+            else:
+                yield context.known(symbol, known, "parameter", label)
+        return
+    decimals = _decimals(each, worked_out)
+    name = context.notation.plain(each.value) if each.value is not None else each.name
+    at = list(indices(each.before.shape))
+    for first in range(0, len(at), ACROSS):
+        part = slice(first, first + ACROSS)
+        rows = []
+        for place, (symbol, known, label) in enumerate(lines):
+            data = known.data if isinstance(known, Snapshot) else known
+            assert data is not None
+            row = data.expand(each.before.shape).reshape(-1)[part].tolist()
+            written = (number(value, 4 if place == len(lines) - 1 else decimals) for value in row)
+            said = (Math(symbol), f" {label}") if label else (Math(symbol),)
+            rows.append((said, *((cell,) for cell in written)))
+        yield Table(("", *(element(name, index) for index in at[part])), tuple(rows))
+
+
+def _decimals(each: ParameterUpdate, worked_out: tuple[Term, ...]) -> int:
+    """How many the numbers of an update need, so that what is printed gives the printed parameter."""
+    step, new = worked_out[-2 if len(worked_out) > 1 else -1], worked_out[-1]
+    if not each.is_whole or each.before.numel() > LISTED or each.before.is_complex():
+        return digits.USUAL
+    needed = [digits.USUAL]
+    for value in _data(step).abs().reshape(-1).tolist() if step is not new else ():
+        if 1e-4 <= value < 1:  # three digits, as a small number has in any case
+            needed.append(2 - math.floor(math.log10(value)))
+    return min(max(needed), digits.MOST)
+
+
+def _data(term: Term) -> Data:
+    return term.value if isinstance(term.value, Data) else torch.tensor(term.value, dtype=torch.float32)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _settings(each: ParameterUpdate, worked_out: tuple[Term, ...]) -> Iterator[Block]:
+    """The hyperparameters in the formulas: symbol, number, and name in the optimizer."""
+    formulas = " ".join(term.equation for term in worked_out)
+    known = hyperparameters(each.options, each.state_before)
+    names = {"lr": "learning rate ", "t": "number of this step"}
+    found: list[Span] = []
+    for name, symbol in SYMBOLS.items():
+        used = f"^{{{symbol}}}" in formulas if name in ("t", "s") else symbol in formulas
+        if used and type(known.get(name)) in (int, float):
+            found += [", " if found else "With ", Math(symbol), f" = {number(known[name])} ({names.get(name, '')}"]
+            found += [")"] if name in ("t", "s") else [Code(BETAS.get(name, name)), ")"]
+    if found:
+        yield Paragraph((*found, ":"))
 
 
 def written_by_hand(context: Context) -> list[Parameter]:
@@ -221,15 +325,19 @@ def _rate(added: Data, grad: Data, before: Data) -> float | None:
     return rate if compare(added, rate * grad.double(), terms, eps=eps).agrees else None
 
 
-def _state(context: Context, each: ParameterUpdate) -> Iterator[Block]:
+def _held(each: ParameterUpdate) -> Iterator[tuple[str, Snapshot | Data]]:
     """The optimizer's state before the step."""
     for name, held in each.state_before.items():
-        symbol, label = rf"\text{{{escape(name)}}}", "optimizer state before the step"
-        if isinstance(held, Snapshot):
-            yield context.known(symbol, held, "parameter", label)
-        elif isinstance(held, Data) and name != "step":
-            yield context.tensor(symbol, held, "parameter", label)
-    if not each.state_before:
+        if isinstance(held, Snapshot) or (isinstance(held, Data) and name != "step"):
+            yield rf"\text{{{escape(name)}}}", held
+
+
+def _state(context: Context, each: ParameterUpdate, used: bool) -> Iterator[Block]:
+    """The state that the formulas read."""
+    for symbol, held in _held(each):
+        known = held if isinstance(held, Snapshot) else Snapshot.of(held)
+        yield context.known(symbol, known, "parameter", "optimizer state before the step")
+    if used and not each.state_before:
         yield Paragraph(("The first step: the optimizer has no state yet; it starts at 0.",))
 
 

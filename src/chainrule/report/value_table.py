@@ -6,27 +6,32 @@ the operation is linear in them, it is their sum, with the same factors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
-from chainrule.derivation.contributions import indices
-from chainrule.derivation.forward_values import WRITTEN, Forward, Named, is_short, rounding_of, spread, symbol
+from chainrule.derivation.contributions import indices, row_of
+from chainrule.derivation.forward_values import CHOOSING, WRITTEN, Forward, Named, is_short, rounding_of, spread, symbol
 from chainrule.derivation.why import Search, Term, Why
 from chainrule.document import Row, Source, Sum, Summand
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import Index, element
 from chainrule.numbers import number
-from chainrule.report.context import Context
+from chainrule.report.context import ELEMENTS, Context
 from chainrule.rules.element import Element, TooManyError
+from chainrule.rules.facts import facts_of
 
-SMALL = 36  # elements of a tensor up to which every one of its numbers is explained
-MOST = 3_000  # numbers that are explained in one document
-CHOSEN = 40  # large gradients of which one number is explained
+SMALL = ELEMENTS  # elements of a tensor up to which every one of its numbers is explained
+WHOLLY = 36  # elements up to which it is also where that takes more than WRITTEN others; of a larger tensor one is
+MOST = 1_500  # values, and as many gradients, that are explained in one document
+MOST_TERMS = 8_000  # of which these are made, and as many of those
+CHOSEN = 40  # large results, and large gradients, of which one number is explained
+SEARCHED_FORWARD = 2**16  # elements of a large result up to which one is
 SEARCHED = 2**22  # elements of a gradient up to which one is
 TERMS = 16  # of such a number that are listed one by one
 
@@ -49,31 +54,38 @@ def rows(context: Context) -> tuple[Row, ...]:
     made_by = {
         value: step for step in context.derivation.steps if step.kind == "forward" for value in context.results(step)
     }
-    return tuple(_row(context, numbers, value, made_by.get(value), *anchors.get(value, ([], []))) for value in numbers)
+    return tuple(
+        _row(context, numbers, value, made_by.get(value), *anchors.get(value, ([], [], []))) for value in numbers
+    )
 
 
-def _anchors(context: Context) -> dict[int, tuple[list[str], list[str]]]:
-    """For each value the anchors of its forward sections, and of those that work its gradient out."""
-    found: dict[int, tuple[list[str], list[str]]] = {}
+def _anchors(context: Context) -> dict[int, tuple[list[str], list[str], list[str]]]:
+    """For each value the anchors of its forward sections, of those that work its gradient out, and pass it on."""
+    found: dict[int, tuple[list[str], list[str], list[str]]] = {}
     for kind in ("forward", "backward"):
         steps = [step for step in context.derivation.steps if step.kind == kind]
         number = {step.index: place for place, step in enumerate(steps, 1)}
         for step in steps:
             place = number[context.repeated.shown_for(step).index]
-            if kind == "forward":
-                for value in step.outputs:
-                    found.setdefault(value, ([], []))[0].append(f"forward-{place}")
+            for value in step.outputs:
+                found.setdefault(value, ([], [], []))[0 if kind == "forward" else 2].append(f"{kind}-{place}")
             for contribution in step.contributions:
                 if contribution.value is not None and contribution.gradient is not None:
                     item = "" if contribution.item is None else f"-{contribution.item}"
-                    found.setdefault(contribution.value, ([], []))[1].append(
+                    found.setdefault(contribution.value, ([], [], []))[1].append(
                         f"backward-{place}-{contribution.argument}{item}"
                     )
     return found
 
 
 def _row(
-    context: Context, numbers: dict[int, int], index: int, step: Step | None, forward: list[str], backward: list[str]
+    context: Context,
+    numbers: dict[int, int],
+    index: int,
+    step: Step | None,
+    forward: list[str],
+    backward: list[str],
+    onward: list[str],
 ) -> Row:
     value, notation = context.graph.values[index], context.notation
     loss = any(index == b.loss for b in context.graph.accumulating)
@@ -96,7 +108,43 @@ def _row(
         backward=tuple(backward),
         verdict=context.row(value.node).verdict if value.node is not None else None,
         update=context.relative_updates.get(index),
+        step=onward[0] if onward else None,
+        updates=tuple(
+            f"update-{number}-{place}"
+            for number, update in enumerate(context.graph.updates, 1)
+            for place, each in enumerate(update.parameters)
+            if each.value == index
+        )
+        if kind == "parameter"
+        else (),
+        layout=step is not None and is_layout(context, step),
+        taken=_taken(context, step) if step is not None else (),
     )
+
+
+def is_layout(context: Context, step: Step) -> bool:
+    """Whether a step only lays the numbers of its one operand out anew."""
+    graph = context.graph
+    if len(step.arguments) != 1 or len(step.outputs) != 1 or not step.operations:
+        return False
+    operand, result = graph.values[step.arguments[0][2]], graph.values[step.outputs[0]]
+    names = [graph.operations[each].name for each in step.operations]
+    return operand.dtype == result.dtype and all(facts_of(name).keeps_numbers for name in names)
+
+
+def _taken(context: Context, step: Step) -> tuple[int, ...]:
+    """For each element of a small result of a layout step the place of the operand's element that it is."""
+    graph, rule, op = context.graph, step.rule, step.op
+    if not is_layout(context, step) or rule is None or op is None or not op.has_numbers:
+        return ()
+    argument, item, operand = step.arguments[0]
+    shape, whole = graph.values[operand].shape, graph.values[step.outputs[0]].shape
+    if item is not None or argument not in rule.wrt or max(math.prod(whole), math.prod(shape)) > SMALL:
+        return ()
+    places = [[at for at, local in row_of(rule, op, argument, 0, index) if local == 1] for index in indices(whole)]
+    if any(len(each) != 1 for each in places):
+        return ()
+    return tuple(sum(i * math.prod(shape[axis + 1 :]) for axis, i in enumerate(at)) for [at] in places)
 
 
 def _module(context: Context, index: int, step: Step | None) -> str:
@@ -119,8 +167,18 @@ def sums(context: Context) -> tuple[Sum, ...]:
     """The sums behind all numbers of small tensors, in the order of the rows, then behind one number of large ones."""
     rows = row_numbers(context)
     search = Search(context.graph, context.derivation, context.notation)
-    small = chain(_values(context, rows), _gradients(context, rows, search))
-    return (*islice(small, MOST), *islice(_largest(context, rows, search), CHOSEN))
+    values, gradients = _values(context, rows), _gradients(context, rows, search)
+    return (*_few(values), *_few(gradients), *islice(_largest(context, rows, search), CHOSEN))
+
+
+def _few(sums: Iterator[Sum]) -> Iterator[Sum]:
+    """The first of these sums."""
+    terms = 0
+    for each in islice(sums, MOST):
+        yield each
+        terms += len(each.summands)
+        if terms >= MOST_TERMS:
+            return
 
 
 def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
@@ -157,8 +215,15 @@ def _is_finite(context: Context, grad: Data) -> bool:
 
 
 def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterator[Sum]:
+    arriving: dict[int, int] = {}  # elements of the largest result that a value went into
+    for step in context.derivation.steps:
+        sizes = [math.prod(context.graph.values[each].shape) for each in step.outputs]
+        for _, _, operand in step.arguments if step.kind == "forward" else ():
+            arriving[operand] = max(arriving.get(operand, 0), *sizes, 0)
     for index, row in rows.items():
         value = context.graph.values[index]
+        if math.prod(value.shape) > WHOLLY and arriving.get(index, 0) > SMALL:
+            continue  # the numbers that it is the sum of are not on the page
         if value.grad is None or value.grad.numel() > SMALL or value.grad.is_complex() or not search.has_numbers(index):
             continue
         for at in indices(value.shape):
@@ -166,6 +231,8 @@ def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterat
             summands = tuple(_summand(term, rows) for term in why.terms)
             rest = _rest(why, str(value.dtype).removeprefix("torch."))
             yield Sum(Source(row, "gradient", at), str(why).partition("\n")[0], (*summands, *rest))
+            if value.grad.numel() > WHOLLY and len(summands) > WRITTEN:
+                break
 
 
 def _rest(why: Why, dtype: str) -> Iterator[Summand]:
@@ -199,14 +266,31 @@ def _real(value: float | complex) -> float:
 
 def _values(context: Context, rows: dict[int, int]) -> Iterator[Sum]:
     forward = Forward(context.graph, context.derivation, context.notation)
+    chosen = iter(range(CHOSEN))
     for step in context.derivation.steps:
         for value in context.results(step) if step.kind == "forward" else ():
             data = context.graph.values[value].data
-            if data is None or data.numel() > SMALL or value not in rows:
+            if data is None or value not in rows or is_layout(context, step):
                 continue
             if data.is_floating_point() and data.layout == torch.strided:
-                for index in indices(data.shape):
-                    yield _value(context, forward, step, value, index, rows)
+                if (
+                    SMALL < data.numel() <= SEARCHED_FORWARD
+                    and _is_finite(context, data)
+                    and next(chosen, None) is not None
+                ):
+                    index = unravel(int(data.abs().argmax()), tuple(data.shape))
+                    found = _value(context, forward, step, value, index, rows)
+                    if any(summand.factors for summand in found.summands):
+                        yield found
+                for index in indices(data.shape) if data.numel() <= SMALL else ():
+                    yield (found := _value(context, forward, step, value, index, rows))
+                    if data.numel() > WHOLLY and len(set(_sources(found))) > WRITTEN:
+                        break
+
+
+def _sources(found: Sum) -> Iterator[Source]:
+    for summand in found.summands:
+        yield from summand.sources
 
 
 def _value(context: Context, forward: Forward, step: Step, value: int, index: Index, rows: dict[int, int]) -> Sum:
@@ -244,7 +328,9 @@ def _value(context: Context, forward: Forward, step: Step, value: int, index: In
         dtype = str(context.graph.values[value].dtype).removeprefix("torch.")
         summands.append(Summand(lost, (), (), f"rounding to {dtype}"))
     if is_short(found):
-        return Sum(of, forward.text(value, index, found), tuple(summands))
+        chosen = [leaf for leaf in found.leaves() if leaf.source and leaf.value == found.value]
+        chosen = chosen if found.text.startswith(CHOOSING) else []
+        return Sum(of, forward.text(value, index, found), tuple(summands), tuple(s for c in chosen for s in sources(c)))
     count = sum(1 for leaf in found.leaves() if leaf.source)
     return Sum(of, f"{own} = {number(result)}, computed from {count:,} elements", tuple(summands))
 

@@ -158,6 +158,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Working:
+    """Numbers that a formula names and that no recorded tensor has: a table with names of its rows and columns.
+
+    Of more than two axes the last two are a table; `label` says what those before are.
+    """
+
+    symbol: str
+    label: str
+    data: Tensor
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
@@ -170,7 +184,8 @@ class Rule:
 
     `element(op, slot, index)` is the formula of one element of a result, where it does not follow: a formula of
     elements does, and so does the sum of an operation that is linear in all its arguments, or in those that `linear`
-    names together (the input and the bias of a convolution).
+    names together (the input and the bias of a convolution). `workings(op)` are the numbers that its formulas name on
+    the way, `workings_back(op, upstream)` those of the way back, and `remark_back` defines what the latter are called.
     """
 
     name: str
@@ -191,6 +206,9 @@ class Rule:
     element: Callable[[Elements, int, Index], Element | None] | None = None
     accepts: Callable[[Any], bool] = lambda op: True
     remark: str = ""
+    workings: Callable[[Any], Iterable[Working]] | None = None
+    workings_back: Callable[[Any, tuple[Tensor | None, ...]], Iterable[Working]] | None = None
+    remark_back: str = ""
     topic: str = ""
     ours: bool = True
 

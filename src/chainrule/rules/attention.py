@@ -22,7 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
+from chainrule.rules import (
+    Factor,
+    Rule,
+    Sample,
+    Working,
+    Wrt,
+    at,
+    derivative,
+    lettered,
+    number,
+    reduce_to_shape,
+    rule,
+    sample,
+)
 from chainrule.rules.linear import Samples, randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 
@@ -70,6 +83,15 @@ def weights(op: Any) -> Tensor:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
     blind = (scores == -math.inf).all(-1, keepdim=True)
     return torch.where(blind, 0, scores.softmax(-1))
+
+
+def _shown_weights(op: Any) -> list[Working]:
+    found = weights(op)
+    names = [
+        tuple(f"{name} {i}" for i in range(size)) for name, size in zip(("query", "key"), found.shape[-2:], strict=True)
+    ]
+    batch = ("", "[sample]: ", "[sample, head]: ")[min(found.dim() - 2, 2)]
+    return [Working("P", f"{batch}how much each query looks at each key; a row adds up to 1", found, *names)]
 
 
 def _back_to_scores(op: Any, g: Tensor) -> Tensor:
@@ -191,6 +213,7 @@ def attention(
         linear=("value",),
         source=SOURCE + entries,
         topic="attention",
+        workings=_shown_weights,
         **more,
     )
 

@@ -77,7 +77,8 @@ class Written:
         return Written(f"-{self.at(PRODUCT)}", -self.value, PRODUCT)
 
     def __bool__(self) -> bool:
-        return bool(self.value)
+        # A tensor is a variable of the lab, and its term stays whatever it holds.
+        return isinstance(self.value, Tensor) or bool(self.value)
 
 
 def written(value: Any) -> Written:
@@ -139,16 +140,18 @@ def chosen(cases: Mapping[str, tuple[Tensor, Any]], otherwise: Any) -> Written:
 class Derivation:
     """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now.
 
-    `after` is the optimizer's state after the step, as far as terms are a part of it.
+    `after` is the optimizer's state after the step, as far as terms are a part of it. What is kept from step to step is
+    rounded to the number type `stored`: kernels work out coarse types in float32, and so do the terms.
     """
 
     theta: Written
     g: Written
     state: dict[str, Any]
     hyper: dict[str, Any]
+    stored: torch.dtype
     terms: list[Term] = field(default_factory=list)
     after: dict[str, Any] = field(default_factory=dict)
-    _kept: dict[str, str] = field(default_factory=dict)  # the symbol after the step -> the name in the state
+    _kept: dict[str, tuple[str, torch.dtype]] = field(default_factory=dict)  # the symbol after the step -> in the state
 
     def __getattr__(self, name: str) -> Written:
         """A hyperparameter (or a switch), by its name in the optimizer's param group."""
@@ -157,36 +160,40 @@ class Derivation:
         except KeyError:
             raise AttributeError(name) from None
 
-    def keep(self, symbol: str, name: str) -> None:
-        """The next term of this symbol is what the state will have under this name."""
-        self._kept[f"{symbol}_t"] = name
+    def keep(self, symbol: str, name: str, dtype: torch.dtype | None = None) -> None:
+        """The next term of this symbol is what the state will have under this name, in this number type."""
+        self._kept[f"{symbol}_t"] = name, dtype or self.stored
 
     def before(self, name: str, symbol: str, first: float = 0.0) -> Written:
         """A state tensor as it was before the step: filled with `first` at the first one."""
         kept = self.state.get(name)
         self.keep(symbol, name)
-        return Written(f"{symbol}_{{t-1}}", torch.full_like(self.theta.value, first) if kept is None else kept)
+        return Written(f"{symbol}_{{t-1}}", torch.zeros_like(self.theta.value) + first if kept is None else kept)
 
     def number_before(self, name: str, symbol: str, first: float) -> Written:
         """A number of the state as it was before the step; `first` at the first one."""
         kept = self.state.get(name)
-        self.keep(symbol, name)
+        self.keep(symbol, name, torch.float64)
         return Written(f"{symbol}_{{t-1}}", (default_scalar(first) if kept is None else kept).double())
 
     def add(self, symbol: str, formula: Written, meaning: str, relation: str = "=", condition: str = "") -> Written:
         """Write the next term; returns it under its symbol, for the terms that follow."""
+        if symbol in self._kept:
+            name, dtype = self._kept[symbol]
+            if isinstance(formula.value, Tensor):
+                formula = replace(formula, value=as_worked_out(formula.value.to(dtype)))
+            self.after[name] = formula.value
         text = f"{symbol} {relation} {formula.text}{condition}"
         numbers = {name: number(each) for name, each in self.hyper.items() if type(each) in (int, float)}
         equation, with_numbers = (Template(text).safe_substitute(names) for names in (SYMBOLS, numbers))
         self.terms.append(Term(symbol, equation, with_numbers, formula.value, meaning))
-        if symbol in self._kept:
-            self.after[self._kept[symbol]] = formula.value
         return Written(symbol, formula.value)
 
     def step(self, step: Written, condition: str = "") -> None:
         """Write the last two terms: the step, and the parameter less the step."""
         step = self.add(r"\Delta_t", step, "the step", condition=condition)
-        self.add("$theta", self.theta - step, "the new parameter", r"\leftarrow")
+        new = self.theta - step
+        self.add("$theta", replace(new, value=new.value.to(self.stored)), "the new parameter", r"\leftarrow")
 
 
 _blocks: dict[str, tuple[frozenset[str], Block]] = {}
@@ -237,10 +244,11 @@ def worked_out(
     if update.grad.layout != torch.strided or update.before.layout != torch.strided:
         return None
     # PyTorch updates a complex parameter as pairs of real numbers, and so do we.
-    state = {name: as_real(each) for name, each in update.state_before.items() if each is not None}
+    state = {name: as_worked_out(as_real(each)) for name, each in update.state_before.items() if each is not None}
     hyper = hyperparameters(update.options, state) | dict(variables or {})
-    before, grad = Written("$theta", as_real(update.before)), Written("$g", as_real(update.grad))
-    derivation = Derivation(before, grad, state, hyper)
+    before, grad = (as_real(each) for each in (update.before, update.grad))
+    theta, g = Written("$theta", as_worked_out(before)), Written("$g", as_worked_out(grad))
+    derivation = Derivation(theta, g, state, hyper, before.dtype)
     block(derivation)
     return derivation
 
@@ -248,21 +256,17 @@ def worked_out(
 PART = 2**19  # elements that are worked out at a time where only their agreement is asked for
 
 
-def terms_agree(
-    update: ParameterUpdate, optimizer: str, agree: Callable[[Tensor, ParameterUpdate], bool]
-) -> bool | None:
-    """Whether the new parameter is what the terms say, by `agree(ours, update)`; None where `terms` has none.
+def new_parameters(update: ParameterUpdate, optimizer: str) -> Iterator[tuple[Tensor, ParameterUpdate]]:
+    """What the terms of an update give, with the update; of a large parameter part by part. Nothing without terms.
 
     A large parameter is worked out part by part, if the optimizer works element by element.
     """
-    found = []
     for part in [update] if optimizer in _whole else _parts(update):
-        worked_out = terms(part, optimizer)
-        if worked_out is None:
-            return None
-        value = worked_out[-1].value
-        found.append(agree(value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32), part))
-    return all(found)
+        found = terms(part, optimizer)
+        if found is None:
+            return
+        value = found[-1].value
+        yield value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32), part
 
 
 def _parts(update: ParameterUpdate) -> Iterator[ParameterUpdate]:
@@ -291,8 +295,13 @@ def as_real(value: Any) -> Any:
     return torch.view_as_real(value) if isinstance(value, Tensor) and value.is_complex() else value
 
 
+def as_worked_out(value: Any) -> Any:
+    """A tensor of a coarse number type in float32; all else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def as_complex(value: Any) -> Any:
-    """The way back."""
+    """The way back from pairs of real numbers."""
     return torch.view_as_complex(value) if isinstance(value, Tensor) else value
 
 
@@ -308,6 +317,15 @@ def hyperparameters(options: dict[str, Any], state: dict[str, Any]) -> dict[str,
                 plain[f"{name.removesuffix('s')}{place}"] = None if each is None else float(each)
     step = int(state.get("step", 0))
     return {**plain, "t": step + 1, "s": step}
+
+
+CHANGEABLE = ("lr", "beta1", "beta2", "momentum", "dampening", "weight_decay", "eps", "alpha", "rho", "lr_decay",
+              "momentum_decay", "lambd")  # fmt: skip
+
+
+def changeable(hyper: Mapping[str, Any]) -> tuple[str, ...]:
+    """The hyperparameters that may have another value without another formula: a 0 takes its term out."""
+    return tuple(name for name in CHANGEABLE if type(hyper.get(name)) in (int, float) and hyper[name])
 
 
 # Steps that several optimizers share.
@@ -406,17 +424,20 @@ def nadam(d: Derivation) -> None:
     now = d.add(r"\mu_t", mu(d.t), "how much momentum counts at this step")
     later = d.add(r"\mu_{t+1}", mu(d.t + 1), "how much it will count at the next")
     # PyTorch keeps the product as a tensor, by default in single precision, and so rounds it.
-    kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0))) * now
-    meaning = "the product of all of them so far, for the bias correction"
-    product = d.add(r"\Pi_t", replace(kept, value=kept.value.item()), meaning)
+    d.keep(r"\Pi", "mu_product")
+    kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0)))
+    rounded = (kept.value * now.value).to(kept.value.dtype)
+    product = replace(kept * now, value=rounded if isinstance(now.value, Tensor) else rounded.item())
+    product = d.add(r"\Pi_t", product, "the product of all of them so far, for the bias correction")
     ahead = later * m / (1 - product * later) + (1 - now) * d.g / (1 - product)
     m_hat = d.add(r"\hat{m}_t", ahead, "Nesterov: the first moment, looking one step ahead")
     d.step(d.lr * (m_hat / (sqrt(v_hat) + d.eps)))
 
 
-def default_scalar(value: float) -> Tensor:
+def default_scalar(value: Any) -> Tensor:
     """A number as PyTorch's optimizers keep theirs: float64 only where that is the default dtype."""
-    return torch.tensor(value, dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32)
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    return value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
 
 
 @explains("RAdam", options="lr betas eps weight_decay maximize")
@@ -428,12 +449,16 @@ def radam(d: Derivation) -> None:
     most = d.add(r"\rho_\infty", 2 / (1 - d.beta2) - 1, "how many steps the second moment spans at most")
     left = 1 - d.beta2**d.t
     length = d.add(r"\rho_t", most - 2 * d.t * d.beta2**d.t / left, "how many it spans by now")
-    if length.value <= 5:
+    is_variable = isinstance(length.value, Tensor)
+    if not is_variable and length.value <= 5:
         d.step(d.lr * m_hat, condition=r" \quad (\rho_t \le 5)")
         return
     rectified = sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
     rate = d.add("r_t", rectified, "rectification: how far the second moment can be trusted yet")
-    d.step(d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps)))
+    step = d.lr * rate * m_hat * (sqrt(left) / (sqrt(v) + d.eps))
+    if is_variable:
+        step = replace(step, value=torch.where(length.value > 5, step.value, (d.lr * m_hat).value))
+    d.step(step)
 
 
 @explains("Adamax", options="lr betas eps weight_decay maximize")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Rule, Wrt, rule, sample
+from chainrule.rules import Rule, Working, Wrt, rule, sample
 from chainrule.rules.linear import randn
 
 Steps = list[Tensor]
@@ -60,6 +60,16 @@ class Cell:
         """The new h and c, from those before."""
         found = _run(self.forward, a=a, d=d, u=h, v=c)
         return found["h"], found.get("c")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a step computes of the size of its state, in order: `i f g o c h`."""
+        return tuple(re.findall(r"(\w) =", self.forward.removeprefix("z = a + d; ")))
+
+    def work(self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
+        """All of that, side by side along a new last axis."""
+        found = _run(self.forward, a=a, d=d, u=h, v=c)
+        return torch.stack([found[name] for name in self.names], -1)
 
     def step_back(
         self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None, h_bar: Tensor, c_bar: Tensor | None
@@ -177,10 +187,26 @@ class Pass:
             c = None if c is None or memory is None else torch.cat([memory, c[here:]])
         return outputs, states
 
+    def work(self, steps: Steps, h: Tensor, c: Tensor | None) -> Tensor:
+        """What each step computes: (sequence, unit, step, name)."""
+        _, states = self.unroll(steps, h, c)
+        each = [self.cell.work(*self.gates(x, state[0]), *state) for x, state in zip(steps, states, strict=True)]
+        return torch.stack(each, 2)
+
     def back(
-        self, steps: Steps, h: Tensor, c: Tensor | None, g: Steps, h_bar: Tensor, c_bar: Tensor | None
+        self,
+        steps: Steps,
+        h: Tensor,
+        c: Tensor | None,
+        g: Steps,
+        h_bar: Tensor,
+        c_bar: Tensor | None,
+        met: dict[int, Tensor] | None = None,
     ) -> tuple[Steps, Tensor, Tensor | None, list[Tensor]]:
-        """Backpropagation through time: the gradients of the steps, of the first h and c, and of the weights."""
+        """Backpropagation through time: the gradients of the steps, of the first h and c, and of the weights.
+
+        `met` gets what comes back to each step: (sequence, unit, h and c and each gate).
+        """
         _, states = self.unroll(steps, h, c)
         steps_bar, weights_bar = list(steps), [torch.zeros_like(w) for w in self.weights]
         for t in reversed(self.order(len(steps))):
@@ -191,6 +217,9 @@ class Pass:
                 weights_bar[-1] += new_bar.mT @ self.cell.step(a, b, h_t, c_t)[0]
                 new_bar = new_bar @ self.projection
             bar = self.cell.step_back(a, b, h_t, c_t, new_bar, None if c_bar is None else c_bar[:here])
+            if met is not None:
+                gates_bar = bar.input_gates.chunk(bar.input_gates.shape[-1] // new_bar.shape[-1], -1)
+                met[t] = torch.stack([new_bar, *gates_bar], -1)
             for place, (gates, operand) in enumerate([(bar.input_gates, x), (bar.hidden_gates, h_t)]):
                 weights_bar[place] += gates.mT @ operand
                 if self.biased:
@@ -272,15 +301,46 @@ def _given(g: Tensor | None, like: Tensor) -> Tensor:
 
 def _layer_gradients(op: Any, g: Any) -> dict[str, Any]:
     """Of oneDNN's kernel: one layer in one direction, whatever `num_layers` says."""
-    weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
-    one = Pass(CELLS[op.mode], weights, op.has_biases, op.reverse)
-    network = Network([[one]], list(op.input.unbind(0)), op.hx_[None], op.cx_[None])
+    one, entering, h_0, c_0 = _layer(op)
+    network = Network([[one]], entering, h_0[None], c_0[None])
     upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
     steps, h, c, (found,) = network.back(*upstream)
     assert c is not None
     absent = {f"weight{n}": torch.zeros_like(op.arguments[f"weight{n}"]) for n in range(len(found), 4)}
     weights_bar = {f"weight{n}": each for n, each in enumerate(found)}
     return {"input": torch.stack(steps), "hx_": h[0], "cx_": c[0], **weights_bar, **absent}
+
+
+def _layer(op: Any) -> tuple[Pass, Steps, Tensor, Tensor]:
+    weights = [op.weight0, op.weight1, *((op.weight2, op.weight3) if op.has_biases else ())]
+    return Pass(CELLS[op.mode], weights, op.has_biases, op.reverse), list(op.input.unbind(0)), op.hx_, op.cx_
+
+
+def _layer_workings(op: Any) -> list[Working]:
+    one, steps, h, c = _layer(op)
+    times = tuple(f"t = {t}" for t in range(len(steps)))
+    return [
+        Working(
+            "h_t", "[sequence, unit]: the gates and states of each step", one.work(steps, h, c), times, one.cell.names
+        )
+    ]
+
+
+def _layer_workings_back(op: Any, g: Any) -> list[Working]:
+    one, steps, h, c = _layer(op)
+    met: dict[int, Tensor] = {}
+    one.back(steps, h, c, list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_), _given(g[2], op.cx_), met)
+    gates = re.findall(r"(\w) = \w+\(z\[\d", one.cell.forward)
+    times, columns = tuple(f"t = {t}" for t in range(len(steps))), ("dJ/dh", *(f"dJ/da of {gate}" for gate in gates))
+    data = torch.stack([met[t] for t in range(len(steps))], 2)
+    return [Working(r"\bar{h}_t, \bar{a}_t", "[sequence, unit]: what comes back to each step", data, times, columns)]
+
+
+BARS = (
+    "A bar stands for a gradient of the loss: that of h_t is all that reaches h_t, from the output at t and from the "
+    "step that uses h_t next; w has what that step sends to c_t, and c all that reaches c_t; a and d are the gates "
+    "before their sigmoid or tanh, from the input and from the state."
+)
 
 
 # Formulas of all steps. ----------------------------------------------------------------------------------------------
@@ -457,6 +517,9 @@ mkldnn_rnn_layer = _recurrent(
     ],
     source=SOURCE + "mkldnn_rnn_layer",
     remark=HELD + "weight0 to weight3 are W_ih, W_hh, b_ih and b_hh.",
+    workings=_layer_workings,
+    workings_back=_layer_workings_back,
+    remark_back=BARS,
 )
 
 

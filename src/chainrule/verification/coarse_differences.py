@@ -19,7 +19,7 @@ from chainrule.execution.central_differences import Probe, weigh
 from chainrule.execution.experiment import CannotRunError, Experiment, pick
 from chainrule.graph.comparison import Comparison, compare, rms
 from chainrule.graph.graph import Edge
-from chainrule.verification.differences import ArgumentCheck
+from chainrule.verification.differences import ArgumentCheck, NodeContext, left_out
 
 STEPS = [4.0**-k for k in range(-4, 8)]  # relative to the size of the argument
 PRECISION = 2e-4  # relative to the terms
@@ -40,7 +40,7 @@ class _Estimate:
         return abs(self.slope - other.slope)
 
 
-def measure_coarsely(experiment: Experiment, edge: Edge, finding: ArgumentCheck) -> ArgumentCheck:
+def measure_coarsely(context: NodeContext, experiment: Experiment, edge: Edge, finding: ArgumentCheck) -> ArgumentCheck:
     """What differences say of one argument of an experiment that is `narrow`."""
     line = _Line(Probe(experiment, edge), pick(experiment.recorded, edge).dtype)
     probe, got = line.probe, finding.got
@@ -48,17 +48,18 @@ def measure_coarsely(experiment: Experiment, edge: Edge, finding: ArgumentCheck)
         raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
     generator = torch.Generator().manual_seed(0)
     size, finding.off, finding.measured = got.numel(), [], {}
+    usable = ~left_out(context, probe, STEPS[0] * probe.scale if size > ALL else 0.0)
     chosen = set(range(size))
     if size > ALL:
         some = torch.randint(size, (SOME,), generator=generator).tolist()
         chosen = {*some, *got.abs().topk(SOME // 3).indices.tolist()}
         for _ in range(DIRECTIONS):
-            v = torch.randn(size, dtype=torch.float64, generator=generator)
+            v = torch.randn(size, dtype=torch.float64, generator=generator) * usable
             verdict, _ = line.judge(v, got)
             if verdict != "agrees":
                 chosen.add(_halved(line, v, got))
                 finding.unsettled = DIRECTIONS_ALONE
-    for element in sorted(chosen):
+    for element in sorted(each for each in chosen if usable[each]):
         v = torch.zeros_like(probe.x)
         v[element] = 1
         verdict, best = line.judge(v, got)
@@ -72,6 +73,7 @@ def measure_coarsely(experiment: Experiment, edge: Edge, finding: ArgumentCheck)
             finding.unsettled = f"the differences of `{finding.label}` do not settle at {list(probe.index(element))}"
     if finding.off:
         finding.unsettled = ""
+    finding.conventions = context.applied(finding)
     return finding
 
 

@@ -134,20 +134,20 @@ def measure(
         raise CannotRunError(f"the gradient of `{finding.label}` has another shape than the argument")
     eps = max(experiment.eps if eps is None else eps, FINEST, probe.grain ** (2 / 3) if probe.grain > EPS else 0)
     if probe.x.numel() <= SMALL and probe.u.numel() <= WIDE:
-        left_out = _left_out(context, probe, probe.step * 2**-10)
-        compare_elements(probe, finding, [i for i in range(probe.x.numel()) if not left_out[i]], eps, keep_terms=True)
+        marks = left_out(context, probe, probe.step * 2**-10)
+        compare_elements(probe, finding, [i for i in range(probe.x.numel()) if not marks[i]], eps, keep_terms=True)
     else:
-        left_out = _left_out(context, probe, 8 * probe.step) | ~probe.x.isfinite()
-        _along_directions(probe, finding, left_out, eps)
+        marks = left_out(context, probe, 8 * probe.step) | ~probe.x.isfinite()
+        _along_directions(probe, finding, marks, eps)
         if not context.trusts_rule and not (finding.off or finding.unsettled):
-            _small_elements(probe, finding, left_out, eps)
+            _small_elements(probe, finding, marks, eps)
         if experiment.custom and not (finding.off or finding.unsettled):
-            _only_if_wrong(probe, finding, _stray_elements(probe, finding, left_out, eps), eps)
+            _only_if_wrong(probe, finding, _stray_elements(probe, finding, marks, eps), eps)
     finding.conventions = context.applied(finding) or finding.conventions
     return finding
 
 
-def _left_out(context: NodeContext, probe: Probe, radius: float) -> Tensor:
+def left_out(context: NodeContext, probe: Probe, radius: float) -> Tensor:
     """Which elements of an argument lie at or near a convention that our rule knows."""
     marks = context.marks(context.conventions(probe.edge), radius, probe.x.numel())
     return torch.zeros(probe.x.numel(), dtype=torch.bool, device=probe.x.device) if marks is None else marks

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
-from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, real
+from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind, real
 from chainrule.graph.comparison import Comparison, compare, rounding, unravel
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
 from chainrule.graph.names import select_nodes
@@ -38,7 +38,6 @@ from chainrule.verification.circumstances import circumstance
 from chainrule.verification.coarse_differences import measure_coarsely
 from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
-from chainrule.verification.double_backward import ARRIVES, wrong_second_derivative
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rounding import check_in_float64, settle
@@ -57,6 +56,7 @@ from chainrule.verification.rows import (
     worst_row,
 )
 from chainrule.verification.rule_comparison import LARGE, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.second_derivative import wrong_in_step
 from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
@@ -346,7 +346,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
                 if finding is None and (known := unmeasured(edge, context)) is not None:
                     finding = measure(context, experiment, edge, known)
                     if experiment.narrow and (known := unmeasured(edge, context)) is not None:
-                        finding = measure_coarsely(experiment, edge, known)
+                        finding = measure_coarsely(context, experiment, edge, known)
             else:
                 finding = unmeasured(edge, context, ours)
                 if finding is not None:
@@ -359,9 +359,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     except CannotRunError as error:
         obstacle = str(error)
     except Exception as error:  # a user's function, or an operation without float64, may raise anything
-        obstacle = (
-            f"it cannot be run again ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        )
+        obstacle = f"it cannot be run again ({in_one_line(error)})"
     if obstacle:
         found = {finding.edge.position for finding in findings}
         for edge in node.edges:
@@ -403,19 +401,12 @@ def _differentiated(context: NodeContext, experiment: Experiment, row: Row) -> R
     backwards, execution = context.graph.backwards, context.execution
     if not (execution.backward < len(backwards) and backwards[execution.backward].differentiated) or experiment.narrow:
         return row
+    edges = [e for e in context.node.edges if e.argument is not None and execution.along(e) is not None]
     try:
-        name = wrong_second_derivative(experiment, [e for e in context.node.edges if execution.along(e) is not None])
+        reason = experiment.guarded(lambda: wrong_in_step(experiment, edges))
     except Exception:  # what cannot be differentiated twice here was not, then
         return row
-    if not name:
-        return row
-    reason = (
-        f"its backward was differentiated again, and the derivative of its gradient with respect to {name} is not the "
-        "one that differences measure"
-    )
-    if name != ARRIVES:
-        reason += ": what is kept on ctx carries no graph, unless it is an argument or an output"
-    return replace(row, verdict="disagrees", reason=reason)
+    return replace(row, verdict="disagrees", reason=reason) if reason else row
 
 
 def _finite(gradient: Tensor | None) -> bool:

@@ -125,7 +125,11 @@ def rule_in_float64(
 ) -> Tensor | None:
     """What our rule gives in float64, flat; with a `rounding`, on moved operands and with all its steps rounded."""
     assert context.op is not None
-    outs, upstream = experiment.run(experiment.wide), widened(context.execution.upstream)
+    upstream = widened(context.execution.upstream)
+    try:
+        outs = experiment.run(experiment.wide)
+    except Exception:  # it has no kernel for float64
+        outs = [*widened(context.op.outs)]
     op = Applied(experiment.wide, (*outs, *context.op.outs[len(outs) :]), context.op.name)
     if rounding is not None:
         op = Applied(rounding.moved(op.arguments), rounding.moved(op.outs), op.name)

@@ -23,7 +23,7 @@ from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied, Rule, reduce_to_shape
-from chainrule.rules.optimizers import terms_agree
+from chainrule.rules.optimizers import new_parameters
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
 from chainrule.verification.update_check import compare_update
@@ -207,8 +207,8 @@ def _verdict(
         return "disagrees", f"the gradient of `{breach.label}` is not what the convention says: {breach.breach}"
     if rule_off:
         names = ", ".join(f"`{f.label}`" for f in rule_off)
-        if obstacle:
-            return "disagrees", f"our rule and autograd differ in the gradient of {names}; {obstacle}"
+        if unmeasured := obstacle or next((f.unsettled for f in rule_off if f.unsettled), ""):
+            return "disagrees", f"our rule and autograd differ in the gradient of {names}; {unmeasured}"
         return "disagrees", f"autograd and differences agree: our rule is wrong in the gradient of {names}"
     if broken:
         return "disagrees", broken
@@ -421,9 +421,10 @@ def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
     """Whether one parameter is what the terms of its update give."""
     if update.grad is None or not update.is_whole:
         return UpdateCheck(update.name, "not checked", "its numbers were not kept")
-    found = terms_agree(update, step.optimizer, lambda new, part: compare_update(new, part, step.optimizer).agrees)
-    if found is None:
-        return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
+    found = [compare_update(*each, step.optimizer) for each in new_parameters(update, step.optimizer)]
     if not found:
+        return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
+    if not all(comparison.agrees for comparison, _ in found):
         return UpdateCheck(update.name, "disagrees", f"it is not what the formula of {step.optimizer} gives")
-    return UpdateCheck(update.name, "agrees")
+    undecided = next((reason for _, reason in found if reason), "")
+    return UpdateCheck(update.name, "not checked" if undecided else "agrees", undecided)

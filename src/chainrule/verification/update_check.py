@@ -12,11 +12,17 @@ from chainrule.execution.experiment import widened
 from chainrule.execution.random_rounding import RandomRounding, spread
 from chainrule.graph.comparison import MARGIN, Comparison, compare, dense, rounding
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
+from chainrule.graph.trees import tensors_in
 from chainrule.rules.optimizers import terms
 
+WHY = "with it a variance or a denominator may be 0, or not"
 
-def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comparison:
+
+def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tuple[Comparison, str]:
     """What the terms of an update give, with the parameter after the step, each element by itself.
+
+    The second result says why elements were left out ("": none were): where a variance or a denominator may be 0 by
+    rounding alone, the step may be anything.
 
     Rounding allows two last places of the parameter and MARGIN of the step. Where that is not enough, since the terms
     of a step may cancel, as a momentum and a gradient do, it allows MARGIN times how far random rounding moves it. A
@@ -24,31 +30,47 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> Comp
     products are subnormal.
     """
     before, after = dense(update.before), dense(update.after)
-    eps = rounding(after.dtype)
+    eps, fine = rounding(after.dtype), torch.finfo(torch.promote_types(after.dtype.to_real(), torch.float32))
     own = (new.to(before.dtype) - before).abs()
-    of_step = eps * (after - before).abs()
-    of_step = of_step + torch.where(own < torch.finfo(after.dtype).smallest_normal / eps**2, own, 0.0)
+    of_settings = (rounding(each.dtype) for each in tensors_in(list(update.options.values())))  # a rate may be a tensor
+    of_step = max(eps, *of_settings, 0.0) * (after - before).abs()
+    of_step = of_step + torch.where(own < fine.smallest_normal / fine.eps**2, own, 0.0)
 
     def compared(of_terms: Tensor | float) -> Comparison:
         return compare(new, after, before.abs(), eps=2 * eps / MARGIN, slack=MARGIN * (of_step + of_terms))
 
     found = compared(0.0)
-    return found if found.agrees else compared(_spread_of_step(update, optimizer))
+    if found.agrees:
+        return found, ""
+    moved = _spread_of_step(update, optimizer)
+    undecided = ~moved.isfinite() | (~after.isfinite() & (moved >= own))
+    new, many = torch.where(undecided, after, new), int(undecided.sum())
+    return compared(moved), f"rounding alone decides the step of {many} of its elements: {WHY}" if many else ""
 
 
 def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
-    """How far the rounding of the parameter's type moves the step that is added to it."""
+    """How far the rounding of the parameter's type, and of settings that are tensors, moves the step."""
 
     def step(rounding: RandomRounding | None, _: bool = True) -> Tensor:
         state = {name: each for name, each in update.state_before.items() if name != "step"}  # which is exact
         given = widened([update.before, update.grad, state])
         before, gradient, state = given if rounding is None else rounding.moved(given)
-        state = update.state_before | state
-        wide = replace(update, start=Snapshot.of(before), gradient=Snapshot.of(gradient), state_before=state)
+        options = update.options if rounding is None else rounding.moved(update.options)
+        wide = replace(
+            update, start=Snapshot.of(before), gradient=Snapshot.of(gradient), state_before=update.state_before | state,
+            options=options,
+        )  # fmt: skip
         with rounding if rounding is not None else nullcontext():
-            worked_out = terms(wide, optimizer)
-        assert worked_out is not None
-        value = worked_out[-2].value
-        return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            return _step_of(wide, optimizer)
 
-    return spread(step, update.before.dtype.to_real(), step(None), None).expand(update.before.shape)
+    still = step(None)
+    of_state = (_step_of(update, optimizer) - still).abs().nan_to_num(torch.inf)  # stored, which a fused kernel is not
+    return torch.maximum(spread(step, update.before.dtype.to_real(), still, None), of_state).expand(update.before.shape)
+
+
+def _step_of(update: ParameterUpdate, optimizer: str) -> Tensor:
+    """The step, in float64."""
+    found = terms(update, optimizer)
+    assert found is not None
+    value: Tensor = widened(torch.as_tensor(found[-2].value))
+    return value

@@ -10,7 +10,7 @@ from itertools import product
 from math import prod
 from typing import TypeVar
 
-from chainrule.document import Block, Code, Kind, Math, Tensor, Text, Verdict
+from chainrule.document import Block, Code, Kind, Margin, Math, Tensor, Text, Verdict
 from chainrule.numbers import number
 
 COLUMNS = 16  # a wider grid is split into parts
@@ -36,7 +36,10 @@ def _escaped(char: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Part of a tensor: the index of its leading axes, its first column, and its rows as text, with their labels."""
+    """Part of a tensor: the index of its leading axes, its first column, and its rows as text, with their labels.
+
+    `upstream` and `product` are the numbers at its margins.
+    """
 
     index: tuple[int, ...]
     first: int
@@ -44,6 +47,8 @@ class Grid:
     row_labels: tuple[str, ...] = ()
     column_labels: tuple[str, ...] = ()
     is_part: bool = False
+    upstream: tuple[str, ...] = ()
+    product: tuple[str, ...] = ()
 
 
 def plain(text: Text) -> str:
@@ -109,9 +114,21 @@ def grids(tensor: Tensor, columns: int = COLUMNS) -> Iterator[Grid]:
             f"{name} has {height} rows and {width} columns, but {labels[0]} row labels and {labels[1]} column labels. "
             "Give one label each, or none."
         )
+    upstream = _written(tensor.upstream, height, tensor.decimals, name)
+    below = _written(tensor.product, width, 4, name)
     for place, index in enumerate(product(*map(range, leading))):
-        part = [number(entry) for entry in entries[place * height * width : (place + 1) * height * width]]
+        size = height * width
+        part = [number(entry, tensor.decimals) for entry in entries[place * size : (place + 1) * size]]
         for first in range(0, width, columns):
             last = min(first + columns, width)
             rows = tuple(tuple(part[row * width + first : row * width + last]) for row in range(height))
-            yield Grid(index, first, rows, tensor.row_labels, tensor.column_labels[first:last], width > columns)
+            labels_above, is_part = tensor.column_labels[first:last], width > columns
+            yield Grid(index, first, rows, tensor.row_labels, labels_above, is_part, upstream, below[first:last])
+
+
+def _written(margin: Margin | None, count: int, decimals: int, name: str) -> tuple[str, ...]:
+    if margin is None:
+        return ()
+    if len(margin.entries) != count:
+        raise ValueError(f"{name} has {count} rows or columns, but {len(margin.entries)} numbers at their margin.")
+    return tuple(number(entry, decimals) for entry in margin.entries)

@@ -139,8 +139,39 @@ class _Atom:
     gap: bool = False
 
 
-@lru_cache(maxsize=4096)
 def _convert(source: str) -> str:
+    """One formula, through that of the same form with other indices: a deep model has thousands of these, in few forms.
+
+    An index (`^{[3]}`, `^{(3)}`, `_{3}`) is parsed as another number, and put back into the text.
+    """
+    numbers: list[str] = []
+
+    def hidden(found: re.Match[str]) -> str:
+        if found[2] not in numbers:
+            numbers.append(found[2])
+        return f"{found[1]}{HIDDEN + numbers.index(found[2])}{found[3]}"
+
+    form = _INDEX.sub(hidden, source)
+    if not numbers or str(HIDDEN)[:4] in source:
+        return _converted(source)
+    return _HIDDEN.sub(lambda found: _put_back(found[0], numbers), _converted(form))
+
+
+HIDDEN = 8_473_000
+_INDEX = re.compile(r"([\^_]\{[\[(]?)(\d+)([\])]?\})")
+_DIGITS = "0123456789"
+_UPPER, _LOWER = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+_HIDDEN = re.compile("8473[0-9]{3}|⁸⁴⁷³[⁰¹²³⁴⁵⁶⁷⁸⁹]{3}|₈₄₇₃[₀₁₂₃₄₅₆₇₈₉]{3}")
+
+
+def _put_back(text: str, numbers: list[str]) -> str:
+    digits = next(each for each in (_DIGITS, _UPPER, _LOWER) if text[0] in each)
+    place = int(text.translate(str.maketrans(digits, _DIGITS))) - HIDDEN
+    return numbers[place].translate(str.maketrans(_DIGITS, digits))
+
+
+@lru_cache(maxsize=4096)
+def _converted(source: str) -> str:
     nodes, _, _ = latexwalker.LatexWalker(source, latex_context=_macros()).get_latex_nodes()
     return _join(_atoms(nodes)).rstrip()
 

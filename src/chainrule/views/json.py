@@ -245,6 +245,9 @@ def _check_counts(made: Any, path: str) -> None:
             raise _MalformedError(f"{path}.shape has an invalid size")
         if made.entries is not None and len(made.entries) != math.prod(made.shape):
             raise _MalformedError(f"{path} has shape {list(made.shape)}, but {len(made.entries)} entries")
+        for name, size, margin in zip(("upstream", "product"), made.shape, (made.upstream, made.product), strict=False):
+            if margin is not None and len(margin.entries) != size:
+                raise _MalformedError(f"{path}.{name} has {len(margin.entries)} entries, and there are {size} of them")
     elif isinstance(made, doc.Sketch):
         if min(made.rows, made.columns) < 1 or made.rows * made.columns != len(made.means):
             raise _MalformedError(f"{path} has {made.rows} x {made.columns} cells, but {len(made.means)} means")

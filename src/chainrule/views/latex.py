@@ -65,6 +65,17 @@ def written(document: doc.Document) -> str:
     return "\n".join([*lines, r"\end{document}", ""])
 
 
+def fragment(section: doc.Section) -> str:
+    """A section for a notebook that becomes a PDF: it brings the few commands that it needs."""
+    commands = re.sub(r"\\newcommand", r"\\providecommand", PREAMBLE[PREAMBLE.index("% A formula") :])
+    colours = "\n".join(line for line in PREAMBLE.splitlines() if line.startswith(r"\definecolor"))
+    lines = [colours, commands]
+    for _, each in section.walk():
+        lines += ["", rf"\textbf{{{_spans(each.title)}}}"] if each.title else []
+        lines += _blocks(each.blocks)
+    return "\n".join(lines)
+
+
 def _heading(title: doc.Text) -> str:
     r"""A title, with plain text for the bookmarks of a PDF, which have no mathematics."""
     bookmark = re.sub(r"[^ -~]", "?", printable(plain(title)))
@@ -167,7 +178,7 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
         return
     hue = HUES[block.role]
     if not block.shape:
-        yield rf"\shown{{{symbol} = {_hued(_matrix_entry(number(block.entries[0])), hue)}}}"
+        yield rf"\shown{{{symbol} = {_hued(_matrix_entry(number(block.entries[0], block.decimals)), hue)}}}"
         return
     if not block.entries:
         yield rf"\shown{{{symbol} = [\,]}}"
@@ -175,11 +186,11 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
         index = rf"_{{[{','.join(map(str, grid.index))}]}}" if grid.index else ""
         if grid.is_part:
             yield _text(f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:")
-        yield rf"\shown{{{{{symbol}}}{index} = {_matrix(grid, hue)}}}"
+        yield rf"\shown{{{{{symbol}}}{index} = {_matrix(block, grid, hue)}}}"
 
 
-def _matrix(grid: Grid, hue: str) -> str:
-    """Numbers in brackets; with labels a table, with a line between labels and numbers."""
+def _matrix(block: doc.Tensor, grid: Grid, hue: str) -> str:
+    """Numbers in brackets; with labels a table, with lines between its labels, numbers and margins."""
     rows = [" & ".join(map(_matrix_entry, row)) for row in grid.rows]
     columns = "r" * len(grid.rows[0])
     if not grid.row_labels and not grid.column_labels:
@@ -187,8 +198,19 @@ def _matrix(grid: Grid, hue: str) -> str:
     labels = grid.row_labels or ("",) * len(rows)
     body = [rf"{_label(label)} & {row}" for label, row in zip(labels, rows, strict=True)]
     head = "".join(f" & {_label(label)}" for label in grid.column_labels)
+    last = ""
+    if block.product is not None:
+        last = rf" \\ \hline {_small(block.product.symbol)} & " + " & ".join(map(_matrix_entry, grid.product))
+    if block.upstream is not None:
+        body = [f"{_matrix_entry(each)} & {row}" for each, row in zip(grid.upstream, body, strict=True)]
+        head, columns = f"{_small(block.upstream.symbol)} & {head}", "r|" + columns
+        last = last.replace(r"\hline ", r"\hline & ", 1)
     head = rf"{head} \\ \hline " if head else ""
-    return _hued(rf"\begin{{array}}{{r|{columns}}} {head}" + r" \\ ".join(body) + r" \end{array}", hue)
+    return _hued(rf"\begin{{array}}{{r|{columns}}} {head}" + r" \\ ".join(body) + last + r" \end{array}", hue)
+
+
+def _small(symbol: str) -> str:
+    return rf"{{\scriptstyle {formula(symbol)}}}"
 
 
 def _hued(latex: str, hue: str) -> str:

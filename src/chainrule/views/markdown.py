@@ -158,7 +158,7 @@ def _tensor(block: doc.Tensor, dollars: bool) -> Iterator[str]:
             yield f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:"
         index = rf"_{{[{','.join(map(str, grid.index))}]}}" if grid.index else ""
         if grid.row_labels or grid.column_labels:
-            yield _labelled(grid)
+            yield _labelled(block, grid, dollars)
         else:
             yield _display(rf"{{{name}}}{index} = {_matrix(grid, bool(block.shape))}", dollars)
 
@@ -168,11 +168,18 @@ def _matrix(grid: Grid, brackets: bool) -> str:
     return rf"\begin{{bmatrix}} {rows} \end{{bmatrix}}" if brackets else rows
 
 
-def _labelled(grid: Grid) -> str:
+def _labelled(block: doc.Tensor, grid: Grid, dollars: bool) -> str:
+    """A table with the labels of rows and columns; at its margins what multiplies each row, and what comes out."""
     width = len(grid.rows[0])
     headers = ["", *(escaped(label) for label in grid.column_labels or ("",) * width)]
-    labels = grid.row_labels or ("",) * len(grid.rows)
-    return _rows(headers, [[escaped(label), *row] for label, row in zip(labels, grid.rows, strict=True)], right=True)
+    labels = [escaped(label) for label in grid.row_labels or ("",) * len(grid.rows)]
+    rows = [[label, *row] for label, row in zip(labels, grid.rows, strict=True)]
+    if block.product is not None:
+        rows.append([_inline(block.product.symbol, dollars), *grid.product])
+    if block.upstream is not None:
+        headers = [_inline(block.upstream.symbol, dollars), *headers]
+        rows = [[each, *row] for each, row in zip((*grid.upstream, ""), rows, strict=False)]
+    return _rows(headers, rows, right=True)
 
 
 def _entry(text: str) -> str:

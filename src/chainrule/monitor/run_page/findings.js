@@ -1,6 +1,6 @@
 // The findings: a bar for each on the timeline, and its text below.
 
-import { h } from "../../views/page/dom.js";
+import { byId, h } from "../../views/page/dom.js";
 import { listen, whole } from "./scene.js";
 
 /** @import { Drawn, Finding, Recorded } from "./types.d.ts" */
@@ -118,13 +118,34 @@ function when(since, until) {
 }
 
 /**
+ * Move the line to where a finding begins.
+ * @param {Scene} scene
+ * @param {Finding} finding
+ */
+function goToFinding(scene, finding) {
+  if (finding.since !== null) scene.goTo(finding.since, finding.where);
+}
+
+/**
+ * Move the line to the finding that the address names.
+ * @param {Scene} scene
+ */
+export function followAddress(scene) {
+  const finding = scene.run.findings[Number(/^#finding-(\d+)$/.exec(location.hash)?.[1]) - 1];
+  if (finding) goToFinding(scene, finding);
+}
+
+/**
  * @param {Scene} scene
  * @param {Finding} finding
  * @param {number} place
  */
 function item(scene, finding, place) {
   const { since, until } = finding;
-  const go = () => since !== null && scene.point(scene.columnOf(since), finding.where);
+  const go = () => {
+    goToFinding(scene, finding);
+    byId("course").scrollIntoView({ block: "start" });
+  };
   const time = when(since, until);
   return h(
     "li",

@@ -1,4 +1,5 @@
-// A heat map: a row for each tensor, a column for some steps. Opacity shows the size, on a logarithmic scale.
+// A heat map: a row for each tensor, a column for some steps. Opacity shows the size, on a logarithmic scale. The ground
+// of the plot is hatched, and shows where a number is exactly 0; where there is no number the paper is painted over it.
 
 import { h } from "../../views/page/dom.js";
 import { number } from "../../views/page/numbers.js";
@@ -9,6 +10,8 @@ import { listen, size } from "./scene.js";
 
 const HUES = { gradient: [217, 119, 6], value: [37, 99, 235] };
 const BROKEN = [220, 38, 38, 255];
+/** Why a cell is blank. */
+export const BLANK = "blank: no number, as nothing arrived at it or it took no part in these steps";
 const LEGIBLE = 12; // minimum distance of two labels in pixels
 
 /**
@@ -24,6 +27,9 @@ export function heat(scene, map) {
   const names = h("div", { class: "names" }, labels(map, tall));
   names.style.height = plot.style.height;
   const scale = h("span", { class: `strength ${map.hue}` });
+  const numbers = map.cells.flat();
+  const zeros = numbers.some((cell) => cell === 0) ? h("span", { class: "key" }, h("i", { class: "hatched" }), "exactly 0") : null;
+  const blanks = numbers.includes(null) ? h("span", { class: "key" }, h("i", { class: "blank" }), BLANK) : null;
   const rowAt = (/** @type {PointerEvent} */ event) => {
     const box = plot.getBoundingClientRect();
     return map.rows[Math.floor(((event.clientY - box.top) / box.height) * map.rows.length)]?.name ?? "";
@@ -57,12 +63,13 @@ export function heat(scene, map) {
     },
   };
   scene.add(drawn);
+  const keys = zeros || blanks ? h("p", { class: "facts keys" }, zeros ?? "", blanks ?? "") : null;
   const left = map.left_out ? h("p", { class: "facts" }, `${map.left_out} tensors between these are not shown.`) : null;
   return h(
     "figure",
     { class: `chart heat-over-time ${map.hue}` },
     h("figcaption", null, h("h2", null, map.title), h("span", { class: "facts" }, map.about), scale, names),
-    h("div", null, plot, left),
+    h("div", null, plot, keys, left),
   );
 }
 
@@ -98,12 +105,15 @@ function paint(canvas, scene, map) {
   if (!context) return [low, high];
   const image = context.createImageData(width, map.rows.length);
   const hue = HUES[map.hue];
+  const paper = (getComputedStyle(document.documentElement).backgroundColor.match(/[\d.]+/g) ?? [255, 255, 255]).slice(0, 3).map(Number);
   shown.forEach((row, place) =>
     row.forEach((value, column) => {
-      if (Number.isNaN(value)) return;
-      const strength = Math.min(1, Math.max(0, Math.log(value / low) / Math.log(high / low || 1) || 0));
-      const colour = Number.isFinite(value) ? [...hue, value > 0 ? 18 + 237 * strength : 0] : BROKEN;
-      image.data.set(colour, 4 * (place * width + column));
+      if (value === 0) return;
+      const relative = Math.min(1, Math.max(0, Math.log(value / low) / Math.log(high / low || 1) || 0));
+      const strength = Number.isNaN(value) ? 0 : 0.07 + 0.93 * relative;
+      const mixed = paper.map((part, channel) => part + (hue[channel] - part) * strength);
+      const broken = value === Infinity || value === -Infinity;
+      image.data.set(broken ? BROKEN : [...mixed, 255], 4 * (place * width + column));
     }),
   );
   context.putImageData(image, 0, 0);

@@ -2,8 +2,8 @@
 
 import { byId, h } from "../../views/page/dom.js";
 import { chart } from "./curves.js";
-import { texts, timeline } from "./findings.js";
-import { heat } from "./heat.js";
+import { followAddress, texts, timeline } from "./findings.js";
+import { BLANK, heat } from "./heat.js";
 import { Scene, axis, text, whole } from "./scene.js";
 
 /** @import { RunPage } from "./types.d.ts" */
@@ -19,7 +19,9 @@ function head() {
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
     document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
+    if (scene.count) scene.show(scene.from, scene.to);
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => scene.count && scene.show(scene.from, scene.to));
   byId("earlier").addEventListener("click", () => scene.move(-0.5));
   byId("later").addEventListener("click", () => scene.move(0.5));
   byId("in").addEventListener("click", () => scene.zoom(0.5));
@@ -55,7 +57,8 @@ function readout() {
   if (skipped[at]) facts.push(["skipped by the GradScaler", `${skipped[at]} step${skipped[at] > 1 ? "s" : ""}`]);
   for (const map of maps) {
     const row = map.rows.findIndex((each) => each.name === scene.row);
-    if (row >= 0) facts.push([map.title, text(map.cells[row][at])]);
+    const cell = row < 0 ? undefined : map.cells[row][at];
+    if (cell !== undefined) facts.push([map.title, cell === null ? BLANK.replace("blank: ", "") : text(cell)]);
   }
   const full = recordings.filter((each) => each.step >= first && each.step <= last);
   byId("readout").replaceChildren(
@@ -77,6 +80,9 @@ function open() {
     course();
     scene.add({ draw: span, mark: readout });
     scene.show(0, scene.count);
+    followAddress(scene);
+    if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView(); // built after the browser looked
+    window.addEventListener("hashchange", () => followAddress(scene));
     document.addEventListener("keydown", (event) => {
       const link = byId("readout").querySelector("a");
       if (event.key === "Enter" && link && document.activeElement?.classList.contains("plot")) link.click();

@@ -52,6 +52,19 @@ export class Scene {
     for (const chart of this.charts) chart.mark();
   }
 
+  /**
+   * Move the line to the column of a step, wherever it is, and select the row of a tensor, or the first one below a module.
+   * @param {number} step
+   * @param {string} where
+   */
+  goTo(step, where) {
+    const column = this.columnOf(step);
+    const half = (this.to - this.from) / 2;
+    if (column < this.from || column >= this.to) this.show(column - half, column + half);
+    const names = this.run.maps.flatMap((map) => map.rows.map((row) => row.name));
+    this.point(column, names.find((name) => name === where) ?? names.find((name) => name.startsWith(`${where}.`)) ?? this.row);
+  }
+
   /** @param {number} factor */
   zoom(factor) {
     const half = ((this.to - this.from) * factor) / 2;

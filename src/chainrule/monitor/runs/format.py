@@ -55,7 +55,7 @@ CREATE TABLE step (
     counts TEXT NOT NULL,
     evaluated INTEGER NOT NULL, dropped TEXT NOT NULL, restarted TEXT NOT NULL,
     mean_distance REAL, variance_ratio REAL,
-    estimate INTEGER NOT NULL,
+    estimate INTEGER NOT NULL, rewritten INTEGER NOT NULL,
     PRIMARY KEY (run, step)
 ) WITHOUT ROWID;
 CREATE TABLE noticed (

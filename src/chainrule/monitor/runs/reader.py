@@ -128,7 +128,7 @@ class RunReader:
         """Each watched step, apart from its tensors."""
         full = self.recordings().keys()
         columns = "step, time, loss, rates, skipped, scale, norm, norm_clipped, passes, evaluated, counts, dropped, "
-        columns += "restarted, mean_distance, variance_ratio, estimate"
+        columns += "restarted, mean_distance, variance_ratio, estimate, rewritten"
         return [_facts(row, full) for row in self._of_run(columns, "step", "step")]
 
     @_reads
@@ -383,12 +383,12 @@ def _are(types: type | tuple[type, ...], items: Iterable[Any]) -> bool:
 
 def _facts(row: Sequence[Any], full: Collection[int]) -> StepFacts:
     step, time, loss, rates, skipped, scale, norm, clipped, passes, evaluated, counts, *rest = row
-    dropped, restarted, distance, ratio, estimate = rest
+    dropped, restarted, distance, ratio, estimate, rewritten = rest
     return StepFacts(
         step, time, None if loss is None else float(loss), _rates(rates), bool(skipped),
         None if scale is None else float(scale), None if norm is None else (float(norm), float(clipped)), passes,
         step in full, _counts(counts), evaluated, dropped, restarted,
-        None if distance is None else (float(distance), float(ratio)), bool(estimate),
+        None if distance is None else (float(distance), float(ratio)), bool(estimate), bool(rewritten),
     )  # fmt: skip
 
 

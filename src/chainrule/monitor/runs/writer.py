@@ -307,7 +307,7 @@ class Writer:
             rates=json.dumps(list(facts.rates)), skipped=facts.skipped, scale=_real(facts.scale), norm=_real(norm),
             norm_clipped=_real(clipped), passes=facts.passes, counts=json.dumps(list(facts.counts)),
             evaluated=facts.evaluated, dropped=facts.dropped, restarted=facts.restarted, mean_distance=_real(distance),
-            variance_ratio=_real(ratio), estimate=facts.estimate,
+            variance_ratio=_real(ratio), estimate=facts.estimate, rewritten=facts.rewritten,
         )  # fmt: skip
         by_kind: dict[str, list[Figure]] = {}
         for figure in figures:

@@ -1,8 +1,9 @@
 """A document as one HTML page that works from a file: no network, no server, nothing to install.
 
-The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON. A
-policy in the page has the hashes of its one script and its styles, so nothing else can run, whatever a name contains.
-Sections are built when they are shown, so a large step opens as fast as a small one.
+The page is plain HTML, CSS and ES modules beside this file. They are joined into one file with the document as JSON,
+compressed, as most of it repeats names and numbers. A policy in the page has the hashes of its one script and its
+styles, so nothing else can run, whatever a name contains. Sections are built when they are shown, so a large step opens
+as fast as a small one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import zlib
 from functools import cache
 from html import escape
 from importlib import resources
@@ -20,6 +22,7 @@ from chainrule.gc_control import gc_paused
 from chainrule.views import picture
 from chainrule.views.blocks import plain, printable
 from chainrule.views.json import FORMAT, VERSION, encoded, text_of
+from chainrule.views.page.margins import without_margins
 from chainrule.views.page.mathml import Formulas
 
 SUFFIX = ".html"
@@ -27,28 +30,34 @@ POINTING = True
 RUNNING = True
 # In order of dependency: a module imports only from those before it.
 MODULES = (
-    "numbers.js", "dom.js", "store.js", "charts.js", "tensors.js", "blocks.js",
-    "lanes.js", "values.js", "why.js", "overview.js", "walk.js", "program.js", "lab.js", "ask.js", "main.js",
+    "numbers.js", "dom.js", "store.js", "lines.js", "charts.js", "tensors.js", "blocks.js",
+    "lanes.js", "values.js", "why.js", "closeup.js", "picture.js", "overview.js", "walk.js", "tour.js",
+    "program.js", "engine.js", "field.js", "lab.js", "ask.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
 LATEX = ("latex", "symbol", "gradient_symbol", "math")  # fields with a formula
-SHORT = ("means", "counts", "shape", "inputs", "program", "mistakes")  # fields whose numbers have few digits already
+# fields whose numbers have few digits already
+SHORT = ("means", "counts", "shape", "inputs", "program", "taken", "mistakes")
 NESTED = (float, list, dict)  # types that change in a page, or contain such
 PICTURED = 160  # rows; the picture of a larger step is a file of its own
 
 
 @gc_paused()
-def written(document: doc.Document) -> str:
-    """The document as one self-contained HTML file."""
+def written(document: doc.Document, lab: dict[str, Any] | None = None) -> str:
+    """The document as one self-contained HTML file.
+
+    `lab` is what its lab must know where that does not compute by itself, but asks: the server of the page, where it
+    has a `token`, else the notebook around it.
+    """
     picture = _picture(document)
     style, script = read("base.css") + read("page.css"), _script()
     styles = [style, *re.findall(r"<style[^>]*>(.*?)</style>", picture, re.DOTALL)]
     parts = {
-        "policy": policy(script, styles),
+        "policy": policy(script, styles, asks=lab is not None and "token" in lab),
         "title": escape(printable(plain(document.title))),
         "style": style,
-        "data": embedded(_data(document)),
+        "data": packed(_data(document) | ({"lab": lab} if lab else {})),
         "picture": picture,
         "script": script,
     }
@@ -65,12 +74,13 @@ def framed(document: doc.Document) -> str:
     )
 
 
-def policy(script: str, styles: list[str]) -> str:
-    """The content security policy of a page: its one script and its styles, and nothing else."""
+def policy(script: str, styles: list[str], asks: bool = False) -> str:
+    """The content security policy of a page: its one script and its styles, requests if it `asks`, and nothing else."""
     hashes = " ".join(dict.fromkeys(_hash(style) for style in styles))
     return (
         f"default-src 'none'; script-src {_hash(script)}; style-src {hashes}; img-src data:; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        + "connect-src 'self'; " * asks
+        + "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 
@@ -100,7 +110,7 @@ def _data(document: doc.Document) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "document": compact(encoded(document), formulas),
+        "document": compact(encoded(without_margins(document)), formulas),
         "math": {"shapes": formulas.shapes, "formulas": formulas.formulas},
     }
 
@@ -126,6 +136,11 @@ def compact(item: Any, formulas: Formulas) -> Any:
         else:
             found[name] = compact(value, formulas) if type(value) in NESTED else value
     return found
+
+
+def packed(data: dict[str, Any]) -> str:
+    """JSON, compressed, in letters that HTML leaves alone."""
+    return base64.b64encode(zlib.compress(text_of(data).encode(), 9)).decode()
 
 
 def embedded(data: dict[str, Any]) -> str:

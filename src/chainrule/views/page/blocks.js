@@ -117,13 +117,15 @@ export function waysOf(blocks, way) {
  * @param {Section} section
  * @param {Way} way
  * @param {number} level of its heading
+ * @param {HTMLElement | null} [picture] what stands between heading and text
  * @returns {HTMLElement}
  */
-export function sectionOf(section, way, level) {
+export function sectionOf(section, way, level, picture = null) {
   return h(
     "section",
     { class: `step ${section.kind}`, "data-anchor": section.anchor },
     h(`h${Math.min(level, 6)}`, null, text(section.title)),
+    picture,
     waysOf(section.blocks ?? [], way).map(shown),
   );
 }

@@ -102,7 +102,8 @@ function leaf(tag, text) {
 /** @param {Formula} place */
 function formula(place) {
   const found = formulas.formulas[place];
-  if (typeof found === "string") return leaf("mtext", found);
+  // At its ends MathML drops spaces, but not those that never break.
+  if (typeof found === "string") return leaf("mtext", found.replace(/^ | $/g, "\u00a0"));
   const [shape, ...names] = found;
   return built(formulas.shapes[shape], names);
 }

@@ -1,198 +1,196 @@
 // The lab: every number that went into the step can be changed, and everything follows.
 
 import { byId, h, math, svg } from "./dom.js";
+import { engineOfPage, indexAt, placeOf } from "./engine.js";
+import { changeableField } from "./field.js";
 import { number } from "./numbers.js";
-import { Machine, toNumber } from "./program.js";
-import { report, rows } from "./store.js";
+import { behind, rows } from "./store.js";
 
-/** @import { Operand, Program, Row } from "./types.d.ts" */
+/** @import { Engine } from "./engine.js" */
+/** @import { LabAnswer, LabChosen, Row } from "./types.d.ts" */
 
-/** @typedef {{ slots: Map<number, number[]>, steps: number, losses: number[] }} State */
-/** @typedef {{ shown: HTMLElement, old: HTMLElement, first: Operand, later: Operand, place: number }} Cell */
+/** @typedef {{ base: number, changes: Map<string, [number, number, number]>, settings: number[], were: number[], losses: number[] }} State */
+/** @typedef {{ shown: HTMLElement, old: HTMLElement, side: "values" | "gradients" | "after", row: number, place: number }} Cell */
 
-const NUDGE = 0.01; // of an element's size (of 1, for one near 0), by which a measured difference moves it
-const DRAGGED = 4; // pixels for one step
+const SHOWN_WHOLE = 64; // numbers up to which a row is shown whole, where the page has not its own program, which is small
+const BEGUN = 8; // numbers that are shown of a larger one, and those that the reader asks for; both as in questions.py
+const UNDONE = 200; // changes that can be undone
 
-/** @type {Machine} */
-let machine;
-/** @type {Program} */
-let program;
+/** @type {Engine} */
+let engine;
 /** @type {State} */
-let recorded;
-/** @type {State} what the numbers in grey belong to: the step as recorded, or after the last update */
-let base;
+let state;
 /** @type {State[]} */
 const past = [];
 /** @type {Cell[]} */
-const cells = [];
-/** @type {Map<string, HTMLInputElement>} by slot and place */
-const fields = new Map();
-/** @type {Map<Operand, number[]>} */
-let before = new Map();
-let chosen = { slot: -1, place: -1 };
+let cells = [];
+/** @type {Map<string, HTMLInputElement>} by row and place */
+let fields = new Map();
+/** @type {Map<number, HTMLInputElement>} by place among the settings */
+const knobs = new Map();
+/** @type {Map<number, number[]>} of large rows: the places that are shown */
+const places = new Map();
+/** @type {Set<number>} the rows of which the reader asked for elements */
+const picked = new Set();
+/** @type {{ answer: LabAnswer, key: string } | null} the base of the current state as it is without changes: in grey */
+let before = null;
+/** @type {LabAnswer} */
+let now;
+/** @type {[number, number] | null} row and place of the number that the reader is at */
+let chosen = null;
+/** @type {Promise<void>} */
+let queue = Promise.resolve();
+let asked = 0;
 
 /**
- * Load the program, and hold it against what was recorded. Gives the reason where there is no lab.
+ * Hold what computes the lab against what was recorded. Gives the reason where there is no lab.
  * @returns {string}
  */
 export function startLab() {
-  if (!report.program) return report.without_program ?? "";
-  program = report.program;
-  machine = new Machine(program);
-  for (const [row, slot] of program.inputs) {
-    const known = program.values.find(([of]) => of === row);
-    machine.slots[slot].set((known?.[2] ?? []).map(toNumber));
-  }
-  for (const [, slot, value] of program.settings ?? []) machine.slots[slot][0] = value;
-  const [counter, first] = program.step ?? [-1, 1];
-  if (counter >= 0) machine.slots[counter][0] = first;
-  for (const { state } of program.updates ?? []) {
-    for (const [, slot, numbers] of state ?? []) machine.slots[slot].set(numbers.map(toNumber));
-  }
-  const wrong = differs();
-  if (wrong) return wrong;
-  recorded = base = snapshot(0, [loss()]);
+  const found = engineOfPage();
+  if (!found.engine) return found.reason;
+  engine = found.engine;
+  for (const row of behind ? rows : []) if (sizeOf(row) > SHOWN_WHOLE) places.set(row.index, Array.from({ length: BEGUN }, (_, place) => place));
+  state = recordedState([]);
   drawLab();
+  queued(() => followLab(false));
   return "";
-}
-
-/** What the program computes otherwise than PyTorch did, if anything. */
-function differs() {
-  const expected = [...program.values, ...program.gradients];
-  const { numbers, spreads } = machine.measured(expected.map(([, operand]) => operand));
-  if (!machine.holds()) return "its program takes another way than the step did.";
-  for (let k = 0; k < expected.length; k++) {
-    const [row, operand, known] = expected[k];
-    const type = program.types[slotOf(operand)];
-    const off = known.findIndex((each, i) => !Machine.same(numbers[k][i], toNumber(each), spreads[k][i], type));
-    if (off < 0 && known.length === numbers[k].length) continue;
-    const side = k < program.values.length ? "" : "the gradient of ";
-    return `its program gives ${number(numbers[k][off])} for ${side}${rows[row].name}, where ${number(toNumber(known[off]))} was recorded.`;
-  }
-  return "";
-}
-
-/** @param {Operand} operand */
-function slotOf(operand) {
-  return typeof operand === "number" ? operand : Number(operand[0]);
-}
-
-function loss() {
-  const found = program.values.find(([row]) => row === program.loss);
-  return found ? machine.read(found[1])[0] : NaN;
-}
-
-// -- states -----------------------------------------------------------------------------------------------------------
-
-function variables() {
-  const states = (program.updates ?? []).flatMap(({ state }) => (state ?? []).map(([, slot]) => slot));
-  const counter = program.step && program.step[0] >= 0 ? [program.step[0]] : [];
-  return [...program.inputs.map(([, slot]) => slot), ...(program.settings ?? []).map(([, slot]) => slot), ...states, ...counter];
 }
 
 /**
- * @param {number} steps
  * @param {number[]} losses
  * @returns {State}
  */
-function snapshot(steps, losses) {
-  return { slots: new Map(variables().map((slot) => [slot, Array.from(machine.slots[slot])])), steps, losses };
+function recordedState(losses) {
+  const settings = engine.facts.settings.map(([, value]) => value);
+  return { base: 0, changes: new Map(), settings, were: settings, losses };
 }
 
-/** @param {State} state */
-function restore(state) {
-  for (const [slot, numbers] of state.slots) machine.slots[slot].set(numbers);
-  machine.run();
-}
-
-/** The state before a change, to come back to. */
-function remember() {
-  past.push(snapshot(base.steps, base.losses));
-  if (past.length > 200) past.shift();
-}
-
-function takeStep() {
-  remember();
-  const [from, gradients, numbers] = [loss(), gradientsNow(), inputsNow()];
-  const first = base.steps === 0;
-  /** @type {[number, number[]][]} */
-  const moves = [];
-  for (const update of program.updates ?? []) {
-    const slot = program.inputs.find(([row]) => row === update.row)?.[1] ?? -1;
-    moves.push([slot, machine.read(first ? update.first : update.later)]);
-    for (const [, held, , made, later] of update.state ?? []) moves.push([held, machine.read(first ? made : later)]);
-  }
-  for (const [slot, made] of moves) machine.slots[slot].set(made);
-  if (program.step && program.step[0] >= 0) machine.slots[program.step[0]][0] += 1;
-  machine.run();
-  base = snapshot(base.steps + 1, [...base.losses, loss()]);
-  before = results();
-  refresh();
-  compare(from, numbers, gradients);
-}
-
-function undo() {
-  const state = past.pop();
-  if (!state) return;
-  restore(state);
-  if (state.steps !== base.steps) base = state.steps === 0 ? recorded : state;
-  restore(base);
-  before = results();
-  restore(state);
-  refresh();
-  say("");
-}
-
-function reset() {
-  remember();
-  restore(recorded);
-  base = recorded;
-  before = results();
-  refresh();
-  say("");
+/** @param {Row} row */
+function sizeOf(row) {
+  return row.value.shape.reduce((product, size) => product * size, 1);
 }
 
 /**
- * Where a cell's number is: the first step of an optimizer may be another than those after it.
- * @param {Cell} cell
+ * The places of a row that are shown.
+ * @param {Row} row
  */
-function operandOf(cell) {
-  return base.steps === 0 ? cell.first : cell.later;
+function placesOf(row) {
+  return places.get(row.index) ?? Array.from({ length: sizeOf(row) }, (_, place) => place);
 }
 
-/** @returns {Map<Operand, number[]>} */
-function results() {
-  return new Map(cells.map((cell) => [operandOf(cell), machine.read(operandOf(cell))]));
+// -- asking -----------------------------------------------------------------------------------------------------------
+
+/**
+ * Do one thing after the other: the engine answers one question at a time.
+ * @param {() => Promise<void>} work
+ */
+function queued(work) {
+  byId("lab").setAttribute("aria-busy", "true");
+  const mine = ++asked;
+  queue = queue.then(work).catch(failed).then(() => {
+    if (mine === asked) byId("lab").setAttribute("aria-busy", "false");
+  });
+}
+
+/**
+ * Say why there is no answer; no number is shown for one that was not computed.
+ * @param {Error} error
+ */
+function failed(error) {
+  if (now) now = { ...now, holds: false, note: "" };
+  if (now) showLab();
+  say(error.message);
+}
+
+/**
+ * @param {boolean} step
+ * @param {State} of
+ */
+function ask(step, of = state) {
+  return engine.ask({ base: of.base, changes: [...of.changes.values()], settings: of.settings, places: [...places].filter(([row]) => picked.has(row)), chosen: of === state ? chosen : null, step });
+}
+
+/**
+ * Compute the current state, and what is in grey beside it.
+ * @param {boolean} compared
+ */
+async function followLab(compared) {
+  const bare = { ...state, changes: new Map(), settings: state.were };
+  const kept = JSON.stringify([bare.base, bare.settings, [...places]]);
+  if (before?.key !== kept) before = { answer: await ask(false, bare), key: kept };
+  if (!state.losses.length) state.losses = [before.answer.loss];
+  now = await ask(false);
+  showLab();
+  if (compared && state.changes.size) compare(now, before.answer.loss);
+  else if (!compared) say("");
+}
+
+/** Change the state, so that "Back" leads to what it was. */
+function remember() {
+  past.push({ ...state, changes: new Map(state.changes), settings: [...state.settings] });
+  if (past.length > UNDONE) past.shift();
+}
+
+/**
+ * @param {number} row
+ * @param {number} place
+ * @param {number} x
+ */
+function change(row, place, x) {
+  const type = rows[row].value.dtype;
+  state.changes.set(`${row} ${place}`, [row, place, type.includes("float") || type.includes("complex") ? x : Math.round(x)]);
+  changed();
+}
+
+/** Follow the last of several changes. */
+function changed() {
+  const mine = asked + 1;
+  queued(async () => {
+    if (mine === asked) await followLab(true);
+  });
+}
+
+function takeStep() {
+  queued(async () => {
+    remember();
+    const answer = await ask(true);
+    const from = now.loss;
+    state = { base: answer.base, changes: new Map(), settings: state.settings, were: state.settings, losses: [...state.losses, answer.loss] };
+    await followLab(false);
+    compare(answer, from);
+  });
+}
+
+function undo() {
+  queued(async () => {
+    const back = past.pop();
+    if (!back) return;
+    state = back;
+    await followLab(false);
+  });
+}
+
+function reset() {
+  queued(async () => {
+    remember();
+    state = recordedState(state.losses.slice(0, 1));
+    await followLab(false);
+  });
 }
 
 // -- what a change does to the loss -----------------------------------------------------------------------------------
 
-/** @returns {Map<number, number[]>} by row */
-function gradientsNow() {
-  return new Map(program.gradients.map(([row, operand]) => [row, machine.read(operand)]));
-}
-
-/** @returns {Map<number, number[]>} by row */
-function inputsNow() {
-  return new Map(program.inputs.map(([row, slot]) => [row, Array.from(machine.slots[slot])]));
-}
-
 /**
  * Say what the gradient predicted for the loss, and what came.
+ * @param {LabAnswer} answer
  * @param {number} from
- * @param {Map<number, number[]>} numbers
- * @param {Map<number, number[]>} gradients
  */
-function compare(from, numbers, gradients) {
-  let predicted = 0;
-  for (const [row, slot] of program.inputs) {
-    const moved = Array.from(machine.slots[slot], (x, i) => x - (numbers.get(row)?.[i] ?? x));
-    if (moved.every((each) => each === 0)) continue;
-    const gradient = gradients.get(row);
-    if (!gradient) return say(`The loss changed by ${number(loss() - from)}. No gradient of ${rows[row].name} was recorded to predict it.`);
-    predicted += moved.reduce((sum, each, i) => sum + each * gradient[i], 0);
-  }
-  say(`The change of the loss, predicted by the gradient: ${number(predicted)}, real: ${number(loss() - from)}.`);
+function compare(answer, from) {
+  if (answer.note) return say(answer.note);
+  const real = number(answer.loss - from);
+  if (answer.predicted !== null) return say(`The change of the loss, predicted by the gradient: ${number(answer.predicted)}, real: ${real}.`);
+  return say(`The loss changed by ${real}. No gradient of ${rows[answer.unpredicted ?? 0].name} was recorded to predict it.`);
 }
 
 /** @param {string} text */
@@ -200,43 +198,48 @@ function say(text) {
   byId("lab-said").textContent = text;
 }
 
-/** Measure the derivative of the loss by the chosen element, and say it beside the gradient. */
-function measure() {
-  const [row] = program.inputs.find(([, slot]) => slot === chosen.slot) ?? [-1];
-  const gradient = program.gradients.find(([of]) => of === row);
+/**
+ * The sum behind the chosen element's gradient, and what a measured difference says of it.
+ * @param {LabChosen | undefined} found
+ */
+function explained(found) {
   const place = byId("lab-chosen");
-  if (!gradient || !program.types[chosen.slot].includes("float")) return place.replaceChildren();
-  const data = machine.slots[chosen.slot];
-  const kept = data[chosen.place];
-  const step = NUDGE * Math.max(Math.abs(kept), 0.1);
-  data[chosen.place] = kept + step;
-  const above = data[chosen.place];
-  machine.run();
-  const high = loss();
-  data[chosen.place] = kept - step;
-  const below = data[chosen.place];
-  machine.run();
-  const low = loss();
-  data[chosen.place] = kept;
-  machine.run();
-  const ours = machine.read(gradient[1])[chosen.place];
-  place.replaceChildren(
-    math(rows[row].gradient_symbol),
-    `[${indexOf(rows[row], chosen.place)}] = ${number(ours)}; measured by moving it by ±${number(step)}: ${number((high - low) / (above - below))}`,
+  if (!found) return place.replaceChildren();
+  const row = rows[found.row];
+  const index = indexAt(row.value.shape, found.place).join(",");
+  const more = found.more ? ` + ${found.more} more` : "";
+  return place.replaceChildren(
+    h("p", null, math(row.gradient_symbol), `${index ? `[${index}]` : ""} = ${number(found.gradient)}`, h("span", { class: `lab-verdict ${found.verdict === "agrees" ? "good" : ""}` }, ` ${verdictOf(found)}`)),
+    found.terms.length ? h("p", { class: "facts" }, "Its sum: what arrives, times the local derivative (an entry of the Jacobian)") : "",
+    found.terms.length
+      ? h("ol", { class: "terms" }, found.terms.map((term, k) => h("li", null, k ? "+ " : "= ", term.factors.map(([text, x]) => `${text} (${number(x)})`).join(" · "), term.factors.length ? ` = ${number(term.value)}` : number(term.value), term.text ? h("span", { class: "facts" }, ` ${term.text}`) : null)), more ? h("li", null, more) : null)
+      : "",
   );
+}
+
+/** @param {LabChosen} found */
+function verdictOf(found) {
+  const how = `moving it by ±${number(found.step)} in ${found.precise}`;
+  if (found.verdict === "not measured") return `not measured: ${how} gives no finite loss`;
+  const measured = `measured by ${how}: ${number(found.measured)}`;
+  if (found.verdict === "agrees") return `agrees with ${number(found.measured)}, measured by ${how}`;
+  if (found.verdict === "corner") return `${measured}; from below ${number(found.sides[0])}, from above ${number(found.sides[1])}: there is a corner, where the gradient is a convention`;
+  if (found.verdict === "too coarse") return `${measured}, which is too coarse for a verdict`;
+  return `${measured}, which differs: a rule by convention (as straight through a rounding), or a wrong one`;
 }
 
 // -- drawing ----------------------------------------------------------------------------------------------------------
 
 function drawLab() {
-  const settings = (program.settings ?? []).map(([name, slot]) => h("label", null, `${name} `, field(slot, 0, name)));
-  const updates = program.updates ?? [];
+  const facts = engine.facts;
+  const settings = facts.settings.map(([name, value], place) => h("label", null, `${name} `, knob(place, name, value)));
   const button = (/** @type {string} */ id, /** @type {string} */ text, /** @type {() => void} */ act) => h("button", { type: "button", id, onclick: act }, text);
+  const heads = ["name", "value", "gradient", facts.updates.length ? "after the step" : null];
   byId("lab").replaceChildren(
     h(
       "div",
       { class: "lab-bar" },
-      updates.length ? button("lab-step", "Take the step", takeStep) : h("span", { class: "facts" }, `no update here: ${program.without || "no optimizer stepped"}`),
+      facts.updates.length ? button("lab-step", "Take the step", takeStep) : h("span", { class: "facts" }, `no update here: ${facts.without || "no optimizer stepped"}`),
       button("lab-back", "Back", undo),
       button("lab-reset", "Reset", reset),
       settings,
@@ -244,42 +247,66 @@ function drawLab() {
       h("div", { id: "lab-curve" }),
     ),
     h("p", { class: "facts" }, "Type, drag, or step a number by the arrow keys (with Shift ten times as far). In grey: as it was. The other tabs keep the step as it was recorded."),
+    ...facts.said.map((text) => h("p", { class: "facts" }, text)),
     h("p", { id: "lab-said", role: "status" }),
-    h("p", { id: "lab-chosen" }),
+    h("div", { id: "lab-chosen", tabindex: 0, role: "region", "aria-label": "the gradient of the chosen number" }),
     h("table", { class: "lab-rows" },
-      h("thead", null, h("tr", null, ["name", "value", "gradient", updates.length ? "after the step" : null].map((text) => text !== null && h("th", { scope: "col" }, text)))),
-      h("tbody", null, rows.map(line)),
+      h("thead", null, h("tr", null, heads.map((text) => text !== null && h("th", { scope: "col" }, text)))),
+      h("tbody", { id: "lab-body" }),
     ),
   );
-  before = results();
-  refresh();
+  drawRows();
+}
+
+function drawRows() {
+  cells = [];
+  fields = new Map();
+  byId("lab-body").replaceChildren(...rows.map(line));
 }
 
 /** @param {Row} row */
 function line(row) {
-  const value = program.values.find(([of]) => of === row.index);
-  const input = program.inputs.find(([of]) => of === row.index);
-  const gradient = program.gradients.find(([of]) => of === row.index);
-  const update = (program.updates ?? []).find((each) => each.row === row.index);
-  if (!value) return null;
+  const { inputs, gradients, updates } = engine.facts;
+  const changeable = inputs.includes(row.index);
+  const name = (/** @type {number} */ place) => [row.name, indexAt(row.value.shape, place).join(",")];
   return h(
     "tr",
-    { class: input ? "changeable" : null },
-    h("th", { scope: "row" }, math(row.symbol), h("code", { class: "facts" }, row.name)),
-    h("td", { class: "lab-value" }, input ? laidOut(row, (place) => field(input[1], place, `${row.name}[${indexOf(row, place)}]`)) : readings(row, value[1])),
-    h("td", { class: "lab-gradient" }, gradient ? readings(row, gradient[1]) : null),
-    program.updates?.length ? h("td", null, update ? readings(row, update.first, update.later) : null) : null,
+    { class: changeable ? "changeable" : null },
+    h("th", { scope: "row" }, math(row.symbol), h("code", { class: "facts" }, row.name), places.has(row.index) ? picker(row) : null),
+    h("td", { class: "lab-value" }, changeable ? laidOut(row, row.name, false, (place) => field(row.index, place, `${name(place)[0]}[${name(place)[1]}]`)) : readings(row, "values")),
+    h("td", { class: "lab-gradient" }, gradients.includes(row.index) ? readings(row, "gradients") : null),
+    updates.length ? h("td", null, updates.includes(row.index) ? readings(row, "after") : null) : null,
   );
 }
 
 /**
+ * Of a large row an element is shown when its index is typed.
  * @param {Row} row
- * @param {Operand} first
- * @param {Operand} [later]
  */
-function readings(row, first, later = first) {
-  return laidOut(row, (place) => {
-    const cell = { shown: h("span", { class: "now" }), old: h("span", { class: "was" }), first, later, place };
+function picker(row) {
+  const shape = row.value.shape;
+  const made = /** @type {HTMLInputElement} */ (h("input", { type: "text", "aria-label": `show an element of ${row.name}`, placeholder: shape.map((size) => size - 1).join(","), autocomplete: "off" }));
+  made.addEventListener("change", () => {
+    const index = made.value.split(/[\s,]+/).filter(Boolean).map(Number);
+    const known = index.length === shape.length && index.every((each, axis) => Number.isInteger(each) && each >= 0 && each < shape[axis]);
+    made.toggleAttribute("aria-invalid", !known);
+    const shown = places.get(row.index) ?? [];
+    if (!known || shown.includes(placeOf(shape, index))) return;
+    places.set(row.index, [placeOf(shape, index), ...shown]);
+    picked.add(row.index);
+    drawRows();
+    queued(() => followLab(true));
+  });
+  return h("label", { class: "facts" }, "element ", made);
+}
+
+/**
+ * @param {Row} row
+ * @param {Cell["side"]} side
+ */
+function readings(row, side) {
+  return laidOut(row, `${row.name}: ${side}`, true, (place) => {
+    const cell = { shown: h("span", { class: "now" }), old: h("span", { class: "was" }), side, row: row.index, place };
     cells.push(cell);
     return [cell.shown, cell.old];
   });
@@ -287,133 +314,126 @@ function readings(row, first, later = first) {
 
 /**
  * @param {Row} row
+ * @param {string} label
+ * @param {boolean} fixed
  * @param {(place: number) => HTMLElement | HTMLElement[]} content
  */
-function laidOut(row, content) {
-  const shape = row.value.shape;
-  const columns = shape.at(-1) ?? 1;
-  const count = shape.reduce((product, size) => product * size, 1);
+function laidOut(row, label, fixed, content) {
+  const large = places.has(row.index);
+  const shown = placesOf(row);
+  const columns = large ? 1 : (row.value.shape.at(-1) ?? 1);
   const lines = [];
-  for (let first = 0; first < count; first += columns) {
-    lines.push(h("tr", null, Array.from({ length: columns }, (_, k) => h("td", { class: "number" }, content(first + k)))));
+  for (let first = 0; first < shown.length; first += columns) {
+    const index = large ? h("td", { class: "facts" }, `[${indexAt(row.value.shape, shown[first]).join(",")}]`) : null;
+    lines.push(h("tr", null, index, shown.slice(first, first + columns).map((place) => h("td", { class: "number" }, content(place)))));
   }
-  return h("div", { class: "lab-grid" }, h("table", { class: "grid", role: "presentation" }, h("tbody", null, lines)));
+  const scrolls = fixed && (lines.length > 6 || columns > 5); // then it must be reached by keys, if nothing in it is
+  return h("div", { class: "lab-grid", ...(scrolls && { tabindex: 0, role: "group", "aria-label": label }) }, h("table", { class: "grid", role: "presentation" }, h("tbody", null, lines)));
 }
 
 /**
- * @param {Row} row
- * @param {number} place
- */
-function indexOf(row, place) {
-  const index = [];
-  for (const size of [...row.value.shape].reverse()) {
-    index.unshift(place % size);
-    place = Math.floor(place / size);
-  }
-  return index.join(",");
-}
-
-/**
- * A number that can be typed, stepped by the arrow keys, or dragged.
- * @param {number} slot
+ * A number of the step.
+ * @param {number} row
  * @param {number} place
  * @param {string} label
  */
-function field(slot, place, label) {
-  const made = /** @type {HTMLInputElement} */ (h("input", { type: "text", inputmode: "decimal", "aria-label": label, autocomplete: "off", spellcheck: "false" }));
-  fields.set(`${slot} ${place}`, made);
-  let remembered = false;
-  const put = (/** @type {number} */ x) => {
-    if (!remembered) remember();
-    remembered = true;
-    change(slot, place, x);
-  };
-  const step = () => (program.types[slot].includes("float") ? 10 ** Math.floor(Math.log10(Math.abs(machine.slots[slot][place]) || 1) - 1) : 1);
+function field(row, place, label) {
+  const typed = rows[row].value.dtype;
+  const made = changeableField(label, { current: () => valueAt(now, "values", row, place), begun: remember, put: (x) => change(row, place, x), left: showLab }, typed.includes("float"));
+  fields.set(`${row} ${place}`, made);
   made.addEventListener("focus", () => {
-    remembered = false;
-    chosen = { slot, place };
-    measure();
-  });
-  made.addEventListener("input", () => {
-    const x = Number(made.value.replace("−", "-"));
-    made.toggleAttribute("aria-invalid", made.value.trim() === "" || !Number.isFinite(x));
-    if (made.value.trim() !== "" && Number.isFinite(x)) put(x);
-  });
-  made.addEventListener("change", () => refresh());
-  made.addEventListener("keydown", (event) => {
-    const way = { ArrowUp: 1, ArrowDown: -1 }[event.key];
-    if (!way) return;
-    event.preventDefault();
-    put(machine.slots[slot][place] + way * step() * (event.shiftKey ? 10 : 1));
-    made.value = number(machine.slots[slot][place]);
-  });
-  made.addEventListener("pointerdown", (event) => {
-    if (document.activeElement === made) return;
-    const [start, from, size] = [event.clientX, machine.slots[slot][place], step()];
-    const move = (/** @type {PointerEvent} */ moved) => {
-      const steps = Math.round((moved.clientX - start) / DRAGGED);
-      if (!steps) return;
-      put(from + steps * size);
-      made.value = number(machine.slots[slot][place]);
-    };
-    window.addEventListener("pointermove", move);
-    window.addEventListener("pointerup", () => window.removeEventListener("pointermove", move), { once: true });
+    chosen = [row, place];
+    changed();
   });
   return made;
 }
 
 /**
- * @param {number} slot
- * @param {number} place
- * @param {number} x
+ * A hyperparameter of the optimizer.
+ * @param {number} setting
+ * @param {string} name
+ * @param {number} value
  */
-function change(slot, place, x) {
-  machine.slots[slot][place] = program.types[slot] === "integer" ? Math.round(x) : x;
-  machine.run();
-  const now = snapshot(base.steps, base.losses);
-  restore(base);
-  const [from, numbers, gradients] = [loss(), inputsNow(), gradientsNow()];
-  restore(now);
-  compare(from, numbers, gradients);
-  refresh();
-  measure();
+function knob(setting, name, value) {
+  const put = (/** @type {number} */ x) => {
+    state.settings = state.settings.map((each, place) => (place === setting ? x : each));
+    changed();
+  };
+  const made = changeableField(name, { current: () => state.settings[setting], begun: remember, put, left: showLab }, true);
+  made.value = number(value);
+  knobs.set(setting, made);
+  return made;
+}
+
+// -- showing ----------------------------------------------------------------------------------------------------------
+
+/**
+ * @param {LabAnswer} answer
+ * @param {Cell["side"]} side
+ * @param {number} row
+ * @param {number} place
+ */
+function valueAt(answer, side, row, place) {
+  const found = answer[side].find(([of]) => of === row)?.[1];
+  return found?.[places.get(row)?.indexOf(place) ?? place] ?? NaN;
 }
 
 /** Write every number where it stands. */
-function refresh() {
-  const holds = machine.holds();
-  /** @type {Map<Operand, number[]>} */
-  const now = new Map();
-  for (const cell of cells) {
-    const { shown, old, place } = cell;
-    const operand = operandOf(cell);
-    if (!now.has(operand)) now.set(operand, machine.read(operand));
-    const x = now.get(operand)?.[place] ?? NaN;
-    const was = before.get(operand)?.[place] ?? NaN;
-    shown.textContent = holds ? number(x) : "?";
-    old.textContent = number(x) === number(was) ? "" : number(was);
+function showLab() {
+  if (!before) return;
+  const was = before.answer;
+  const texts = new Map([now, was].map((answer) => [answer, textsOf(answer)]));
+  for (const { shown, old, side, row, place } of cells) {
+    const [x, y] = [now, was].map((answer) => texts.get(answer)?.[side].get(row)?.[places.get(row)?.indexOf(place) ?? place] ?? "");
+    write(shown, now.holds ? x : "?");
+    write(old, x === y ? "" : y);
   }
-  for (const [key, made] of fields) {
-    const [slot, place] = key.split(" ").map(Number);
-    const was = base.slots.get(slot)?.[place];
-    if (document.activeElement !== made) made.value = number(machine.slots[slot][place]);
-    made.classList.toggle("changed", was !== machine.slots[slot][place]);
-    made.title = was === machine.slots[slot][place] || was === undefined ? "" : `was ${number(was)}`;
+  for (const [at, made] of fields) {
+    const [row, place] = at.split(" ").map(Number);
+    const [x, y] = [now, was].map((answer) => texts.get(answer)?.values.get(row)?.[places.get(row)?.indexOf(place) ?? place] ?? "");
+    if (document.activeElement !== made && made.value !== x) made.value = x;
+    made.classList.toggle("changed", state.changes.has(at));
+    const title = x === y ? "" : `was ${y}`;
+    if (made.title !== title) made.title = title;
   }
-  const [from, x] = [base.losses[base.losses.length - 1], loss()];
-  byId("lab-loss").replaceChildren("loss ", h("b", null, holds ? number(x) : "?"), number(from) === number(x) ? "" : h("span", { class: "was" }, number(from)));
-  if (!holds) say("With these numbers the step counts other elements than it did, and its program does not hold.");
+  for (const [place, made] of knobs) {
+    if (document.activeElement !== made) made.value = number(state.settings[place]);
+    made.classList.toggle("changed", state.settings[place] !== state.were[place]);
+  }
+  const [from, x] = [number(was.loss), number(now.loss)];
+  byId("lab-loss").replaceChildren("loss ", h("b", null, now.holds ? x : "?"), from === x ? "" : h("span", { class: "was" }, from));
+  if (now.note) say(now.note);
+  explained(now.holds ? now.chosen : undefined);
   curve();
+}
+
+/**
+ * Write a text where it is another: what stays need not be laid out again.
+ * @param {HTMLElement} element
+ * @param {string} text
+ */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/**
+ * The numbers of an answer as they are written, by row.
+ * @param {LabAnswer} answer
+ * @returns {Record<Cell["side"], Map<number, string[]>>}
+ */
+function textsOf(answer) {
+  const written = (/** @type {[number, number[]][]} */ listed) => new Map(listed.map(([row, found]) => [row, found.map((x) => number(x))]));
+  return { values: written(answer.values), gradients: written(answer.gradients), after: written(answer.after) };
 }
 
 /** The loss after each step that was taken. */
 function curve() {
-  const losses = base.losses;
+  const losses = state.losses;
   const place = byId("lab-curve");
   if (losses.length < 2) return place.replaceChildren();
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
   const points = losses.map((each, i) => `${(100 * i) / (losses.length - 1)},${36 - (32 * (each - low)) / (high - low || 1)}`);
-  place.replaceChildren(
+  return place.replaceChildren(
     svg("svg", { viewBox: "0 0 100 40", preserveAspectRatio: "none", role: "img", "aria-label": `loss over ${losses.length - 1} steps, from ${number(losses[0])} to ${number(losses[losses.length - 1])}` },
       svg("polyline", { points: points.join(" "), class: "lab-line" })),
     h("span", { class: "facts" }, `${losses.length - 1} ${losses.length === 2 ? "step" : "steps"}`),

@@ -1,22 +1,26 @@
 // The page starts here: read the data, draw the value table, and show the step that the address names.
 
-import { shown, text } from "./blocks.js";
+import { plainText, shown, text } from "./blocks.js";
 import { startAsking } from "./ask.js";
 import { byId, h } from "./dom.js";
-import { foldAll, lineOf, mark, searchValues, startValues } from "./values.js";
+import { foldAll, lineOf, mark, numberFound, searchValues, startValues } from "./values.js";
 import { findings, overview, searchOverview } from "./overview.js";
 import { startLab } from "./lab.js";
-import { load, report, rows, stops } from "./store.js";
+import { startLines } from "./lines.js";
+import { fragment, key, load, report, rows, stops } from "./store.js";
+import { startPicture } from "./picture.js";
+import { startTour } from "./tour.js";
 import { everyStep, startWalk, walkTo } from "./walk.js";
-import { startWhy } from "./why.js";
+import { pinNumber, startWhy } from "./why.js";
 
 /** @import { Row } from "./types.d.ts" */
 
 let noLab = ""; // why there is none
 const PRINTED = 150; // steps; of a longer report only the current one is printed
 
-function start() {
-  load();
+async function start() {
+  await load();
+  startLines();
   byId("title").replaceChildren(...text(report.title));
   const first = report.summary.findIndex((block) => block.block !== "verdict"); // the verdict never scrolls out of sight
   const verdicts = first < 0 ? report.summary.length : first;
@@ -30,13 +34,16 @@ function start() {
   startTheme();
   startWhy(byId("why"), walkTo);
   startWalk();
+  startTour(walkTo);
   byId("unfold").addEventListener("click", () => foldAll(true));
   byId("fold").addEventListener("click", () => foldAll(false));
   openTab("values");
   const count = findings().length;
   if (count) byId("tab-overview").append(h("span", { class: "count", title: "findings" }, String(count)));
   window.addEventListener("beforeprint", () => {
-    if (stops.length <= PRINTED) byId("printed").replaceChildren(...everyStep());
+    const few = stops.length <= PRINTED;
+    document.documentElement.classList.toggle("prints-all", few);
+    byId("printed").replaceChildren(...(few ? everyStep() : [h("p", { class: "left-out" }, `Of the ${stops.length} steps of this report only the one that was shown is printed.`)]));
   });
   window.addEventListener("afterprint", () => byId("printed").replaceChildren());
   document.documentElement.dataset.ready = String(Math.round(performance.now())); // milliseconds since navigation began
@@ -77,8 +84,7 @@ function openTab(name) {
     searchOverview(byId("overview"), search().value);
   }
   if (name === "picture" && !byId("picture").hasChildNodes()) {
-    const template = /** @type {HTMLTemplateElement} */ (byId("picture-source"));
-    byId("picture").append(template.content.cloneNode(true));
+    startPicture();
   }
 }
 
@@ -102,16 +108,57 @@ function search() {
 }
 
 function startSearch() {
-  search().addEventListener("input", () => {
-    const count = searchValues(search().value);
-    searchOverview(byId("overview"), search().value);
-    byId("status").textContent = search().value ? `${count} of ${rows.length} values` : "";
+  search().addEventListener("input", find);
+  search().addEventListener("keydown", (event) => {
+    if (event.key === "Enter") goToFirst();
+    else if (event.key === "Escape") clearSearch();
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || (event.target instanceof Element && event.target.closest("input"))) return;
     event.preventDefault();
     search().focus();
   });
+}
+
+/** Show what has the text alone: values by their name, symbol, code or number, modules, and findings. */
+function find() {
+  const words = search().value.trim().toLowerCase();
+  const met = searchValues(words);
+  searchOverview(byId("overview"), words);
+  const said = words ? foundFindings(words) : [];
+  const lines = said.map((finding) => h("li", { class: "found" }, h("a", { href: fragment(finding.anchor) }, text(finding.title))));
+  byId("rows").prepend(...lines);
+  if (lines.length && !met.length) byId("rows").querySelector(".nothing")?.remove();
+  const findingsToo = lines.length ? `, ${lines.length} findings` : "";
+  byId("status").textContent = words ? `${met.length} of ${rows.length} values${findingsToo}` : "";
+}
+
+/** @param {string} wanted */
+function foundFindings(wanted) {
+  const said = (/** @type {import("./types.d.ts").Section} */ finding) => [plainText(finding.title), ...(finding.blocks ?? []).map((block) => (block.block === "paragraph" ? plainText(block.text) : ""))];
+  return findings().filter((finding) => said(finding).join(" ").toLowerCase().includes(wanted));
+}
+
+function goToFirst() {
+  const wanted = search().value.trim().toLowerCase();
+  if (!wanted) return;
+  const met = searchValues(wanted);
+  const row = met.find((each) => each.name.toLowerCase() === wanted || `dj/d${each.name}`.toLowerCase() === wanted) ?? met[0];
+  const finding = foundFindings(wanted)[0];
+  if (!row && !finding) return find();
+  const number = row ? numberFound(row) : null;
+  clearSearch();
+  if (!row) return walkTo(finding.anchor);
+  const backwards = number ? number.role === "gradient" : wanted.startsWith("dj/d");
+  const anchor = (backwards ? row.backward?.[0] : row.forward) ?? row.backward?.[0] ?? row.updates?.[0];
+  if (anchor) walkTo(anchor, row);
+  else showRow(row);
+  if (number) pinNumber(key(number));
+}
+
+function clearSearch() {
+  search().value = "";
+  find();
 }
 
 function startTheme() {
@@ -121,4 +168,4 @@ function startTheme() {
   });
 }
 
-start();
+await start();

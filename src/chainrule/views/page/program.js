@@ -139,6 +139,8 @@ const REDUCED = {
   amin: { begin: Infinity, join: Math.min },
 };
 
+const EXACT = new Set("neg abs floor ceil round trunc sign maximum minimum fmax fmin where amax amin".split(" ")); // they round nothing
+
 export const PRIMITIVES = [
   ...Object.keys(ELEMENTWISE),
   ...Object.keys(REDUCED),
@@ -147,15 +149,19 @@ export const PRIMITIVES = [
 
 /** The slots of a program, with what computes them. */
 export class Machine {
-  /** @param {Program} program */
-  constructor(program) {
+  /**
+   * @param {Program} program
+   * @param {(type: string) => string} [typed] the number type in which one of the program's is computed
+   */
+  constructor(program, typed = (type) => type) {
     this.program = program;
+    this.types = program.types.map(typed);
     this.tables = program.tables.map(expanded);
     /** @type {(Float32Array | Float64Array)[]} */
-    this.slots = program.types.map((type, slot) =>
+    this.slots = this.types.map((type, slot) =>
       type in KINDS && type !== "float64" ? new Float32Array(program.sizes[slot]) : new Float64Array(program.sizes[slot]),
     );
-    this.roundings = program.types.map(roundingOf);
+    this.roundings = this.types.map(roundingOf);
     for (const [slot, held] of program.constants) this.slots[slot].set(held.map(toNumber));
     /** @type {(() => void)[]} */
     this.code = program.code.map((line) => this.compiled(line));
@@ -200,7 +206,7 @@ export class Machine {
    * @returns {Rounding}
    */
   rounding(slot) {
-    const kind = KINDS[this.program.types[slot]];
+    const kind = KINDS[this.types[slot]];
     const round = this.roundings[slot];
     if (!kind) return round;
     const place = 2 ** -kind.bits;
@@ -221,12 +227,13 @@ export class Machine {
    */
   compiled([name, slot, operands, ...sizes]) {
     const out = this.slots[slot];
-    const type = this.program.types[slot];
+    const type = this.types[slot];
     const first = operands.find((each) => typeof each !== "string");
-    const compared = first === undefined ? type : this.program.types[typeof first === "number" ? first : Number(first[0])];
+    const compared = first === undefined ? type : this.types[typeof first === "number" ? first : Number(first[0])];
     const sources = operands.map((each) => this.source(each, name === "where" ? type : compared));
     const [a, b, c] = sources;
-    const round = this.rounding(slot);
+    const round = EXACT.has(name) ? (/** @type {number} */ x) => x : this.rounding(slot);
+    const partial = (/** @type {number} */ sum) => (this.noise ? round(sum) : sum); // a kernel rounds each partial sum
     const whole = type === "integer";
     if (name in ELEMENTWISE) {
       const f = name === "div" && whole ? (/** @type {number} */ x, /** @type {number} */ y) => Math.trunc(x / y) : ELEMENTWISE[name];
@@ -239,7 +246,7 @@ export class Machine {
       return () => {
         for (let i = 0; i < out.length; i++) {
           let found = begin;
-          for (let k = 0; k < sizes[0]; k++) found = join(found, at(a, i * sizes[0] + k));
+          for (let k = 0; k < sizes[0]; k++) found = partial(join(found, at(a, i * sizes[0] + k)));
           out[i] = round(found);
         }
       };
@@ -267,7 +274,7 @@ export class Machine {
             const row = (i - column) / columns; // of all batches
             const from = Math.floor(row / rows) * inner * columns + column;
             let sum = 0;
-            for (let k = 0; k < inner; k++) sum += at(a, row * inner + k) * at(b, from + k * columns);
+            for (let k = 0; k < inner; k++) sum = partial(sum + at(a, row * inner + k) * at(b, from + k * columns));
             out[i] = round(sum);
           }
         };
@@ -327,7 +334,7 @@ export class Machine {
     for (let seed = 1; seed <= RUNS; seed++) {
       this.noise = seed;
       for (const { slot, kept } of inputs) {
-        const place = KINDS[this.program.types[slot]] ? 2 ** -KINDS[this.program.types[slot]].bits : 0;
+        const place = KINDS[this.types[slot]] ? 2 ** -KINDS[this.types[slot]].bits : 0;
         this.slots[slot].set(kept.map((x) => x * (1 + place * Math.floor(3 * this.random() - 1))));
       }
       this.run();

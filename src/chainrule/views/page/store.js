@@ -1,11 +1,13 @@
 // The document, with indexes for what is looked up often.
 
-import { useFormulas } from "./dom.js";
+import { byId, useFormulas } from "./dom.js";
 
 /** @import { Document, Formula, Page, Row, Section, Source, Stop, Sum } from "./types.d.ts" */
 
 /** @type {Document} */
 export let report = { title: [], summary: [], sections: [] };
+/** @type {Page["lab"]} what computes for the lab, where it is not the page's own program */
+export let behind;
 /** @type {Row[]} */
 export let rows = [];
 /** @type {Stop[]} */
@@ -21,13 +23,17 @@ const rowOfAnchor = new Map();
 const rowOfSymbol = new Map();
 /** @type {Map<string, Sum>} */
 const sumOfSource = new Map();
+/** @type {Map<string, Sum[]>} */
+const sumsOfSide = new Map();
 
-/** Read the page's data, once. */
-export function load() {
-  const text = document.getElementById("data")?.textContent ?? "{}";
+/** Read the page's data, once: JSON, compressed, in base64. */
+export async function load() {
+  const packed = Uint8Array.from(atob(byId("data").textContent ?? ""), (letter) => letter.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   /** @type {Page} */
-  const page = JSON.parse(text);
+  const page = JSON.parse(await new Response(unpacked).text());
   report = page.document;
+  behind = page.lab;
   rows = report.rows ?? [];
   useFormulas(page.math);
   for (const section of report.sections) gather(section, []);
@@ -40,7 +46,35 @@ export function load() {
       rowOfSymbol.set(symbol, rowOfSymbol.has(symbol) ? null : row);
     }
   }
-  for (const sum of report.sums ?? []) sumOfSource.set(key(sum.of), sum);
+  for (const sum of report.sums ?? []) {
+    sumOfSource.set(key(sum.of), sum);
+    const side = `${sum.of.row} ${sum.of.role}`;
+    sumsOfSide.set(side, sumsOfSide.get(side) ?? []);
+    sumsOfSide.get(side)?.push(sum);
+  }
+}
+
+/**
+ * @param {number[]} index
+ * @param {number[]} shape
+ */
+export function flat(index, shape) {
+  return index.reduce((before, each, axis) => before * shape[axis] + each, 0);
+}
+
+/**
+ * The index of an element from its position in row-major order.
+ * @param {number} place
+ * @param {number[]} shape
+ * @returns {number[]}
+ */
+export function unravel(place, shape) {
+  const index = new Array(shape.length).fill(0);
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    index[axis] = place % shape[axis];
+    place = Math.floor(place / shape[axis]);
+  }
+  return index;
 }
 
 /**
@@ -144,7 +178,26 @@ export function key(source) {
  * @returns {Sum | undefined}
  */
 export function sumOf(text) {
-  return sumOfSource.get(text);
+  return sumOfSource.get(text) ?? copied(text);
+}
+
+/**
+ * The sum of an element that a layout step copied: that one number.
+ * @param {string} text
+ * @returns {Sum | undefined}
+ */
+function copied(text) {
+  const [row, role, places] = text.split(" ");
+  const { taken, inputs, name } = rows[Number(row)];
+  const index = places ? places.split(",").map(Number) : [];
+  const place = role === "value" ? taken?.[flat(index, rows[Number(row)].value.shape)] : undefined;
+  if (place === undefined) return undefined;
+  const input = rows[inputs[0]];
+  const source = { row: input.index, role: /** @type {const} */ ("value"), index: unravel(place, input.value.shape) };
+  const value = rows[Number(row)].value.entries?.[flat(index, rows[Number(row)].value.shape)] ?? "nan";
+  const from = `${input.name}[${source.index.join(",")}]`;
+  const of = { row: Number(row), role: /** @type {const} */ ("value"), index };
+  return { of, text: `${name}[${index.join(",")}] = ${from}`, summands: [{ value, factors: [[from, value]], sources: [source] }] };
 }
 
 /**
@@ -154,5 +207,8 @@ export function sumOf(text) {
  * @returns {Sum[]}
  */
 export function sumsOf(row, role) {
-  return (report.sums ?? []).filter((sum) => sum.of.row === row && sum.of.role === role);
+  const known = sumsOfSide.get(`${row} ${role}`) ?? [];
+  if (known.length || role !== "value") return known;
+  const { taken, value } = rows[row];
+  return (taken ?? []).flatMap((_, place) => copied(key({ row, role, index: unravel(place, value.shape) })) ?? []);
 }

@@ -3,13 +3,14 @@
 import { heatMap, histogram } from "./charts.js";
 import { h, math } from "./dom.js";
 import { number, real } from "./numbers.js";
-import { key, rowOfTensor, sumsOf } from "./store.js";
+import { key, rowOfTensor, sumsOf, unravel } from "./store.js";
 
 /** @import { Entry, Row, Tensor } from "./types.d.ts" */
 
 const ROUNDINGS = 8; // as graph/comparison.py states it, of the size of a number and of a typical one
 /** @type {Record<string, number>} */
 const ROUNDING = { float64: 2 ** -52, complex128: 2 ** -52, float16: 2 ** -10, bfloat16: 2 ** -7 };
+const SCROLLED = 4; // columns from which a grid may be wider than a phone
 const USUAL = "float32";
 const WHOLE = /^(u?int|bool)/;
 
@@ -57,7 +58,8 @@ export function body(block, row) {
   const size = rowCount * columns;
   const tables = [];
   for (let first = 0; first < block.entries.length; first += size) tables.push(grid(block, owner, first, rowCount, columns));
-  return h("div", { class: "grids" }, tables);
+  const scrolls = columns >= SCROLLED && !owner; // the cells of an owner can be reached with keys
+  return h("div", { class: "grids", tabindex: scrolls ? "0" : null, role: scrolls ? "group" : null, "aria-label": scrolls ? plain(block, owner) : null }, tables);
 }
 
 /**
@@ -148,7 +150,7 @@ function grid(block, owner, first, rowCount, columns) {
  * @param {string | null} source
  * @param {boolean} first the first cell is in the tab order; arrow keys move between cells
  */
-function cell(entry, most, whole, source, first) {
+export function cell(entry, most, whole, source, first) {
   const value = real(entry);
   const size = Number.isFinite(value) ? Math.abs(value) / most : 1;
   const sign = value === 0 ? " zero" : value < 0 ? " negative" : "";
@@ -173,21 +175,6 @@ function role(block) {
 function plain(block, owner) {
   if (!owner) return block.label || "numbers";
   return role(block) === "gradient" ? `gradient of ${owner.name}` : owner.name;
-}
-
-/**
- * The index of an element from its position in row-major order.
- * @param {number} place
- * @param {number[]} shape
- * @returns {number[]}
- */
-export function unravel(place, shape) {
-  const index = new Array(shape.length).fill(0);
-  for (let axis = shape.length - 1; axis >= 0; axis--) {
-    index[axis] = place % shape[axis];
-    place = Math.floor(place / shape[axis]);
-  }
-  return index;
 }
 
 /**

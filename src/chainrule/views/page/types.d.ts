@@ -29,7 +29,11 @@ export interface Tensor {
   label?: string;
   histogram?: Histogram;
   sketch?: Sketch;
+  decimals?: number;
+  upstream?: Margin;
+  product?: Margin;
 }
+export interface Margin { symbol: Formula; entries: Entry[] }
 export interface Measured { elements: (Entry | null)[]; count: number; difference: Entry; tolerance: Entry }
 export interface Verdict { block: "verdict"; kind: Verdicts; text: Span[]; difference?: Entry; tolerance?: Entry; measured?: Measured }
 export interface Table { block: "table"; headers: string[]; rows: Span[][][]; label?: string }
@@ -60,10 +64,14 @@ export interface Row {
   backward?: string[];
   verdict?: Verdicts;
   update?: Entry;
+  step?: string;
+  updates?: string[];
+  layout?: boolean;
+  taken?: number[];
 }
 export interface Source { row: number; role: "value" | "gradient"; index: number[] }
 export interface Summand { value: Entry; factors: [string, Entry][]; sources: Source[]; reason?: string }
-export interface Sum { of: Source; text: string; summands: Summand[] }
+export interface Sum { of: Source; text: string; summands: Summand[]; chosen?: Source[] }
 /** A slot of a program, a slot read through a table, or a number, as text. */
 export type Operand = number | [number, number] | string;
 export type Instruction = [string, number, Operand[], ...number[]];
@@ -83,6 +91,53 @@ export interface Program {
   updates?: Moved[];
   without?: string;
   guards?: [Operand, number][];
+  arriving?: [number, number][];
+}
+/** What the lab must know before it asks: rows, settings with their values, why there is no update, what is computed. */
+export interface LabFacts {
+  inputs: number[];
+  gradients: number[];
+  updates: number[];
+  settings: [string, number][];
+  without: string;
+  said: string[];
+}
+/** `changes` are (row, place, number) of a base, a step as recorded or after so many updates. */
+export interface LabQuestion {
+  base: number;
+  changes: [number, number, number][];
+  settings: number[];
+  places: [number, number[]][];
+  chosen: [number, number] | null;
+  step: boolean;
+}
+export interface LabTerm { factors: [string, number][]; value: number; text?: string }
+/** An element of a gradient: its sum, and what a measured difference says of it. */
+export interface LabChosen {
+  row: number;
+  place: number;
+  gradient: number;
+  terms: LabTerm[];
+  more: number;
+  total: number;
+  measured: number;
+  step: number;
+  sides: number[];
+  precise: string;
+  verdict: string;
+}
+/** `values`, `gradients` and `after` are (row, numbers): all of a small row, else those at the places asked for. */
+export interface LabAnswer {
+  base: number;
+  loss: number;
+  values: [number, number[]][];
+  gradients: [number, number[]][];
+  after: [number, number[]][];
+  holds: boolean;
+  note: string;
+  predicted: number | null;
+  unpredicted?: number;
+  chosen?: LabChosen;
 }
 /** Of a mistake: the place of its sentence in the document's slips, whether it is a plain fact, what comes out. */
 export type KnownMistake = [number, boolean, number[]];
@@ -103,7 +158,7 @@ export interface Document {
 export type Tree = (string | Record<string, string> | Tree)[];
 /** Shapes of formulas with holes in them; a formula is a shape and the formulas in its holes, or plain text. */
 export interface Formulas { shapes: Tree[]; formulas: (number[] | string)[] }
-export interface Page { format: string; version: number; document: Document; math: Formulas }
+export interface Page { format: string; version: number; document: Document; math: Formulas; lab?: { token?: string; facts: LabFacts } }
 
 /** One stop of the walk: a section, with the sections around it. */
 export interface Stop { section: Section; above: Section[]; whole: boolean; phase: string }

@@ -4,13 +4,14 @@ import { MARKS } from "./blocks.js";
 import { h, math, svg } from "./dom.js";
 import { lanes } from "./lanes.js";
 import { number } from "./numbers.js";
-import { fragmentFor, rows, uses } from "./store.js";
+import { addressOf, computesOne, isFolded, lineOfRow } from "./lines.js";
+import { rows, unravel, uses } from "./store.js";
 import { brief, norm } from "./tensors.js";
 
 /** @import { Row } from "./types.d.ts" */
 /** @import { Drawn, Vertex } from "./lanes.js" */
 
-/** @typedef {{ path: string, name: string, items: (Group | Row)[], rows: Row[], open: boolean }} Group */
+/** @typedef {{ path: string, name: string, items: (Group | Row)[], rows: Row[], open: boolean, line?: boolean }} Group */
 /** @typedef {{ group: Group, depth: number } | { row: Row, depth: number }} Line */
 
 const LANE = 14;
@@ -64,11 +65,33 @@ function grouped(some, depth, above) {
   for (let first = 0; first < some.length; ) {
     const name = segments(some[first])[depth];
     let end = first + 1;
-    while (end < some.length && name !== undefined && segments(some[end])[depth] === name) end++;
+    while (end < some.length && segments(some[end])[depth] === name) end++;
     const run = some.slice(first, end);
     first = end;
-    if (name === undefined || run.length === 1) items.push(...run);
+    if (name === undefined || run.length === 1) items.push(...(name === undefined ? byLine(run) : run));
     else items.push(group(run, depth, above ? `${above}.${name}` : name, name));
+  }
+  return items;
+}
+
+/**
+ * One line for each line of the user's code that computes one thing; of others, their layout steps are one line.
+ * @param {Row[]} some
+ * @returns {(Group | Row)[]}
+ */
+function byLine(some) {
+  /** @type {(Group | Row)[]} */
+  const items = [];
+  for (let first = 0; first < some.length; ) {
+    const line = lineOfRow[some[first].index];
+    let end = first + 1;
+    const joins = (/** @type {Row} */ row) => lineOfRow[row.index] === line && (computesOne(line) || (isFolded(row) && isFolded(some[first])));
+    while (end < some.length && joins(some[end])) end++;
+    const run = some.slice(first, end);
+    const path = `line ${run[0].index}`;
+    if (run.length === 1 && !(isFolded(run[0]) && !computesOne(line))) items.push(run[0]);
+    else items.push({ path, name: run.at(-1)?.expression ?? "", items: run, rows: run, open: false, line: true });
+    first = end;
   }
   return items;
 }
@@ -84,7 +107,7 @@ function grouped(some, depth, above) {
 function group(run, depth, path, name) {
   const items = grouped(run, depth + 1, path);
   const [only] = items;
-  if (items.length === 1 && "items" in only) return { ...only, name: `${name}.${only.name}` };
+  if (items.length === 1 && "items" in only && !only.line) return { ...only, name: `${name}.${only.name}` };
   return { path, name, items, rows: run, open: true };
 }
 
@@ -95,7 +118,7 @@ function group(run, depth, path, name) {
 function foldRepeated(items) {
   const seen = new Set();
   for (const item of items) {
-    if (!("items" in item)) continue;
+    if (!("items" in item) || item.line) continue;
     const signature = item.rows.map((row) => row.operation).join(" ");
     if (/(^|\.)\d+$/.test(item.name)) {
       item.open = !seen.has(signature);
@@ -116,16 +139,39 @@ export function foldAll(open) {
   draw();
 }
 
-/** @param {string} text */
+/**
+ * Show the rows that have the text, or the number, alone.
+ * @param {string} text
+ * @returns {Row[]}
+ */
 export function searchValues(text) {
   wanted = text.trim().toLowerCase();
   draw();
-  return list.querySelectorAll("li.row").length;
+  return wanted ? rows.filter(matches) : [];
 }
 
 /** @param {Row} row */
 function matches(row) {
-  return [row.name, row.expression, row.module, row.operation].some((each) => each.toLowerCase().includes(wanted));
+  const words = [row.name, row.expression, row.module, row.operation, math(row.symbol).textContent ?? ""];
+  return words.some((each) => each.toLowerCase().includes(wanted)) || (row.gradient && `dj/d${row.name}`.toLowerCase().includes(wanted)) || numberFound(row) !== null;
+}
+
+/**
+ * Where a row has the number that is searched: a number that begins with it, or is it if it is one digit.
+ * @param {Row} row
+ * @returns {import("./types.d.ts").Source | null}
+ */
+export function numberFound(row) {
+  if (!/^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d*)?$/.test(wanted)) return null;
+  for (const role of /** @type {const} */ (["value", "gradient"])) {
+    const block = role === "value" ? row.value : row.gradient;
+    const place = (block?.entries ?? []).findIndex((entry) => {
+      const said = number(entry);
+      return wanted.length > 1 ? said.startsWith(wanted) : said === wanted;
+    });
+    if (block && place >= 0) return { row: row.index, role, index: unravel(place, block.shape) };
+  }
+  return null;
 }
 
 /**
@@ -153,7 +199,7 @@ function draw() {
   list.parentElement?.style.setProperty("--lanes", `${width}px`);
   const made = seen.map((line, place) => drawnLine(line, drawn[place], width, place < AT_ONCE));
   list.replaceChildren(...made);
-  if (!seen.length) list.append(h("li", { class: "nothing" }, "No value has that name."));
+  if (!seen.length) list.append(h("li", { class: "nothing" }, "No value has that name or number."));
   mark(marked);
 }
 
@@ -194,12 +240,15 @@ function fillSeen(entries) {
  * @param {boolean} now
  */
 function drawnLine(line, drawn, width, now) {
-  const kind = "row" in line ? `row ${line.row.kind}` : line.group.open ? "group open" : "group folded";
+  const ends = "group" in line && line.group.line && !line.group.open && line.group.rows.some((each) => !each.layout) ? line.group : null;
+  const row = ends ? ends.rows[ends.rows.length - 1] : "row" in line ? line.row : null;
+  const kind = row ? `row ${row.kind}` : "group" in line && (line.group.open || line.group.line) ? "group open" : "group folded";
   const made = h("li", { class: kind });
   made.style.setProperty("--depth", String(line.depth));
-  if ("row" in line) made.dataset.row = String(line.row.index);
+  if (row) made.dataset.row = String(row.index);
+  if ("group" in line && line.group.line && !line.group.open) made.dataset.rows = line.group.rows.map((each) => each.index).join(" ");
   const fill = () => {
-    made.append(lanePicture(drawn, width), ...("row" in line ? rowParts(line.row) : groupParts(line.group)));
+    made.append(lanePicture(drawn, width), ...(row ? rowParts(row, ends) : groupParts(/** @type {{ group: Group }} */ (line).group)));
   };
   if (now) fill();
   else {
@@ -233,21 +282,29 @@ function lanePicture(drawn, width) {
 
 /**
  * @param {Row} row
+ * @param {Group | null} whole the line of code whose result it is, if its other rows are folded
  * @returns {HTMLElement[]}
  */
-function rowParts(row) {
+function rowParts(row, whole) {
+  const computed = whole?.rows.find((each) => !each.layout) ?? row;
   const used = uses[row.index].length;
   const written = row.name.length > BROKEN ? longName(row.name) : math(row.symbol);
-  const symbol = row.forward ? h("a", { href: fragmentFor(row.forward, row), "aria-label": row.name }, written) : h("span", null, written);
-  const kind = row.kind === "operation" ? row.operation : row.kind === "loss" ? `loss, ${row.operation}` : row.kind;
+  const symbol = row.forward ? h("a", { href: addressOf(row.forward, row), "aria-label": row.name }, written) : h("span", null, written);
+  const kind = row.kind === "operation" ? computed.operation : row.kind === "loss" ? `loss, ${computed.operation}` : row.kind;
   const about = [kind, row.place, used > 1 ? `used ${used} times` : ""].filter(Boolean).join(" · ");
   const { expression } = row;
   return [
-    h("div", { class: "name" }, h("div", { class: "symbol" }, symbol, expression && h("code", { title: expression }, expression)), h("div", { class: "facts" }, about)),
-    h("div", { class: "side value", "data-go": row.forward ? fragmentFor(row.forward, row) : null }, brief(row.value, row)),
-    h("div", { class: "side gradient", "data-go": row.backward?.length ? fragmentFor(row.backward[0], row) : null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
-    back(row),
+    h("div", { class: "name" }, h("div", { class: "symbol" }, symbol, expression && h("code", { title: expression }, expression)), h("div", { class: "facts" }, about), whole && unfolding(whole)),
+    h("div", { class: "side value", "data-go": row.forward ? addressOf(row.forward, row) : null }, brief(row.value, row)),
+    h("div", { class: "side gradient", "data-go": row.backward?.length ? addressOf(row.backward[0], row) : null }, row.gradient ? brief(row.gradient, row) : h("span", { class: "facts none" }, "no gradient")),
+    back(row, whole?.rows ?? [row]),
   ];
+}
+
+/** @param {Group} whole */
+function unfolding(whole) {
+  const count = whole.rows.filter((row) => row.layout).length;
+  return h("button", { type: "button", class: "fold layout", "aria-expanded": String(whole.open), "data-path": whole.path, onclick: () => fold(whole) }, h("span", { class: "arrow", "aria-hidden": "true" }, "▸"), `${count} layout step${count === 1 ? "" : "s"}`);
 }
 
 /**
@@ -258,21 +315,25 @@ function longName(path) {
   return h("span", { class: "long-name" }, path.split(/(?<=[./])/).flatMap((part) => [part, h("wbr")]));
 }
 
-/** @param {Row} row */
-function back(row) {
+/**
+ * @param {Row} row
+ * @param {Row[]} whole the rows of its line
+ */
+function back(row, whole) {
   const anchors = row.backward ?? [];
   const symbol = row.name.length > BROKEN_BELOW ? longName(`dJ/d${row.name}`) : math(row.gradient_symbol);
   const parts = h("div", { class: row.name.length > LONG ? "back long" : "back" });
   if (!row.gradient) return parts;
-  const link = anchors.length === 1 ? h("a", { href: fragmentFor(anchors[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
+  const link = anchors.length === 1 ? h("a", { href: addressOf(anchors[0], row), "aria-label": `gradient of ${row.name}` }, symbol) : h("span", null, symbol);
   parts.append(link);
   if (anchors.length > 1) {
-    const links = anchors.map((anchor, place) => h("a", { href: fragmentFor(anchor, row), "aria-label": `contribution ${place + 1} to the gradient of ${row.name}` }, String(place + 1)));
+    const links = anchors.map((anchor, place) => h("a", { href: addressOf(anchor, row), "aria-label": `contribution ${place + 1} to the gradient of ${row.name}` }, String(place + 1)));
     parts.append(h("span", { class: "sum" }, `∑ of ${anchors.length} uses `, links));
   }
-  if (row.verdict) {
-    const title = `check: ${row.verdict}`;
-    parts.append(h("span", { class: `mark ${row.verdict.replaceAll(" ", "-")}`, role: "img", title, "aria-label": title }, MARKS[row.verdict]));
+  const verdict = whole.map((each) => each.verdict).find((each) => each && each !== "agrees") ?? row.verdict;
+  if (verdict) {
+    const title = `check: ${verdict}`;
+    parts.append(h("span", { class: `mark ${verdict.replaceAll(" ", "-")}`, role: "img", title, "aria-label": title }, MARKS[verdict]));
   }
   return parts;
 }
@@ -282,6 +343,7 @@ function back(row) {
  * @returns {HTMLElement[]}
  */
 function groupParts(some) {
+  if (some.line) return [unfolding(some)];
   const result = some.rows.findLast((row) => row.kind === "operation" || row.kind === "loss");
   const count = some.rows.filter((row) => row.kind !== "parameter" && row.kind !== "data").length;
   const toggle = h(
@@ -348,7 +410,7 @@ function bringIntoSight(line, tries = 3) {
  * @returns {HTMLElement | null}
  */
 export function lineOf(row) {
-  const line = /** @type {HTMLElement | null} */ (list.querySelector(`li[data-row="${row}"]`));
+  const line = /** @type {HTMLElement | null} */ (list.querySelector(`li[data-row="${row}"], li[data-rows~="${row}"]`));
   if (line) unfilled.get(line)?.();
   if (line) unfilled.delete(line);
   return line;
@@ -363,6 +425,7 @@ export function lineOf(row) {
 function reveal(items, row) {
   for (const item of items) {
     if (!("items" in item) || !item.rows.some((each) => each.index === row)) continue;
+    if (item.line && row === item.rows[item.rows.length - 1].index && !item.rows.every((each) => each.layout)) return false; // it stands for the line
     const closed = !item.open;
     item.open = true;
     return reveal(item.items, row) || closed;

@@ -1,14 +1,18 @@
 // The walk: forward, loss, backward, update, one step after another; the detail pane shows the current one.
 
 import { sectionOf, shown, text, plainText, waysOf } from "./blocks.js";
-import { byId, h } from "./dom.js";
+import { closeUp, startCloseUp } from "./closeup.js";
+import { byId, h, math } from "./dom.js";
+import { addressOf, isPassed, layoutBeside, rowShown } from "./lines.js";
+import { followInPicture } from "./picture.js";
 import { mark } from "./values.js";
-import { below, fragment, fragmentFor, named, rowOf, stopOf, stops } from "./store.js";
-import { tensor } from "./tensors.js";
+import { below, fragment, fragmentFor, named, rowOf, rows, stopOf, stops } from "./store.js";
+import { shapeText, tensor } from "./tensors.js";
 
 /** @import { Way } from "./blocks.js" */
 /** @import { Row, Stop } from "./types.d.ts" */
 
+const FEW = 36; // numbers above a step that are not folded
 const PAUSE = 2200; // milliseconds on each step while it plays
 
 let current = 0;
@@ -20,8 +24,8 @@ let way = "both";
 let playing = null;
 
 export function startWalk() {
-  byId("previous").addEventListener("click", () => go(current - 1));
-  byId("next").addEventListener("click", () => go(current + 1));
+  byId("previous").addEventListener("click", () => go(beside(-1)));
+  byId("next").addEventListener("click", () => go(beside(1)));
   byId("play").addEventListener("click", () => play(playing === null));
   for (const button of document.querySelectorAll("input[name=way]")) {
     button.addEventListener("change", () => {
@@ -30,7 +34,10 @@ export function startWalk() {
     });
   }
   byId("phases").append(...phases());
-  window.addEventListener("hashchange", () => open(location.hash.slice(1), false));
+  startCloseUp();
+  window.addEventListener("hashchange", () => {
+    if (!open(location.hash.slice(1), false) && location.hash.length <= 1) go(0, false);
+  });
   document.addEventListener("click", followLink);
   document.addEventListener("keydown", onKey);
   go(0, false);
@@ -45,6 +52,7 @@ export function startWalk() {
 function open(address, asNamed = true) {
   const found = decoded(address);
   if (found) go(found.stop, asNamed, found.row);
+  if (found && stops[found.stop].whole) document.querySelector(`#step [data-anchor="${CSS.escape(decodeURIComponent(address))}"]:not(:first-child)`)?.scrollIntoView({ block: "nearest" });
   return found !== undefined;
 }
 
@@ -62,7 +70,7 @@ function decoded(address) {
  * @param {Row} [row] the row to show
  */
 export function walkTo(anchor, row) {
-  open((row ? fragmentFor(anchor, row) : fragment(anchor)).slice(1));
+  open((row ? addressOf(anchor, row) : fragment(anchor)).slice(1));
 }
 
 /**
@@ -85,17 +93,27 @@ function onKey(event) {
   const target = event.target instanceof HTMLElement ? event.target : null;
   if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
   if (target?.closest("input, [role=tab], td[data-source], .heat") || (target && target.scrollWidth > target.clientWidth && target.tabIndex === 0)) return;
-  if (event.key === "ArrowRight") go(current + 1);
-  else if (event.key === "ArrowLeft") go(current - 1);
+  if (event.key === "ArrowRight") go(beside(1));
+  else if (event.key === "ArrowLeft") go(beside(-1));
   else if (event.key === " " && !target?.closest("button, a, summary")) play(playing === null);
   else return;
   event.preventDefault();
 }
 
+/**
+ * The next stop in a direction that is more than a layout step.
+ * @param {1 | -1} direction
+ */
+function beside(direction) {
+  let stop = current + direction;
+  while (isPassed(stop)) stop += direction;
+  return stop;
+}
+
 /** @param {boolean} on */
 function play(on) {
   if (playing !== null) clearInterval(playing);
-  playing = on ? setInterval(() => (current + 1 < stops.length ? go(current + 1) : play(false)), PAUSE) : null;
+  playing = on ? setInterval(() => (beside(1) < stops.length ? go(beside(1)) : play(false)), PAUSE) : null;
   byId("play").setAttribute("aria-pressed", String(on));
 }
 
@@ -112,14 +130,28 @@ function go(stop, asNamed = true, row = null) {
   if (asNamed) name(row ? fragmentFor(anchor, row) : fragment(anchor));
   render();
   byId("detail").scrollTop = 0;
-  const at = rowOf(stops[current].section);
-  mark(at && { row: (row ?? at.row).index, role: at.role }, true);
+  if (asNamed) toTheStep();
+  const { section } = stops[current];
+  const updated = rows.find((each) => each.updates?.includes(section.anchor));
+  const at = updated ? { row: updated, role: "value" } : rowOf(section);
+  const marked = at && (row ?? (isPassed(current) ? at.row : rowShown(at.row, at.role)));
+  const place = at && marked && { row: marked.index, role: at.role };
+  mark(place, true);
+  followInPicture(place);
+}
+
+/** On a phone the step is below or above what is in sight. */
+function toTheStep() {
+  if (document.documentElement.scrollHeight <= innerHeight || byId("detail").scrollHeight > byId("detail").clientHeight) return;
+  document.documentElement.style.setProperty("--bar", `${document.querySelector("nav")?.clientHeight ?? 0}px`);
+  byId("step").scrollIntoView({ block: "start" });
 }
 
 /** @param {string} address */
 function name(address) {
   try {
-    history.replaceState(null, "", address);
+    if (playing !== null || location.hash === address) history.replaceState(null, "", address);
+    else history.pushState(null, "", address);
   } catch {
     // A page in a notebook's sandboxed frame has no address.
   }
@@ -128,10 +160,12 @@ function name(address) {
 function render() {
   const stop = stops[current];
   byId("step").replaceChildren(...parts(stop));
-  byId("position").textContent = `${current + 1} of ${stops.length}`;
+  const counted = stops.map((_, place) => place).filter((place) => !isPassed(place));
+  const place = counted.indexOf(current);
+  byId("position").textContent = place < 0 ? "layout step" : `${place + 1} of ${counted.length}`;
   byId("status").textContent = plainText(stop.section.title);
-  /** @type {HTMLButtonElement} */ (byId("previous")).disabled = current === 0;
-  /** @type {HTMLButtonElement} */ (byId("next")).disabled = current === stops.length - 1;
+  /** @type {HTMLButtonElement} */ (byId("previous")).disabled = beside(-1) < 0;
+  /** @type {HTMLButtonElement} */ (byId("next")).disabled = beside(1) >= stops.length;
   for (const phase of document.querySelectorAll("#phases button")) {
     const [first, end] = (phase.getAttribute("data-stops") ?? "0 0").split(" ").map(Number);
     const here = current >= first && current < end;
@@ -147,9 +181,10 @@ function render() {
 /**
  * The step with its context: the text of a heading before its first step, the upstream gradient before each of its parts.
  * @param {Stop} stop
+ * @param {boolean} [printed]
  * @returns {HTMLElement[]}
  */
-function parts(stop) {
+function parts(stop, printed = false) {
   const { section, above, whole } = stop;
   const crumbs = above.map((each) => h("li", null, text(each.title)));
   const before = above.flatMap((each, depth) => (depth > 0 || isFirst(stop, each) ? (each.blocks ?? []) : []));
@@ -157,10 +192,36 @@ function parts(stop) {
   return [
     ...(crumbs.length ? [h("ol", { class: "crumbs", "aria-label": "in" }, crumbs)] : []),
     ...(viewed && viewed.module !== rowOf(section)?.row.module ? [instead(viewed, section)] : []),
-    ...(before.length ? [h("div", { class: "arrives" }, before.map(shown))] : []),
-    sectionOf(section, way, 2),
+    ...(before.length ? [h("div", { class: "arrives" }, before.map(arriving))] : []),
+    sectionOf(section, way, 2, printed ? null : closeUp(section, viewed)),
+    layoutSteps(stop),
     ...inner.map((each) => sectionOf(each, way, 3)),
-  ];
+  ].filter((each) => each !== null);
+}
+
+/**
+ * What stands above a step; many numbers are folded, since the step's picture has those that it is about.
+ * @param {import("./types.d.ts").Block} block
+ */
+function arriving(block) {
+  const many = block.block === "tensor" && (block.entries?.length ?? 0) > FEW;
+  return many ? h("details", null, h("summary", null, math(block.symbol), ` ${block.label ?? ""}, ${shapeText(block.shape)}`), shown(block)) : shown(block);
+}
+
+/**
+ * The layout steps of the user's line, folded.
+ * @param {Stop} stop
+ */
+function layoutSteps(stop) {
+  const found = layoutBeside(stops.indexOf(stop));
+  if (!found.length) return null;
+  const items = found.map((each) => {
+    const { row, role } = /** @type {NonNullable<ReturnType<typeof rowOf>>} */ (rowOf(stops[each.stop].section));
+    const names = role === "value" ? [row.name, rows[row.inputs[0]].name] : [`dJ/d${row.name}`, `dJ/d${each.result.name}`];
+    const block = role === "value" ? row.value : row.gradient;
+    return h("li", null, h("a", { href: fragment(stops[each.stop].section.anchor) }, h("code", null, names[0])), " has the numbers of ", h("code", null, names[1]), h("span", { class: "facts" }, ` ${each.result.operation}, ${shapeText(block?.shape ?? [])}`));
+  });
+  return h("details", { class: "layout-steps" }, h("summary", null, `${items.length} layout step${items.length > 1 ? "s" : ""} in this line`), h("ul", null, items));
 }
 
 /**
@@ -208,5 +269,5 @@ const PHASES = { forward: "Forward", backward: "Backward", update: "Update", not
 
 /** Every step, for printing. */
 export function everyStep() {
-  return stops.flatMap((stop) => parts(stop));
+  return stops.flatMap((stop) => parts(stop, true));
 }

@@ -27,7 +27,7 @@ export function startWhy(place, walk) {
   document.addEventListener("focusin", (event) => point(sourceAt(event.target)));
   document.addEventListener("click", (event) => {
     const source = sourceAt(event.target);
-    if (source) pin(source);
+    if (source) pinNumber(source);
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") unpin();
@@ -47,8 +47,11 @@ function point(source) {
   else if (pinned) show(pinned);
 }
 
-/** @param {string} source */
-function pin(source) {
+/**
+ * Show the sum behind a number until another one is asked for.
+ * @param {string} source
+ */
+export function pinNumber(source) {
   pinned = source;
   show(source);
 }
@@ -143,7 +146,7 @@ function follow(source) {
   const anchor = source.role === "gradient" ? row.backward?.[0] : row.forward;
   if (anchor) walkOn(anchor, row);
   mark({ row: source.row, role: source.role }, true);
-  pin(key(source));
+  pinNumber(key(source));
   const cell = lineOf(source.row)?.querySelector(`[data-source="${key(source)}"]`);
   if (cell instanceof HTMLElement) cell.focus({ preventScroll: true });
 }
@@ -154,7 +157,7 @@ function follow(source) {
  */
 function inGrid(event) {
   const cell = /** @type {HTMLElement} */ (event.target).closest("td");
-  if (event.key === "Enter" || event.key === " ") pin(/** @type {string} */ (sourceAt(event.target)));
+  if (event.key === "Enter" || event.key === " ") pinNumber(/** @type {string} */ (sourceAt(event.target)));
   if (!cell) return;
   const column = [.../** @type {HTMLElement} */ (cell.parentElement).querySelectorAll("td")].indexOf(cell);
   const line = /** @type {HTMLElement} */ (cell.parentElement);

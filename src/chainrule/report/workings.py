@@ -1,0 +1,38 @@
+"""What a rule computes on the way: the weights of attention, the gates of each step of an LSTM and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from chainrule.derivation.backprop import Step
+from chainrule.document import Block, Paragraph
+from chainrule.graph.snapshot import all_have_numbers
+from chainrule.report.context import ELEMENTS, Context
+from chainrule.rules import Working
+
+
+def forward(context: Context, step: Step) -> Iterator[Block]:
+    """The numbers that the formulas of a step name."""
+    rule, op = step.rule, step.op
+    if rule is not None and op is not None and rule.workings is not None and op.has_numbers:
+        yield from _tables(context, rule.workings(op), "value")
+
+
+def backward(context: Context, step: Step) -> Iterator[Block]:
+    """The numbers that the formulas of the way back name, and what they are."""
+    rule, op = step.rule, step.op
+    if rule is None or op is None or rule.workings_back is None:
+        return
+    yield Paragraph((rule.remark_back,), "note")
+    if op.has_numbers and all_have_numbers(*step.upstream):
+        yield from _tables(context, rule.workings_back(op, tuple(step.upstream)), "gradient")
+
+
+def _tables(context: Context, found: Iterable[Working], role: str) -> Iterator[Block]:
+    for each in found:
+        data, label = each.data, each.label
+        for axis in range(data.dim() - 2):
+            if data.numel() > ELEMENTS and data.shape[axis] > 1:
+                data, label = data.narrow(axis, 0, 1), f"{label} (the first alone)"
+        labels = {"row_labels": each.rows, "column_labels": each.columns}
+        yield context.tensor(each.symbol, data, role, label, **labels)  # type: ignore[arg-type]
