@@ -232,8 +232,8 @@ def _at_the_start(run: Run) -> Iterator[Finding]:
 ONE_CLASS = Check(
     "one-class", "Every batch has one class", "warning",
     what="All targets of a batch are one class: a note for a step. Over a run, at most batches, with another class at "
-    "others; or the same class at every batch of 10 examined steps or more (a note for binary targets). Class 0 is right "
-    "for scores that are put together with the pair's first (InfoNCE).",
+    "others; or the same class at every batch of 10 examined steps or more (a note for binary targets). Class 0 is "
+    "right for scores that are put together with the pair's first (InfoNCE).",
     why="Each batch teaches that there is one class, and the next one the contrary; what came first is forgotten.",
     advice="Shuffle the training data (DataLoader(shuffle=True)): it is sorted by class. If the class is always the "
     "same, look at how labels are read.",
