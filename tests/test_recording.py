@@ -435,6 +435,40 @@ def test_autocast_and_grad_scaler() -> None:
     assert_tied(recording.graph)
 
 
+def test_what_is_overwritten_after_the_step_keeps_its_recorded_numbers_or_has_none() -> None:
+    """A state that an attribute holds, as a GradScaler does its scale, and an activation that it holds."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.scale, self.hidden = torch.full((), 4.0), self.layer(x).tanh()
+            return (self.scale * self.hidden).square().mean()
+
+    model = Model()
+    with chainrule.record() as recording:
+        model(torch.randn(8, 4)).backward()
+    model.scale.mul_(2)
+    model.hidden.detach().zero_()
+    scale = next(value for value in recording.graph.values if value.shape == () and value.operation is not None)
+    assert scale.data is not None
+    assert scale.data.item() == 4
+    verdicts = {row.node.name: row.verdict for row in recording.verify().rows}
+    assert verdicts["TanhBackward0"] == "not checked"
+    assert "disagrees" not in verdicts.values()
+
+
+def test_a_norm_between_casts_of_autocast_passes_on_what_the_cast_takes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    with chainrule.record() as recording:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(torch.randn(3, 4)).square().mean()
+        loss.backward()
+    assert all(node.rule is not None for node in recording.derivation.nodes if node.op is not None)
+
+
 def test_a_weight_that_autocast_cast_before_the_recording() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(3, 2), torch.randn(4, 3, dtype=torch.bfloat16)

@@ -375,3 +375,18 @@ def test_a_norm_over_one_number(norm):
     assert "batch-norm-of-one" not in found
     found = found_in(lambda: alone(layer(x)).square().mean().backward())
     assert ("batch-norm-of-one" in found) == (norm is not nn.RMSNorm)  # which has no mean, and keeps the sign
+
+
+def test_a_frozen_copy_that_a_moving_average_moves_was_moved_by_no_optimizer():
+    model, average = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False).requires_grad_(False)
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(8, 3)
+
+    def step():
+        with torch.no_grad():
+            for theirs, own in zip(average.parameters(), model.parameters(), strict=True):
+                theirs.lerp_(own, 0.5)
+        (model(x) - average(x)).square().mean().backward()
+        optimizer.step()
+
+    evidence = found_in(step, model=model, average=average)["no-gradient"].evidence
+    assert evidence == ("Its shape is (2, 3); no optimizer moved it; other code did (a moving average, say).",)

@@ -423,6 +423,15 @@ def test_one_class_in_a_batch_is_a_note_for_a_step():
     assert "one-class" not in of_classes(F.cross_entropy)
 
 
+def test_the_pair_of_a_contrastive_loss_is_class_0():
+    def loss(output, y):
+        queries, keys = F.normalize(output).chunk(2)
+        scores = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ keys.detach().roll(1, 0).T], 1)
+        return F.cross_entropy(scores / 0.2, torch.zeros(len(scores), dtype=torch.long))
+
+    assert "one-class" not in of_classes(loss)
+
+
 @pytest.mark.parametrize(
     ("of_steps", "severities"),
     [
@@ -507,6 +516,25 @@ def test_means_of_unequal_micro_batches():
     }
     assert in_micro_batches(unequal, summed) == in_micro_batches(unequal, weighed) == {}
     assert in_micro_batches(lambda step: (16, 15, 14), divided) == {}
+
+
+def test_a_step_that_a_scaler_leaves_out_is_no_micro_batch():
+    model, scaler = nn.Linear(64, 10), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def step():
+        for size in (1e36, 1.0):
+            optimizer.zero_grad()
+            x = size * torch.randn(16, 64)
+            scaler.scale(F.cross_entropy(model(x), torch.randint(10, (16,)))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    before = model.weight.detach().clone()
+    found = found_in(step, model=model)
+    assert scaler.get_scale() == 512
+    assert not torch.equal(model.weight, before)
+    assert "unequal-micro-batches" not in found
 
 
 def test_labels_that_are_ignored_do_not_count():

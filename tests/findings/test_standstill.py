@@ -82,6 +82,16 @@ def test_steps_that_are_lost_in_rounding(dtype, rate, reason):
         assert "of the number." in finding.evidence[1]
 
 
+def test_the_bias_before_a_norm_has_no_gradient_but_rounding_and_nothing_to_move():
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+    nn.init.constant_(model[0].bias, 1.0)
+    with chainrule.record() as recording:
+        train(model, torch.optim.SGD(model.parameters(), lr=1e-4), steps=1)
+    assert torch.equal(model[0].bias, torch.ones(16))
+    assert model[0].bias.grad.norm() > 0
+    assert not [finding for finding in recording.findings() if finding.id == "stuck-update"]
+
+
 def test_half_precision_that_rounds_nearly_all_steps_away_is_a_warning():
     model = network(torch.bfloat16)
     with torch.no_grad():

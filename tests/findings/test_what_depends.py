@@ -96,6 +96,16 @@ def test_what_may_mix_samples() -> None:
         assert "samples-mix" not in found(loss)
 
 
+@pytest.mark.parametrize("mixed", [
+    lambda x: 0.3 * x + 0.7 * x[torch.randperm(N)],
+    lambda x: 0.3 * x + 0.7 * x.flip(0),
+    lambda x: torch.where(torch.arange(T)[:, None] < 2, x, x[torch.randperm(N)]),
+], ids=["mixup", "flip", "cutmix"])  # fmt: skip
+def test_an_augmentation_may_mix_the_data(mixed: Callable[[Tensor], Tensor]) -> None:
+    (x, y), cell = rows(), nn.LSTM(C, C, batch_first=True)
+    assert "samples-mix" not in found(lambda: F.cross_entropy(HEAD(cell(mixed(x))[0][:, -1]), y))
+
+
 # -- positions that see the future ------------------------------------------------------------------------------------
 
 

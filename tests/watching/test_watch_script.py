@@ -212,6 +212,18 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
     ]
 
 
+def test_notes_of_the_last_examination_are_printed_and_what_the_command_ends_with_is_not():
+    console = Console(file=io.StringIO(), width=200)
+    lines = dashboard.Lines(console)
+    early, late = (runs.Found(f"other-{i}", "note", "layer3", f"Note number {i}.", since=i) for i in range(2))
+    lines.report(StepFacts(1, 0.0, 1.0), figures(1), [early])
+    lines.conclude([early, late, *FOUND])
+    assert console.file.getvalue().splitlines()[1:] == [
+        "chainrule: note at step 1: Note number 0.",
+        "chainrule: note at the end: Note number 1.",
+    ]
+
+
 def test_sparklines():
     assert dashboard.sparkline([1, 2, 3]) == "▁▅█"
     assert dashboard.sparkline([1, float("nan"), 1]) == "▁✗▁"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.capture.borrowed import BorrowedTensor, BorrowedTensors, Ranges
+from chainrule.capture.borrowed import SMALL, BorrowedTensor, BorrowedTensors, Ranges
 from chainrule.capture.data_parallel import RawArrival, Reducers, own_part, storage_of
 from chainrule.capture.failure import Failures
 from chainrule.capture.guard import Guard
@@ -71,6 +71,7 @@ class Tape:
         self.owners: dict[int, BorrowedTensor] = {}  # value of a leaf that was not kept -> its owner's tensor
         self.owner_of: dict[int, BorrowedTensor] = {}  # the same by the id of its placeholder
         self.borrowed = BorrowedTensors()
+        self._left: list[tuple[Tensor, int]] = []  # results at the end of the step, and their versions
         self._held: list[Tensor] = []
         self._opaque: dict[int, tuple[Tensor, Tensor]] = {}  # id of a tensor -> it, and its placeholder
         self._made: set[int] = set()  # ids of the operations' results; what else they take is a leaf
@@ -173,8 +174,9 @@ class Tape:
     def end(self) -> None:
         """The step is over: placeholders get their tensors' names, and what others own is copied or borrowed.
 
-        Leaves, their `.grad`, and results that the user has named live on, and may be overwritten. Small ones are
-        copied now. Large ones are borrowed, until the recording is read or an optimizer is about to overwrite them.
+        Leaves, their `.grad`, and results that the user has named or made of nothing (a state) live on, and may be
+        overwritten. Small ones are copied now. Large ones are borrowed, until the recording is read or an optimizer is
+        about to overwrite them.
         """
         if self.retention is not None:
             known = [(name, self.retention.of(tensor)) for name, tensor in self.scope.values()]
@@ -189,7 +191,16 @@ class Tape:
         ]
         parts = [part for _, part in self.reducers.gathered.values()]
         parts += [log.whole for log in self._logs.values()]
+        results = [(taken, out) for _, *taken, out, _, _ in self.operations]
+        states = [out for taken, made in results if not tensors_in(taken) for out in tensors_in(made)]
+        named += [each for each in states if not each.is_meta and each.nbytes <= SMALL]
         owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
+        self._left = [
+            (out, out._version)
+            for _, made in results
+            for out in tensors_in(made)
+            if not out.is_meta and not out.is_inference()
+        ]
         self._enter(owned)
         self._enter_neighbours(owned)
         self._copy((tensor for tensor in owned if not self.borrowed.take(tensor)), lives_on=True)
@@ -201,7 +212,16 @@ class Tape:
         changed = {self.storage_of(each.tensor) for each in borrowed if not each.is_unchanged()}
         for each in borrowed:
             self._copy([each.tensor], lost=self.storage_of(each.tensor) in changed, lives_on=True)
+        lost = [each for each, version in self._left if each._version != version and not self._is_copied(each)]
+        self._enter(lost)
+        self._enter_neighbours(lost)
+        self._copy(lost, lost=True, lives_on=True)
         self.placeholders.fetch()
+
+    def _is_copied(self, tensor: Tensor) -> bool:
+        """Whether a tensor was copied after the last operation."""
+        known = self.copies.get(id(tensor))
+        return known is not None and known[-1].position == len(self.operations)
 
     def _copy(
         self,

@@ -194,6 +194,8 @@ def contributions_of(
                 raise RuleError(
                     f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
                 ) from None
+            if recorded is not None and recorded.is_complex() == gradient.is_complex():
+                gradient = gradient.to(recorded.dtype)  # under autocast the other operands may be wider
         yield Contribution(edge.argument, edge.item, edge.value, gradient, recorded, summed)
 
 

@@ -220,6 +220,9 @@ def _found(context: StepContext) -> Iterator[list[MicroBatch]]:
         return  # gradients of gradients: the inner losses are no micro-batches
     if any(end is not None and update.position <= end.index for update in updates for end in ends):
         return  # an update between the passes: they are those of several optimizers
+    left_out = list(context.operations_that(lambda facts: facts.unscales))
+    if any(end is not None and each.index < end.index for each in left_out for end in ends):
+        return  # a GradScaler left an update out between the passes
     several: dict[object, list[tuple[int, MicroBatch]]] = defaultdict(list)
     computed: list[set[int]] = []
     for loss in context.losses:

@@ -207,6 +207,8 @@ def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tu
     made = context.values[path[first]].operation
     if made is None or not _may_not_mix(context, walk, operation := context.graph.operations[made]):
         return None
+    if _is_augmented(context, walk, path):
+        return None
     others = [axis for axis, size in enumerate(given.shape) if axis and size > 1]
     apart = False
     for axis in others:
@@ -216,6 +218,13 @@ def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tu
         known = [across.relation(each)[0] for each in operands(operation) if across.of(each) is not None]
         apart = apart or bool(known and all(each in ("own", "one") for each in known))
     return (step_of(context.graph, path[first]), path, first) if apart else None
+
+
+def _is_augmented(context: StepContext, walk: Reaches, path: list[int]) -> bool:
+    """Whether the data itself is mixed on purpose before the model gets it (mixup, CutMix), not by a reshape."""
+    first = next((each for each in path if walk.relation(each)[0] != "own"), None)
+    made = None if first is None or first not in context.data else context.producer(first)
+    return made is not None and not facts_of(made.name).only_reshapes
 
 
 def _may_not_mix(context: StepContext, walk: Reaches, operation: Operation) -> bool:

@@ -75,7 +75,7 @@ def _without_gradient(context: StepContext) -> Iterator[Finding]:
                 reason = f"{parameter.name} got no gradient: the loss uses the gradient of {of}, and not its value."
             yield NO_GRADIENT.found(
                 parameter.name, reason,
-                f"Its shape is {parameter.shape}; the optimizer {_moved(parameter)}.",
+                f"Its shape is {parameter.shape}; {_moved(context, parameter)}.",
                 place=context.place_of(parameter), severity=severity, title=UNUSED if unused else "",
                 advice=FROZEN if frozen else "" if used else NOT_USED,
             )  # fmt: skip
@@ -95,11 +95,14 @@ def _is_used(context: StepContext, parameter: Parameter) -> bool:
     return value is not None and any(reads(use, value) for use in context.uses.get(value, ()))
 
 
-def _moved(parameter: Parameter) -> str:
+def _moved(context: StepContext, parameter: Parameter) -> str:
     if parameter.after is None or parameter.before is None:
-        return "did not move it" if statistics_of(parameter.end) is None else "may have moved it"
-    same = torch.equal(parameter.before.detach(), parameter.after.detach())
-    return "did not move it" if same else "still moved it (by momentum or weight decay)"
+        return f"the optimizer {'did not move' if statistics_of(parameter.end) is None else 'may have moved'} it"
+    if torch.equal(parameter.before.detach(), parameter.after.detach()):
+        return "the optimizer did not move it"
+    if not context.held or parameter.name not in context.held:
+        return "no optimizer moved it; other code did (a moving average, say)"
+    return "the optimizer still moved it (by momentum or weight decay)"
 
 
 ACCUMULATED = Check(

@@ -56,12 +56,16 @@ SHORT, TINY = "its steps are too small", "its steps are far too small"
 
 @STUCK.in_step
 def _stuck(context: StepContext) -> Iterator[Finding]:
+    gradients = [known.norm for each in context.members if (known := context.gradient(each)) is not None]
+    noise = ROUNDING * max(gradients, default=0.0)
     for member in context.members:
         grad, moved, before = context.gradient(member), context.move(member), context.cache.of(member.start)
         if grad is None or moved is None or before is None or not grad.norm or grad.not_finite or moved.not_finite:
             continue
         if reason := _reason(member, moved, grad, before, context.thresholds.stuck):
             why, shown, advice = reason
+            if why.startswith(TINY) and grad.norm < noise:
+                continue  # a bias before a norm: what rounding leaves of a gradient of 0 has nothing to move
             verb = HARDLY if moved.norm else "not moved"
             yield STUCK.found(
                 member.name, f"{member.name} has a gradient, and is {verb}: {why}.",

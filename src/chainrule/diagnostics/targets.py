@@ -232,7 +232,8 @@ def _at_the_start(run: Run) -> Iterator[Finding]:
 ONE_CLASS = Check(
     "one-class", "Every batch has one class", "warning",
     what="All targets of a batch are one class: a note for a step. Over a run, at most batches, with another class at "
-    "others; or the same class at every batch of 10 examined steps or more (a note for binary targets).",
+    "others; or the same class at every batch of 10 examined steps or more (a note for binary targets). Class 0 is "
+    "right for scores that are put together with the pair's first (InfoNCE).",
     why="Each batch teaches that there is one class, and the next one the contrary; what came first is forgotten.",
     advice="Shuffle the training data (DataLoader(shuffle=True)): it is sorted by class. If the class is always the "
     "same, look at how labels are read.",
@@ -253,6 +254,8 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
     made = any(facts_of(each.name).makes_constant or not operands(each) for each in makers)
     if count < FEWEST or (comparison.scale == "probabilities" and (len(several) > 1 or made)):
         return  # a discriminator's targets are made as ones and zeros
+    if comparison.scale != "probabilities" and not first.low and _is_one_of_several(context, comparison.prediction):
+        return  # the first score is that of the pair: it is right at each row
     name = context.name(comparison.target)
     yield ONE_CLASS.found(
         name, f"All {count} targets {name} are {number(first.low)}.", f"{count} targets, and one class.",
@@ -264,6 +267,17 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
 def _is_label(comparison: Comparison) -> bool:
     """Whether each target is one label; a row of ones and zeros has several numbers for it."""
     return not comparison.likelihood or comparison.axis is not None
+
+
+def _is_one_of_several(context: StepContext, scores: int) -> bool:
+    """Whether scores were put side by side, as a contrastive loss puts the pair's before those of the others."""
+    while (operation := context.producer(scores)) is not None and (given := operands(operation)):
+        if base_name(operation.name) == "cat":
+            return len(given) > 1
+        if context.values[given[0]].shape != context.values[scores].shape:
+            break
+        scores = given[0]
+    return False
 
 
 def _makers(context: StepContext, value: int) -> Iterator[Operation]:

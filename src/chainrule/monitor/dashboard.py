@@ -19,7 +19,7 @@ from rich.text import Text
 
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
-from chainrule.monitor.runs.found import by_cause
+from chainrule.monitor.runs.found import by_cause, notes
 from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
 from chainrule.views.blocks import printable
@@ -107,6 +107,10 @@ class Lines(Display):
             self._last.take(facts, figures)
             self._print(self._last.sentence(self._total))
         self._tell(findings, f"at step {facts.step:,}")
+
+    def conclude(self, findings: Sequence[Found]) -> None:
+        """Print the notes of the last examination. The command itself ends with the graver findings."""
+        self._tell(notes(findings), "at the end")
 
     def _tell(self, findings: Sequence[Found], when: str) -> None:
         """Print the findings that are new, with their evidence, and those whose severity has changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -29,7 +30,7 @@ class Outcome:
     def sentence(self, script: str) -> str:
         """A sentence with the counts of steps and findings, and the file."""
         found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
-        kept = f" `chainrule show {self.kept}` shows the run." if self.kept else ""
+        kept = f" `chainrule show {quote(self.kept)}` shows the run." if self.kept else ""
         if self.steps == 0 and self.findings:
             return f"{script} ended in the middle of its first training step: {found}.{kept}"
         if self.steps == 0:

@@ -112,14 +112,24 @@ def _gravity(family: tuple[Found, list[Found]]) -> int:
 
 def lines(found: Iterable[Found]) -> Iterator[str]:
     """The findings above a note as lines of text: each cause with its evidence and advice, its effects below it."""
-    for root, effects in families(found):
-        if root.severity == "note" and all(each.severity == "note" for each in effects):
+    for family in families(found):
+        if _is_note(family):
             continue
+        root, effects = family
         yield f"{root.severity} {root.when}: {root.statement} [{root.id}]"
         yield from (f"  {each}" for each in (*root.evidence, root.advice) if each)
         for each in effects:
             yield f"  because of this, {each.severity} {each.when}: {each.statement} [{each.id}]"
             yield from (f"    {line}" for line in each.evidence)
+
+
+def notes(found: Iterable[Found]) -> list[Found]:
+    """The findings that `lines` leaves out: notes that no graver one belongs to."""
+    return [each for family in families(found) if _is_note(family) for each in (family[0], *family[1])]
+
+
+def _is_note(family: tuple[Found, list[Found]]) -> bool:
+    return SEVERITIES[_gravity(family)] == "note"
 
 
 SEVERITIES = ("error", "warning", "note")
