@@ -151,6 +151,11 @@ def frozen_layer_that_decays():
         yield
 
 
+@fault("dropout-rate", 1)
+def nine_of_ten_are_dropped():
+    return train(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.9), nn.Linear(32, 10)), batches())
+
+
 # -- schedules ---------------------------------------------------------------------------------------------------------
 
 

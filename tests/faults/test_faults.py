@@ -14,6 +14,7 @@ import torch
 
 from chainrule import runs
 from chainrule.diagnostics import CHECKS
+from tests.bed import scripts
 from tests.faults.every import FAULTS, HEALTHY
 from tests.faults.watched import watched
 
@@ -97,8 +98,10 @@ def test_a_seeded_fault_is_silenced(name, tmp_path):
     assert found_in(name, tmp_path, silence=(id,))[1] == []
 
 
-def test_the_bed_has_two_faults_of_each_kind_at_least():
+def test_there_are_two_faults_of_each_kind_at_least():
+    """Here, or among the faults of others in tests/bed."""
     counted = Counter(id for id, _, _ in FAULTS.values())
+    counted.update(id for script in scripts("faults") for id in script.ids("expect"))
     alone = {id for id, kind in CHECKS.items() if not kind.across_ranks}  # tests/distributed has those of several ranks
     assert not {id: counted[id] for id in alone if id not in NO_FAULT | ENDS and counted[id] < 2}
     assert len(FAULTS) >= 40

@@ -15,7 +15,7 @@ def diagnose(step, namespace=None):
         step()
     found = recording.findings()
     for finding in found:
-        assert finding.title == CHECKS[finding.id].title
+        assert finding.title in (CHECKS[finding.id].title, "A parameter is not used")
         assert finding.evidence
         assert finding.advice.endswith(".")
         assert finding.id in CHECKS
@@ -50,7 +50,7 @@ def test_worked_example_has_its_three_findings(worked):
 def test_unit_off_names_unit_layer_and_numbers(worked):
     finding = only(worked, "unit-off")
     assert finding.text[0].startswith("Unit 2 of layer 1 (linear1) is off for every sample")
-    assert finding.evidence == ("Z1[:,2] is -7.8, -16: the slope of A1 is 0 in all 2 samples.",)
+    assert finding.evidence == ("Z1[:,2] is -7.8, -16: the slope of A1 is 0 in both samples.",)
     assert (finding.where, finding.severity) == ("A1", "warning")
 
 
@@ -187,14 +187,14 @@ def test_same_shapes_in_a_loss_are_fine():
 
 
 @pytest.mark.parametrize(
-    ("forward", "words"),
+    ("forward", "severity", "words"),
     [
-        (lambda model, x: model.first(x).sum(), "did not use it"),
-        (lambda model, x: model.first(x).sum() + model.second(x).detach().sum(), "passes `detach`"),
-        (lambda model, x: (model.second(x), model.first(x).sum())[1], "nothing made from it is on the way to the loss"),
+        (lambda model, x: model.first(x).sum(), "note", "did not use it"),  # its task may come in another step
+        (lambda model, x: model.first(x).sum() + model.second(x).detach().sum(), "warning", "passes `detach`"),
+        (lambda model, x: (model.second(x), model.first(x).sum())[1], "warning", "nothing made from it is on the way"),
     ],
 )
-def test_parameter_without_gradient(forward, words):
+def test_parameter_without_gradient(forward, severity, words):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -205,7 +205,7 @@ def test_parameter_without_gradient(forward, words):
 
     model, x = Model(), torch.randn(3, 2)
     finding = only(diagnose(lambda: model(x).backward()), "no-gradient")
-    assert (finding.where, finding.severity) == ("second.weight", "warning")
+    assert (finding.where, finding.severity) == ("second.weight", severity)
     assert words in finding.text[0]
 
 

@@ -10,6 +10,7 @@ import torch
 from tests.published import EXAMPLES
 from tests.published.example import AGREES, WRONG, agrees, compare, flat, is_cut, measurable, measured, numbers, unit
 from tests.published.page import PAGE, live, page
+from tests.views.pages import data_of
 
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.key)
 
@@ -77,7 +78,7 @@ def test_the_page_is_the_written_one():
 
 def test_the_live_page_shows_what_is_printed(tmp_path):
     live(tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = str(data_of((tmp_path / "page.html").read_text(encoding="utf-8")))
     assert "printed, and recorded" in text
     assert "0.185" in text
     assert "0.157444" in text

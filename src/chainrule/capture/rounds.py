@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 
 FOREIGN = -1  # the key of optimizers that do not concern the watch
+REPEATED = 6  # steps in the first round after which none is waited for that has not stepped yet: a critic makes five
 PATIENCE = 20  # steps of each other optimizer after which an idle one is not waited for
 
 
@@ -23,8 +24,8 @@ class Rounds:
 
     With one optimizer every step does. With several (the two of a GAN, or one for matrices and one for the rest) a
     training step is a round in which each steps at least once. The first one waits for the others of parameters that it
-    used, until it is clear that they do not step. Optimizers that share a parameter count as one: a new optimizer for
-    each epoch, or one of another kind for the last of them. But if both step after one forward pass, they
+    used, while the ones that step make up to REPEATED more steps. Optimizers that share a parameter count as one: a new
+    optimizer for each epoch, or one of another kind for the last of them. But if both step after one forward pass, they
     belong to one training step. An optimizer that appears after others have made several rounds alone, and with a
     forward pass of its own, begins a phase. One that is idle for `PATIENCE` steps of each other is no longer waited
     for, and `unevenly` is called with it. No optimizer is kept alive.
@@ -39,6 +40,7 @@ class Rounds:
         self._apart: set[int] = set()  # not waited for, because they step too rarely
         self._stepped: set[int] = set()  # in this round
         self._unseen: set[int] = set()  # waited for, although they have not stepped yet
+        self._repeated = 0  # steps, of optimizers that had stepped already, while these were waited for
         self._steps = 0  # of all optimizers
         self._nodes = nodes_made()  # by autograd in this thread until the latest step
         self._until_forward = sys.maxsize  # steps until the latest forward pass
@@ -85,8 +87,10 @@ class Rounds:
         if first:
             self._expect(others())
             waited[key] = 0
-        if key in self._stepped:  # a second step of it: the others are none of this round
-            self._expect_no_more()
+        if self._unseen and key in self._stepped:
+            self._repeated += 1
+            if self._repeated == REPEATED:
+                self._expect_no_more()
         self._unseen.discard(key)
         self._steps += 1
         if self._dead:

@@ -42,11 +42,11 @@ def _sigmoid_before_bce(context: StepContext) -> Iterator[Finding]:
             if saturated := int(((a.data == 0) | (a.data == 1)).sum()):
                 evidence.append(f"{saturated} of {a.data.numel()} probabilities are rounded to exactly 0 or 1.")
         limit = -math.log(torch.finfo(a.dtype).eps / 2)
-        evidence.append(f"In {type_name(a.dtype)} a probability rounds to 1 from a logit of {limit:.1f} on.")
+        evidence.append(f"In {type_name(a.dtype)} a probability rounds to 1 if its logit is above {limit:.1f}.")
         yield SIGMOID_BEFORE_BCE.found(
             name, f"{name} is the output of a sigmoid, and binary cross-entropy takes it.", evidence, place=a.place,
             advice=f"Pass {_logits(context, sigmoid)} to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and "
-            "drop the sigmoid: the two factors cancel into a - y, which is accurate even if the network is sure.",
+            "drop the sigmoid: the two factors cancel into a - y, which is accurate even if the network is confident.",
         )  # fmt: skip
 
 

@@ -211,7 +211,7 @@ class Run:
         If step 1 was not watched, one with an update larger than itself was probably 0 there.
         """
         ratios, first = self.ratios.get(name), self.steps[0].step
-        return bool(ratios) and ratios[0][0] == first and (first == 1 or ratios[0][1] < 1)  # type: ignore[index]
+        return bool(ratios) and ratios[0][0] == first and (first <= 1 or ratios[0][1] < 1)  # type: ignore[index]
 
     @cached_property
     def _computed(self) -> dict[int, dict[str, int]]:

@@ -272,7 +272,7 @@ def _is_label(comparison: Comparison) -> bool:
 def _is_one_of_several(context: StepContext, scores: int) -> bool:
     """Whether scores were put side by side, as a contrastive loss puts the pair's before those of the others."""
     while (operation := context.producer(scores)) is not None and (given := operands(operation)):
-        if base_name(operation.name) == "cat":
+        if facts_of(operation.name).joins:
             return len(given) > 1
         if context.values[given[0]].shape != context.values[scores].shape:
             break

@@ -66,13 +66,14 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
         units = stops.movedim(axis, 0).flatten(1).all(1).nonzero().flatten().tolist()
         if not units or not _counts(context, value, out, len(units) == size):
             continue
-        places = f"{slope.numel() // size} {'samples' if len(before.shape) == 2 else 'places'}"
+        count = slope.numel() // size
+        places = f"{'both' if count == 2 else f'all {count}'} {'samples' if len(before.shape) == 2 else 'places'}"
         evidence = []
         for unit in units[:LISTED]:
             column = listed([number(each) for each in before.data.movedim(axis, 0).flatten(1)[unit].tolist()])
             at = ",".join(str(unit) if each == axis else ":" for each in range(len(before.shape)))
             evidence.append(
-                f"{context.name(value)}[{at}] is {column}: the slope of {context.name(out)} is 0 in all {places}."
+                f"{context.name(value)}[{at}] is {column}: the slope of {context.name(out)} is 0 in {places}."
             )
         by_chance = _by_chance(before.data.movedim(axis, -1).flatten(0, -2))
         many = len(units) > max(context.thresholds.units_off, BY_CHANCE * by_chance) * size
@@ -197,7 +198,8 @@ AT_KINK = Check(
     "at-kink", "A value lies exactly where a function has no derivative", "note",
     what="An element lies exactly at a kink, such as 0 for ReLU, and a gradient passes there.",
     why="Any slope between those of the two sides is valid. PyTorch takes one, and the gradient depends on it.",
-    advice="There is no derivative here. Any slope between those of the two sides is valid.",
+    advice="There is no derivative here. Any slope between those of the two sides is valid, and any one of tied "
+    "elements may get the gradient.",
     source="the rule of the operation names PyTorch's choice")  # fmt: skip
 
 

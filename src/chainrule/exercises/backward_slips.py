@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.derivation.forward_values import name_of
@@ -242,5 +243,6 @@ def _spread(divisor: int | None, op: Applied, up: Upstream) -> Tensor | None:
     if up[0] is None:
         return None
     sizes = (list(op.kernel_size), list(op.stride) or list(op.kernel_size), list(op.padding))
-    found: Tensor = torch.ops.aten.avg_pool2d_backward(up[0], op.self, *sizes, bool(op.ceil_mode), True, divisor)
+    _, spread = torch.func.vjp(lambda x: F.avg_pool2d(x, *sizes, bool(op.ceil_mode), True, divisor), op.self)
+    found: Tensor = spread(up[0])[0]
     return found

@@ -38,6 +38,7 @@ from chainrule.verification.rows import Differences, GradientCheck, Row, StepChe
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
+ROWS = 36  # of such a Jacobian, at most
 PUT_IN = 12  # operands of up to this many elements are written as matrices in a formula
 UNKEPT = Verdict("not checked", ("not checked: the numbers were not kept",))
 

@@ -15,7 +15,7 @@ from chainrule.document import Block, Code, Equation, Margin, Math, Paragraph, S
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
 from chainrule.report import block_tables, digits, workings
-from chainrule.report.context import JACOBIAN, Context, entries, group, put_in
+from chainrule.report.context import JACOBIAN, ROWS, Context, entries, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
 
@@ -117,9 +117,11 @@ def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
     if step.rule is None or len(step.outputs) != 1:
         return
     shape = context.graph.values[step.outputs[0]].shape
+    # The bias of a convolution is added along the axis of the channels, which is not the last one.
+    convolves = any(name == "weight" and len(context.graph.values[each].shape) > 2 for name, _, each in step.arguments)
     for argument, _, value in step.arguments:
         own = context.graph.values[value].shape
-        added = step.rule.structure == "elementwise" or argument == "bias"
+        added = step.rule.structure == "elementwise" or (argument == "bias" and not convolves)
         if added and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
             times = torch.Size(shape[: len(shape) - len(own)]).numel()
             written = f"({', '.join(map(str, own))}{',' if len(own) == 1 else ''})"
@@ -334,7 +336,7 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     rows, columns = output.data.numel(), operand.data.numel()
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
-    if rows * columns > JACOBIAN or not rows * columns or without:
+    if rows * columns > JACOBIAN or rows > ROWS or not rows * columns or without:
         yield Paragraph((Math(symbol), *too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
@@ -357,7 +359,9 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
 
 
 def _is_written_out(pullback: Pullback, rows: int, columns: int) -> bool:
-    """Whether a Jacobian is shown entry by entry: a diagonal one only if it is very small."""
+    """Whether a Jacobian is shown entry by entry: a diagonal one only if it is very small, a tall one not at all."""
+    if rows > ROWS:
+        return False
     most = DIAGONAL**2 if pullback.rule.structure == "elementwise" and rows == columns else JACOBIAN
     return 0 < rows * columns <= most and pullback.op.has_numbers and all_have_numbers(*pullback.upstream)
 

@@ -195,10 +195,15 @@ def _terms(context: Context, each: ParameterUpdate, worked_out: tuple[Term, ...]
     for term in worked_out:
         left = Template(term.symbol).safe_substitute(fill)
         yield Paragraph((f"{_capital(term.meaning)}:",))
-        yield Equation(Template(term.equation).safe_substitute(fill))
-        left_side, _, right_side = term.numbers.partition(" = " if " = " in term.numbers else r" \leftarrow ")
+        equation, arrow = (
+            Template(term.equation).safe_substitute(fill),
+            " = " if " = " in term.numbers else r" \leftarrow ",
+        )
+        yield Equation(equation)
+        left_side, _, right_side = term.numbers.partition(arrow)
         right = Template(right_side).safe_substitute(numbers)
-        yield Equation(f"{Template(left_side).safe_substitute(fill)} = {right}", "numbers")
+        if right != equation.partition(arrow)[2]:  # numbers stand in it
+            yield Equation(f"{Template(left_side).safe_substitute(fill)} = {right}", "numbers")
         is_last = term is worked_out[-1]
         yield replace(context.passing(left, _data(term), "parameter"), decimals=4 if is_last else decimals)
 

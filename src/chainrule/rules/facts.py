@@ -104,6 +104,7 @@ class Facts:
     complements: bool = False  # it subtracts its operand from a number
     adds_up: bool = False  # the elements of its operand
     picks: bool = False  # elements of its operand by their indices
+    joins: bool = False  # tensors, side by side
     takes_rows: bool = False  # of its operand by their indices, or of tensors that it puts together
     reads_number: bool = False  # its result is a number of Python's
     logarithm: bool = False
@@ -305,6 +306,7 @@ _add("add sub", sums_operands=True)
 _add("add", adds=True)
 _add("maximum minimum", chooses=True)
 _add("index index_select stack", takes_rows=True)
+_add("cat", joins=True)
 _add("mul", multiplies=True)
 _add("mul div", scales=True)
 _add("mm bmm baddbmm", matrix_product=True)

@@ -21,7 +21,7 @@ let shownNow = null;
 export function startCloseUp() {
   const follow = (/** @type {Event} */ event) => {
     const source = event.target instanceof Element ? event.target.closest("[data-source]")?.getAttribute("data-source") : null;
-    if (source) ask(source);
+    if (source) findTerms(source);
   };
   document.addEventListener("pointerover", follow);
   document.addEventListener("focusin", follow);
@@ -66,7 +66,7 @@ function elementsIn(sum) {
  * Show another element of the result, if that is what a number on the page is.
  * @param {string} source
  */
-function ask(source) {
+function findTerms(source) {
   if (!shownNow) return;
   const sum = sumsOf(shownNow.row, shownNow.role).find((each) => [each.of, turned(each.of)].some((of) => key(of) === source));
   if (!sum || shownNow.holder.dataset.of === key(sum.of)) return;
