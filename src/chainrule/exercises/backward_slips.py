@@ -243,6 +243,6 @@ def _spread(divisor: int | None, op: Applied, up: Upstream) -> Tensor | None:
     if up[0] is None:
         return None
     sizes = (list(op.kernel_size), list(op.stride) or list(op.kernel_size), list(op.padding))
-    _, spread = torch.func.vjp(lambda x: F.avg_pool2d(x, *sizes, bool(op.ceil_mode), True, divisor), op.self)
+    spread = torch.func.vjp(lambda x: F.avg_pool2d(x, *sizes, bool(op.ceil_mode), True, divisor), op.self)[1]
     found: Tensor = spread(up[0])[0]
     return found
