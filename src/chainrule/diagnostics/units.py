@@ -198,8 +198,7 @@ AT_KINK = Check(
     "at-kink", "A value lies exactly where a function has no derivative", "note",
     what="An element lies exactly at a kink, such as 0 for ReLU, and a gradient passes there.",
     why="Any slope between those of the two sides is valid. PyTorch takes one, and the gradient depends on it.",
-    advice="There is no derivative here. Any slope between those of the two sides is valid, and any one of tied "
-    "elements may get the gradient.",
+    advice="There is no derivative here. Any slope in between, or any of the tied elements, is valid.",
     source="the rule of the operation names PyTorch's choice")  # fmt: skip
 
 
