@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -98,8 +101,12 @@ def problems(site: Path) -> Iterator[str]:
 
 
 def has_anchor(file: Path, anchor: str, pages: dict[Path, Page]) -> bool:
-    """Whether a page has this anchor; a live page makes its own from what it holds."""
-    return anchor in pages[file].anchors if file in pages else f'"{anchor}"' in file.read_text(encoding="utf-8")
+    """Whether a page has this anchor; a live page makes its own from its data, which are compressed or not."""
+    if file in pages:
+        return anchor in pages[file].anchors
+    text = file.read_text(encoding="utf-8")
+    packed = re.search(r'id="data">([A-Za-z0-9+/=]+)</script>', text)
+    return f'"{anchor}"' in (zlib.decompress(base64.b64decode(packed[1])).decode() if packed else text)
 
 
 def main() -> None:

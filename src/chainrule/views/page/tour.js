@@ -25,7 +25,11 @@ let walkThere = () => {};
 export function startTour(walk) {
   walkThere = walk;
   const legend = /** @type {HTMLDialogElement} */ (byId("legend"));
-  byId("help").addEventListener("click", () => legend.showModal());
+  const openLegend = () => {
+    legend.showModal();
+    byId("legend-close").focus();
+  };
+  byId("help").addEventListener("click", openLegend);
   byId("legend-close").addEventListener("click", () => legend.close());
   byId("legend-tour").addEventListener("click", () => {
     legend.close();
@@ -33,9 +37,10 @@ export function startTour(walk) {
   });
   document.addEventListener("keydown", (event) => {
     const typing = event.target instanceof Element && event.target.closest("input, dialog");
-    if (event.key === "?" && !typing) legend.showModal();
+    if (event.key === "?" && !typing) openLegend();
   });
-  if (location.hash.length <= 1 && !wasSeen()) openTour();
+  const framed = window.parent !== window; // by a notebook, where it would open with every page
+  if (location.hash.length <= 1 && !framed && !wasSeen()) openTour();
 }
 
 function wasSeen() {
