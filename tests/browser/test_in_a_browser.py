@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import chainrule
 from chainrule.document import Document, Histogram, Paragraph, Row, Section, Sketch, Source, Sum, Summand, Tensor
 from chainrule.views import written
+from chainrule.views.page.margins import without_margins
 from tests.browser.large import large
 from tests.browser.transformer import Transformer
 from tests.test_numbers import number
@@ -84,7 +85,7 @@ def test_on_a_phone_no_verdict_is_cut_off(open_page, worked):
 
 def test_every_number_on_the_page_is_the_documents(open_page, worked):
     page = open_page(worked)
-    for _, section in worked.walk():
+    for _, section in without_margins(worked).walk():
         page.evaluate("anchor => location.hash = '#' + encodeURIComponent(anchor)", section.anchor)
         shown = page.locator(f'#step [data-anchor="{section.anchor}"]')
         if not shown.count():  # a heading, which has no stop of its own
