@@ -16,7 +16,7 @@ from tests.reliability.injection import STEPS, InjectedError, Step
 
 OUTERMOST = (  # nothing of ours is around them
     "__init__", "__enter__", "__exit__", "watch.close", "watch._guard", "Boundaries._at_forward",
-    "_uncompiled.<locals>.<lambda>",
+    "_uncompiled.<locals>.<lambda>", "_uncompiled.<locals>.called",
 )  # fmt: skip
 PACKAGES = ("chainrule.monitor", "chainrule.diagnostics", "chainrule.report")
 
