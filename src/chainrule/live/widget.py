@@ -33,7 +33,7 @@ export default { render };
 """
 
 
-class LabWidget(anywidget.AnyWidget):  # type: ignore[misc]
+class LabWidget(anywidget.AnyWidget):
     """A lab as the output of a cell."""
 
     _esm = MODULE
