@@ -51,7 +51,7 @@ class Answer:
 def check(recording: Recorded | Graph, quantity: str, answer: Any, earlier: Mapping[str, Any] | None = None) -> Answer:
     """Check a student's answer: `check(recording, "dJ/dW2", [[0.1, -0.3]])`.
 
-    With `earlier` answers, by their quantities, an answer that follows from a wrong one by right arithmetic is told.
+    With `earlier` answers, by their quantities, right arithmetic on a wrong one of them is recognised.
 
     Raises MissingError, with the nearest names, where there is no such quantity, RequestError for what is no number.
     """

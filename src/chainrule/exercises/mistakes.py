@@ -1,8 +1,9 @@
 """The mistakes that students make at a quantity of a step, each with the number that comes out.
 
 Each step on the way is done in another way, one at a time, and the rest as it should be. What comes out is the
-mistake's value, so a student's number that agrees with it has that mistake. Values that cannot be told from the right
-one are left out, and of several mistakes with one value the likeliest is kept, with those that are about as likely.
+mistake's value, so a student's number that agrees with it has that mistake. Values that are too close to the
+right one are left out, and of several mistakes with one value the likeliest is kept, with those that are about as
+likely.
 """
 
 from __future__ import annotations

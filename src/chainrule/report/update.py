@@ -141,11 +141,11 @@ def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: st
         blocks = _without_terms(context, step, each)
     else:
         like = seen.setdefault(tuple((term.equation, term.numbers) for term in worked_out), name)
-        told = _terms(context, each, worked_out) if like == name else _values(context, each, worked_out)
+        lines = _terms(context, each, worked_out) if like == name else _values(context, each, worked_out)
         title = title if like == name else (*title, f", by the formulas of {like}")
         text: Text = ("our formula against the parameter after ", Code("optimizer.step()")) if like == name else ()
         new = _data(worked_out[-1])
-        blocks = (*_changed(context, each), *told, _verdict(new, each, step.optimizer, text))
+        blocks = (*_changed(context, each), *lines, _verdict(new, each, step.optimizer, text))
     return Section(title, anchor, "update", (*blocks, *block_tables.updates(context, step, each.name)))
 
 

@@ -71,9 +71,10 @@ def _of_networks(chosen: list[Network], folder: Path) -> Iterator[tuple[str, Rec
         path = folder / f"variant-{label}.py"
         sizes = [len(network.inputs[0]), *map(len, network.weights)]
         title = f"One step of a {'-'.join(map(str, sizes))} network."
-        path.write_text(script(network, title), encoding="utf-8")
+        source = script(network, title)
+        path.write_text(source, encoding="utf-8")
         names: dict[str, Any] = {"__name__": path.stem}
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
+        exec(compile(source, str(path), "exec"), names)  # ours, and the file is for those who read the lines
         with record(namespace=names) as recording:
             names["train_step"]()
         yield label, recording
