@@ -181,6 +181,12 @@ class unobserved:  # noqa: N801 (read as a word: `with unobserved():`)
             self._end()
 
     def _restore(self) -> None:
+        # A block within this one that an interrupt kept from ending would later bring its own state back.
+        while id(self) in _open.blocks and (last := next(reversed(_open.blocks))) != id(self):
+            inner = _open.blocks[last]()
+            if inner is not None:
+                inner._restore()
+            _open.blocks.pop(last, None)
         if self._tangents:
             _set_fwd_grad_enabled(True)
         if self._autocast is not None:
