@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 import chainrule
 from chainrule.document import Document, Histogram, Paragraph, Row, Section, Sketch, Source, Sum, Summand, Tensor
 from chainrule.views import written
-from chainrule.views.page.margins import without_margins
 from tests.browser.large import large
 from tests.browser.transformer import Transformer
 from tests.test_numbers import number
@@ -85,13 +85,20 @@ def test_on_a_phone_no_verdict_is_cut_off(open_page, worked):
 
 def test_every_number_on_the_page_is_the_documents(open_page, worked):
     page = open_page(worked)
-    for _, section in without_margins(worked).walk():
+    for _, section in worked.walk():
         page.evaluate("anchor => location.hash = '#' + encodeURIComponent(anchor)", section.anchor)
         shown = page.locator(f'#step [data-anchor="{section.anchor}"]')
         if not shown.count():  # a heading, which has no stop of its own
             continue
-        expected = [number(entry) for b in section.blocks if isinstance(b, Tensor) for entry in b.entries or ()]
+        expected = [number(entry) for b in section.blocks if isinstance(b, Tensor) for entry in _with_margins(b)]
         assert shown.locator(".tensor td.number").all_inner_texts() == expected
+
+
+def _with_margins(block: Tensor) -> Iterator[Any]:
+    """A tensor's numbers; for a Jacobian then those at its margins, which are rows of their own on a page."""
+    yield from block.entries or ()
+    for margin in (block.upstream, block.product):
+        yield from margin.entries if margin else ()
 
 
 def test_the_value_table_has_each_value_beside_its_gradient(open_page, worked):
