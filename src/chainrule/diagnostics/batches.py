@@ -68,10 +68,11 @@ def is_same(before: Statistics, after: Statistics) -> bool:
 
 ZEROS = Check(
     "zero-batch", "A batch is all zeros", "warning",
-    what="Every input of the network, of two samples or more, is 0 everywhere. One other number everywhere is a note.",
+    what="Every input of the network, of two samples or more, is 0 everywhere. One other number everywhere is a note, "
+    "and a warning for tokens that are all the same at every examined step, 3 at least.",
     why="Nothing can be learnt from it: only biases get a gradient.",
     advice="Look at how the data is read: a path that does not exist, a buffer that is not filled, a conversion to "
-    "integers before the division by 255.",
+    "integers before the division by 255, a vocabulary that knows none of the words.",
     source="Karpathy, A recipe for training neural networks, 2019: visualize just before the net")  # fmt: skip
 
 
@@ -91,7 +92,19 @@ def _zeros(context: StepContext) -> Iterator[Finding]:
     yield ZEROS.found(
         name, f"The input {name} is {what}.", f"All {first.elements} elements of {shape} are {number(first.low)}.",
         place=context.place(context.uses[given][0]), severity="note" if first.low else "warning",
+        rows=(int(first.low),) if first.low and given in looked_up(context) else (),
     )  # fmt: skip
+
+
+TOKENS_LAST = 3  # examined steps
+
+
+@ZEROS.over_time
+def _always_one_token(run: Run) -> Iterator[Finding]:
+    for stretch, found in ZEROS.carried(run):
+        lasts = stretch.whole and not stretch.ended and len(stretch.steps) >= TOKENS_LAST
+        tokens = lasts and len({each.rows for each in stretch.findings}) == 1 and found.rows != ()
+        yield replace(found, severity="warning") if tokens else found
 
 
 # -- micro-batches ----------------------------------------------------------------------------------------------------
