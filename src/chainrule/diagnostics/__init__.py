@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
+    adversaries,
     attention,
     batches,
     data,
@@ -71,7 +72,7 @@ BY_TOPIC = {
     "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS],
-    "Losses": _checks_of(losses, loss_terms, penalties, softmax, scores, undetached, itself),
+    "Losses": _checks_of(losses, loss_terms, penalties, softmax, scores, undetached, itself, adversaries),
     "Layers": LAYERS,
     "Attention": _checks_of(attention),
     "Padding": _checks_of(padding),

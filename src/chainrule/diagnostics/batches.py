@@ -100,7 +100,7 @@ def _zeros(context: StepContext) -> Iterator[Finding]:
 
 STATES = Check(
     "states-alike", "The next state is the state", "warning",
-    what="The value of an action is compared with a target that the networks computed, without a gradient, from another "
+    what="The value of an action is compared with a target that networks computed, without a gradient, from another "
     "tensor with the same numbers: states and next states are equal in the whole batch.",
     why="The target says nothing of what an action leads to. It is so where an environment changes its array in place "
     "and the memory keeps the array itself.",
@@ -124,7 +124,7 @@ def _states(context: StepContext) -> Iterator[Finding]:
                     names = f"{context.name(one)} and {context.name(other)}"
                     yield STATES.found(
                         context.name(other), f"{names} are equal: the target is computed from the very states that the "
-                        "prediction is of.", f"All {math.prod(context.values[one].shape)} numbers of both are the same.",
+                        "prediction is of.", f"All {math.prod(context.values[one].shape)} numbers are the same.",
                         place=context.place(comparison.operation),
                     )  # fmt: skip
                     return

@@ -259,13 +259,11 @@ def growth(context: StepContext, comparison: Comparison) -> str:
         sizes = [_root(each) for each in given if each is not None]
         if made is not None and sizes and max(sizes) and _root(made):
             factors.setdefault(str(place), []).append(_root(made) / max(sizes))
-    totals = {place: math.prod(several) for place, several in factors.items()}
-    place = max(totals, key=lambda each: totals[each], default="")
-    if not place or totals[place] < GROWN:
+    line, several = max(factors.items(), key=lambda each: math.prod(each[1]), default=("", []))
+    if math.prod(several) < GROWN:
         return ""
-    count = len(factors[place])
-    times = f" in {count} operations" if count > 1 else ""
-    return f"On the way there the signal grows most at {place}: {number(totals[place])}-fold{times}."
+    times = f" in {len(several)} operations" if len(several) > 1 else ""
+    return f"On the way there the signal grows most at {line}: {number(math.prod(several))}-fold{times}."
 
 
 def _behind(context: StepContext, value: int) -> frozenset[int]:
@@ -276,8 +274,7 @@ ONE_CLASS = Check(
     "one-class", "Every batch has one class", "warning",
     what="All targets of a batch are one class: a note for a step. Over a run, at most batches, with another class at "
     "others; or the same class at every batch of 10 examined steps or more (a note for binary targets). Class 0 is "
-    "right for scores that are put together with the pair's first (InfoNCE). Or data and what another network made of "
-    "it, without a gradient, have the same constant target: those of a discriminator.",
+    "right for scores that are put together with the pair's first (InfoNCE).",
     why="Each batch teaches that there is one class, and the next one the contrary; what came first is forgotten.",
     advice="Shuffle the training data (DataLoader(shuffle=True)): it is sorted by class. If the class is always the "
     "same, look at how labels are read.",
@@ -306,37 +303,6 @@ def _one_class(context: StepContext) -> Iterator[Finding]:
         place=context.place(comparison.operation), severity="note", rows=(int(first.low),),
         size=1 if comparison.scale == "probabilities" else 0,
     )  # fmt: skip
-
-
-@ONE_CLASS.in_step
-def _real_and_fake(context: StepContext) -> Iterator[Finding]:
-    """A discriminator that is to say the same of what is real and of what is made."""
-    real, made = {}, {}
-    for comparison in comparisons(context):
-        known = context.statistics(comparison.target)
-        if comparison.scale == "classes" or known is None or known.low != known.high or known.elements < FEWEST:
-            continue
-        behind = _behind(context, comparison.prediction)
-        given = [each for each, _, _ in context.weighed if each in behind and not context.values[each].requires_grad]
-        if given and all(each in context.data for each in given):
-            real[comparison] = known.low
-        elif any(each not in context.data and not context.values[each].requires_grad for each in given[-1:]):
-            made[comparison] = known.low
-    labels = {*real.values(), *made.values()}
-    if real and made and len(labels) == 1:
-        one, fake = next(iter(real)), next(iter(made))
-        names = f"{context.name(one.prediction)} and {context.name(fake.prediction)}"
-        yield ONE_CLASS.found(
-            context.name(fake.target), f"Real and made samples have the same target, {number(labels.pop())}: {names}.",
-            (context.between(one.prediction), context.between(fake.prediction)), place=context.place(fake.operation),
-            title=SAME_TARGET, advice=OF_PLAYERS,
-        )  # fmt: skip
-
-
-SAME_TARGET = "Real and made samples have the same target"
-OF_PLAYERS = (
-    "A discriminator learns from 1 for real samples and 0 for made ones; its maker is trained with 1 for these."
-)
 
 
 def _is_label(comparison: Comparison) -> bool:
