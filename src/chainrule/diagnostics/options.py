@@ -44,7 +44,7 @@ def _option(context: StepContext) -> Iterator[Finding]:
                 )  # fmt: skip
         roots = [(each, root) for each in update.parameters if (root := second_moment(each))]
         under = [each for each, root in roots if _is_drowned(context, each, root)]
-        if under and 2 * len(under) > len(roots):
+        if 2 * len(under) > len(roots) and all(root < _eps(each) for each, root in roots):
             eps, root = _eps(under[0]), second_moment(under[0]) or 0.0
             yield OPTIMIZER.found(
                 update.optimizer, f"The gradients of {listed([each.name for each in under])} are far smaller than the "
