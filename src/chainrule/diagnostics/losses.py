@@ -110,11 +110,12 @@ def _softmax_before_bce(context: StepContext) -> Iterator[Finding]:
     for operation, a, softmax in context.fed_by("probabilities", lambda facts: facts.softmax):
         target = context.statistics(argument(operation, "target"))
         classes = a.shape[softmax.arguments.get("dim", -1)] if a.shape else 1
-        if target is not None and abs(target.mean * classes - 1) > OF_ONE:
+        total = math.nan if target is None else target.mean * classes
+        if abs(total - 1) > OF_ONE:
             name = context.name(a.index)
             yield SOFTMAX_BEFORE_BCE.found(
                 name, f"{name} is the output of a softmax, and binary cross-entropy takes it for {classes} labels of "
-                "their own.", f"A row of probabilities adds up to 1, and a row of targets to {number(target.mean * classes)} "
+                "their own.", f"A row of probabilities adds up to 1, and a row of targets to {number(total)} "
                 "on average.", place=a.place, advice=f"Pass {_logits(context, softmax)} to "
                 "binary_cross_entropy_with_logits, and drop the softmax.",
             )  # fmt: skip

@@ -44,26 +44,29 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             yield _wrong_axis(context, operation, given, axis, "each sample depends on all others of its batch")
 
 
+MOVING = ("t", "transpose")
+
+
 @OVER_BATCH.in_step
 def _not_the_features(context: StepContext) -> Iterator[Finding]:
     """Of a linear layer's result, (samples, positions, classes), cross_entropy takes axis 1 for the classes."""
     made = {out: weight for _, weight, out in context.weighed}
     for comparison in comparisons(context):
-        given = context.producer(comparison.prediction)
+        given = context.producer(context.source(comparison.prediction))
         scores = argument(given, "self") if given is not None and facts_of(given.name).takes == "scores" else None
         if scores is None or comparison.axis is None or given is None:
             continue
         shape, value = context.values[scores].shape, scores
         while value not in made and (maker := context.producer(value)) is not None:
-            taken = argument(maker, "self")
-            if taken is None or not facts_of(maker.name).only_reshapes or base_name(maker.name) in ("t", "transpose"):
+            taken, facts = argument(maker, "self"), facts_of(maker.name)
+            if taken is None or base_name(maker.name) in MOVING or not (facts.only_reshapes or facts.adds):
                 break
             value = taken
         features = context.values[made[value]].shape[0] if value in made else 0
         flat = value in made and len(context.values[value].shape) == 2
         if flat and len(shape) == 3 and features == shape[-1] and comparison.axis != len(shape) - 1:
-            yield _wrong_axis(context, given, scores, comparison.axis, "those lie along the last one, as a linear layer "
-                              "made them")  # fmt: skip
+            yield _wrong_axis(context, given, scores, comparison.axis, "those lie along the last one, as a linear "
+                              "layer made them")  # fmt: skip
             return
 
 
@@ -98,15 +101,15 @@ def _of_two_learned(context: StepContext, maker: Operation) -> bool:
     )  # fmt: skip
 
 
+KEPT = ("view", "_unsafe_view", "reshape", "expand", "native_dropout", "clone")
+
+
 def _used_whole(context: StepContext, value: int) -> Iterator[tuple[int, Operation]]:
     """(value, use) of what takes a value, also under another shape or after a dropout."""
     for use in context.uses.get(value, ()):
         out = first_output(use)
-        if out is not None and (
-            facts_of(use.name).only_reshapes or base_name(use.name) in ("expand", "native_dropout")
-        ):
-            if base_name(use.name) not in ("t", "transpose"):
-                yield from _used_whole(context, out)
+        if out is not None and base_name(use.name) in KEPT:
+            yield from _used_whole(context, out)
         else:
             yield value, use
 
