@@ -15,16 +15,17 @@ Script = Callable[[], Generator[Any, None, None]]
 
 
 def watched(
-    script: Script, steps: int = 100, each_step: Callable[[chainrule.watch], None] | None = None, **options: Any
+    script: Script, steps: int = 100, each_step: Callable[[chainrule.watch], Any] = lambda watch: None, **options: Any
 ) -> chainrule.watch:
-    """Run a script for at most so many steps, and close the watch; `each_step` is called after every one."""
+    """Run a script for at most so many steps, and close the watch.
+
+    `each_step` is called after every one, and the last is that for which it returns what is true.
+    """
     running = script()
     models = next(running)
     names = models if isinstance(models, dict) else {"model": models}
     with chainrule.watch(names.values(), namespace=names, **options) as watch:
         for _ in range(steps):
-            if next(running, running) is running:
+            if next(running, running) is running or each_step(watch):
                 break
-            if each_step is not None:
-                each_step(watch)
     return watch
