@@ -13,8 +13,7 @@ import chainrule
 from chainrule import runs
 from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from tests.faults import faulty
-from tests.faults.watched import watched
+from tests.bed.loops import courses, watched
 
 pytestmark = pytest.mark.trains
 
@@ -154,7 +153,7 @@ def test_no_step_is_forgotten_that_was_not_looked_at(monkeypatch):
     """The loss jumps at step 26, and is out of the window when the run ends."""
     monkeypatch.setattr("chainrule.monitor.examine.WINDOW", 16)
     torch.manual_seed(0)
-    watch = watched(faulty.one_batch_a_hundred_times_too_large, 64)
+    watch = watched(courses.one_batch_a_hundred_times_too_large, 64)
     assert watch.history.steps[0].step > 26
     assert [each.since for each in watch.findings if each.id == "loss-spike"] == [26]
 

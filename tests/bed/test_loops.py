@@ -15,8 +15,7 @@ import torch
 from chainrule import runs
 from chainrule.diagnostics import CHECKS
 from tests.bed import scripts
-from tests.faults.every import FAULTS, HEALTHY
-from tests.faults.watched import watched
+from tests.bed.loops import FAULTS, HEALTHY, watched
 
 pytestmark = pytest.mark.trains
 NO_FAULT = {"at-kink"}  # a choice of PyTorch's that a reader may want to know of
