@@ -77,6 +77,8 @@ def test_also_at_the_end_of_the_process(tmp_path):
     (tmp_path / "train.py").write_text(text)
     subprocess.run([sys.executable, tmp_path / "train.py"], check=True)
     assert kept(path) == ("ended", ["update-too-small"])
+    with runs.open(path) as run:
+        assert len(run.steps()) == 12
 
 
 def watched_script(folder, *options):
