@@ -1,7 +1,6 @@
 """A watch around real loops: what it sees is what happened, and the training is what it is without."""
 
 import copy
-import sys
 import threading
 import warnings
 from functools import partial
