@@ -20,7 +20,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.guard import Guard, recorded_here
+from chainrule.capture.guard import GAVE_WAY, Guard, here, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
 from chainrule.capture.optimizer_step import closure_of, closure_ran, complete, update_begun
@@ -88,8 +88,11 @@ class Recorder:
     # -- on and off ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to record. Raises RecordingError where this thread is being recorded already."""
-        if recorded_here():
+        """Begin to record. Raises RecordingError where this thread is being recorded already, unless by a watch."""
+        outer = here()
+        if outer is not None and outer.gives_way:
+            outer.failure = outer.failure or GAVE_WAY
+        elif recorded_here():
             raise RecordingError(
                 "chainrule.record() inside chainrule.record(): one thread holds one recording at a time. End the outer "
                 "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
