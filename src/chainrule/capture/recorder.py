@@ -23,7 +23,7 @@ from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.guard import GAVE_WAY, Guard, here, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
-from chainrule.capture.optimizer_step import complete, update_begun
+from chainrule.capture.optimizer_step import closure_of, closure_ran, complete, update_begun
 from chainrule.capture.own_mode import is_higher_order, run_composite
 from chainrule.capture.policy import Policy
 from chainrule.capture.raw_records import RawCall, RawFunction, RawModule
@@ -386,8 +386,9 @@ class Recorder:
             self._evict(between=False)
             self._matcher.sweep()
             self.tape.updates.append(update_begun(self.tape, optimizer, Site.of(sys._getframe(1))))
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None and not self.modes.paused:  # with a closure, forward and backward passes run in the step
+        if (
+            closure_of(args, kwargs) is None and not self.modes.paused
+        ):  # with a closure, forward and backward passes run in the step
             self._step_open = True
             self.modes.pause()
 
@@ -399,6 +400,8 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with unobserved():
+            if closure_of(args, kwargs) is not None:
+                closure_ran(self.tape, update)
             complete(self.tape, update)
 
 
