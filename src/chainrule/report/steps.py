@@ -14,7 +14,7 @@ from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
 from chainrule.document import Block, Code, Equation, Margin, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.report import block_tables, digits, workings
+from chainrule.report import block_tables, digits, single_elements, workings
 from chainrule.report.context import JACOBIAN, ROWS, Context, entries, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
@@ -79,7 +79,8 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
     yield from _broadcasts(context, step)
     yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
-    yield from _kinks(context, step, with_choice=False)
+    chosen = tuple(single_elements.winners(context, step))
+    yield from chosen or _kinks(context, step, with_choice=False)
 
 
 def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
@@ -338,6 +339,8 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
     if rows * columns > JACOBIAN or rows > ROWS or not rows * columns or without:
         yield Paragraph((Math(symbol), *too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
+        if rule.structure != "elementwise" and not without:
+            yield from single_elements.one(context, contribution, rows * columns)
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
     if not _is_written_out(pullback, rows, columns):
