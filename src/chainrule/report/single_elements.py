@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices
-from chainrule.derivation.forward_values import CHOOSING, WRITTEN
+from chainrule.derivation.forward_values import CHOOSING, WRITTEN, is_short
 from chainrule.derivation.why import Term
-from chainrule.document import Block, Equation, Paragraph, Table
+from chainrule.document import Block, Code, Equation, Paragraph, Table
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import has_numbers
@@ -47,6 +47,21 @@ def winners(context: Context, step: Step) -> Iterator[Block]:
         more = f" and {len(tied) - TERMS} more" if len(tied) > TERMS else ""
         said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {step.rule.kink.choice}."
         yield Paragraph((said,), "note")
+
+
+def of_result(context: Context, step: Step) -> Iterator[Block]:
+    """The calculation of the first element of a result that is a short sum."""
+    value = step.outputs[0]
+    data = context.graph.values[value].data
+    if step.rule is None or step.rule.structure == "elementwise" or not has_numbers(data) or not data.numel():
+        return
+    index = unravel(0, tuple(data.shape))
+    try:
+        found = context.forward.formula(value, index)
+    except TooManyError:
+        return
+    if found is not None and is_short(found) and len(found.terms) > 1 and not any(found.named()):
+        yield Paragraph(("One element: ", Code(context.forward.text(value, index, found)), "."))
 
 
 def one(context: Context, contribution: Contribution, entries: int) -> Iterator[Block]:

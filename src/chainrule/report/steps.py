@@ -75,7 +75,10 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
     if rule.stages is not None and op.has_numbers:
         yield from _forward_stages(context, step)
         return
-    yield from _equation(rule, op, context.symbols(step))
+    equations = tuple(_equation(rule, op, context.symbols(step)))
+    yield from equations
+    if not any(isinstance(each, Equation) and each.label == "numbers" for each in equations):
+        yield from single_elements.of_result(context, step)
     yield from _broadcasts(context, step)
     yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
