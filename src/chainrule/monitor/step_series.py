@@ -76,16 +76,16 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     backwards = graph.accumulating
     passes = len(backwards) // attempts  # without those of skipped attempts
     counted = backwards[max(len(backwards) - passes, context.passes_before) :]
-    climbs = [each for each in counted if _is_elsewhere(graph, each, counted[0])]
-    counted = [each for each in counted if each not in climbs]
-    losses = [_number(graph.values[each.loss]) for each in counted if each.loss is not None]
+    at_start = [each for each in counted if not _is_elsewhere(graph, each, counted[0])]
+    losses = [_number(graph.values[each.loss]) for each in at_start if each.loss is not None]
     known = [loss for loss in losses if loss is not None][: 1 if context.closure else None]
     return StepFacts(
         context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
-        scale=context.scale, clipped=_clipped(graph, context), passes=max(passes - len(climbs), 1), full=context.full,
-        counts=context.counts, evaluated=context.beside.passes, dropped=context.beside.dropped,
+        scale=context.scale, clipped=_clipped(graph, context), full=context.full,
+        passes=max(passes - len(counted) + len(at_start), 1), counts=context.counts,
+        evaluated=context.beside.passes, dropped=context.beside.dropped,
         distance=context.beside.distance, restarted=_restarted(graph, context),
-        estimate=any(_is_estimate(graph, each.loss, context) for each in counted if each.loss is not None),
+        estimate=any(_is_estimate(graph, each.loss, context) for each in at_start if each.loss is not None),
         rewritten=context.rewritten,
     )  # fmt: skip
 
