@@ -131,12 +131,12 @@ def _fused(context: StepContext) -> Iterator[Finding]:
             yield _found(context, operation, padding, evidence)
 
 
-def _found(context: StepContext, operation: Operation, padding: Padding, told: str) -> Finding:
+def _found(context: StepContext, operation: Operation, padding: Padding, evidence: str) -> Finding:
     name = called(context, operation)
     count, total = int(padding.where.sum()), padding.where.numel()
     return ATTENDED.found(
         name, f"The attention {name} does not hide the padding of {context.name(padding.ids)}, token {padding.token}.",
-        (told, f"{count} of {total} tokens of the batch are padding."), place=context.place(operation),
+        (evidence, f"{count} of {total} tokens of the batch are padding."), place=context.place(operation),
     )  # fmt: skip
 
 
