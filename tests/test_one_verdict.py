@@ -47,7 +47,7 @@ def checks(recording):
 def head(document):
     """The verdict at the head of a document, without what was compared."""
     verdict = document.summary[0]
-    return verdict.kind, plain(verdict.text).partition("; compared with")[0]
+    return verdict.kind, plain(verdict.text).partition("; compared: ")[0]
 
 
 def heads(recording, tmp_path):

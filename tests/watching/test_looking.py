@@ -173,7 +173,7 @@ def test_what_has_passed_becomes_a_note(monkeypatch):
             optimizer.zero_grad()
             F.mse_loss(model(x), x[:, :1]).backward()
             for name, parameter in model.named_parameters():
-                ratio = (0.2 if name == "2.weight" else 0.001) if step < 12 else 0.001
+                ratio = (0.4 if name == "2.weight" else 0.001) if step < 12 else 0.001
                 parameter.grad.mul_(ratio * parameter.norm() / (1e-3 * parameter.grad.norm()))
             optimizer.step()
             said += [(step + 1, each) for each in watch.findings if each.id == "update-too-large"]

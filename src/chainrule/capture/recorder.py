@@ -20,10 +20,10 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.guard import Guard, recorded_here
+from chainrule.capture.guard import GAVE_WAY, Guard, here, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
-from chainrule.capture.optimizer_step import complete, update_begun
+from chainrule.capture.optimizer_step import closure_of, closure_ran, complete, update_begun
 from chainrule.capture.own_mode import is_higher_order, run_composite
 from chainrule.capture.policy import Policy
 from chainrule.capture.raw_records import RawCall, RawFunction, RawModule
@@ -88,8 +88,11 @@ class Recorder:
     # -- on and off ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to record. Raises RecordingError where this thread is being recorded already."""
-        if recorded_here():
+        """Begin to record. Raises RecordingError where this thread is being recorded already, unless by a watch."""
+        outer = here()
+        if outer is not None and outer.gives_way:
+            outer.failure = outer.failure or GAVE_WAY
+        elif recorded_here():
             raise RecordingError(
                 "chainrule.record() inside chainrule.record(): one thread holds one recording at a time. End the outer "
                 "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
@@ -383,8 +386,9 @@ class Recorder:
             self._evict(between=False)
             self._matcher.sweep()
             self.tape.updates.append(update_begun(self.tape, optimizer, Site.of(sys._getframe(1))))
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None and not self.modes.paused:  # with a closure, forward and backward passes run in the step
+        if (
+            closure_of(args, kwargs) is None and not self.modes.paused
+        ):  # with a closure, forward and backward passes run in the step
             self._step_open = True
             self.modes.pause()
 
@@ -396,6 +400,8 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with unobserved():
+            if closure_of(args, kwargs) is not None:
+                closure_ran(self.tape, update)
             complete(self.tape, update)
 
 

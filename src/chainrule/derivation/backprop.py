@@ -19,10 +19,12 @@ from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Call, Graph, Node, NodeExecution, Operation, Ref, references
+from chainrule.graph.reexecution import WriteThroughView
 from chainrule.graph.snapshot import Update, accumulate, all_have_numbers, placeholder, tensor_of
 from chainrule.graph.trees import leaves
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH
+from chainrule.rules.written_part import rule_of_write
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,12 @@ def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
         return None
     if op is not None and not (op.arguments and op.outs):
         return None  # no operation was seen that made this node
+    operation = graph.operations[node.operation]
+    written = getattr(operation.function, "function", None)
     try:
-        rule = rules.for_node(_ruled_as(node, graph.operations[node.operation].name), op)
+        if isinstance(written, WriteThroughView):
+            return rule_of_write(written, op) if op is not None else None
+        rule = rules.for_node(_ruled_as(node, operation.name), op)
     except RuntimeError:  # it asks for numbers, and they were not kept
         if op is None or op.has_numbers:
             raise

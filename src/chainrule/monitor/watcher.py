@@ -295,9 +295,9 @@ class watch:  # noqa: N801 (read as a verb)
     def _end(self, missed: str) -> None:
         self.step_number += 1
         self.history.unstepped = None
-        if missed:
-            self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
+        if missed := missed or self._step.missed:
+            self._warnings.missed(self.step_number, missed)
         self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if recording is not None:
             self.watched += 1

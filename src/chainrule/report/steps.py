@@ -15,7 +15,7 @@ from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Code, Equation, Margin, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.report import block_tables, digits, workings
+from chainrule.report import block_tables, digits, single_elements, workings
 from chainrule.report.context import JACOBIAN, ROWS, Context, entries, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
@@ -75,11 +75,15 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
     if rule is None or op is None:
         yield from _without_rule(context, step)
     else:
-        yield from _equation(rule, op, context.symbols(step))
+        equations = tuple(_equation(rule, op, context.symbols(step)))
+        yield from equations
+        if not any(isinstance(each, Equation) and each.label == "numbers" for each in equations):
+            yield from single_elements.of_result(context, step)
         yield from _broadcasts(context, step)
         yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
-    yield from _kinks(context, step, with_choice=False)
+    chosen = tuple(single_elements.winners(context, step))
+    yield from chosen or _kinks(context, step, with_choice=False)
 
 
 def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
@@ -324,6 +328,8 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
     if rows * columns > JACOBIAN or rows > ROWS or not rows * columns or without:
         yield Paragraph((Math(symbol), *_too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
+        if rule.structure != "elementwise" and not without:
+            yield from single_elements.one(context, contribution, rows * columns)
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
     if not _is_written_out(pullback, rows, columns):
