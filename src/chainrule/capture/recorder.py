@@ -386,9 +386,7 @@ class Recorder:
             self._evict(between=False)
             self._matcher.sweep()
             self.tape.updates.append(update_begun(self.tape, optimizer, Site.of(sys._getframe(1))))
-        if (
-            closure_of(args, kwargs) is None and not self.modes.paused
-        ):  # with a closure, forward and backward passes run in the step
+        if closure_of(args, kwargs) is None and not self.modes.paused:  # with one, passes run in the step
             self._step_open = True
             self.modes.pause()
 
