@@ -29,6 +29,7 @@ from chainrule.graph.snapshot import (
     data_of,
     has_numbers,
     statistics_of,
+    type_name,
 )
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, histogram, memory, sketch
@@ -78,7 +79,7 @@ class Context:
             return Tensor(symbol, (), "", role, None, label=label or "not kept")
         if not has_numbers(data):
             return _unkept(symbol, Snapshot.of(data), role, label)
-        shape, dtype = tuple(data.shape), str(data.dtype).removeprefix("torch.")
+        shape, dtype = tuple(data.shape), type_name(data.dtype)
         data = data.detach() if data.requires_grad else data
         data = data.to_dense() if data.layout is not torch.strided else data
         limit = JACOBIAN if role == "jacobian" else ELEMENTS
@@ -354,7 +355,7 @@ class Context:
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:
     """A tensor of which at most the statistics were kept."""
-    dtype, known = str(snapshot.dtype).removeprefix("torch."), snapshot.statistics
+    dtype, known = type_name(snapshot.dtype), snapshot.statistics
     statistics = pairs(known) if known is not None else (("elements", math.prod(snapshot.shape)),)
     note = "numbers not kept" if known is not None else "not kept"
     label = f"{label}; {note}" if label else note

@@ -9,6 +9,7 @@ from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices
 from chainrule.derivation.forward_values import CHOOSING, WRITTEN, is_short
 from chainrule.derivation.why import Term
+from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Code, Equation, Paragraph, Table
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import element
@@ -44,8 +45,7 @@ def winners(context: Context, step: Step) -> Iterator[Block]:
     if rows:
         yield Table(("element", "number", "taken from"), tuple(rows))
     if tied and step.rule is not None and step.rule.kink is not None:
-        more = f" and {len(tied) - TERMS} more" if len(tied) > TERMS else ""
-        said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {step.rule.kink.choice}."
+        said = f"Tied, so that the derivative is undefined: {listed(tied, TERMS)}; {step.rule.kink.choice}."
         yield Paragraph((said,), "note")
 
 
