@@ -2,9 +2,9 @@
 
 The operation runs in float64. Whatever each of its steps gives is moved by up to a last place of the recorded type at
 random and rounded to it, since kernels are accurate to about that; one run rounds to the nearest. The inputs move by a
-last place. Kernels hide their steps, so the operation also runs in the recorded type on moved inputs. How far the result moves over a few runs
-estimates its rounding (J. Vignes, A stochastic arithmetic for reliable scientific computation, Math. Comput. Simul. 35,
-1993).
+last place. Kernels hide their steps, so the operation also runs in the recorded type on moved inputs. How far the
+result moves over a few runs estimates its rounding (J. Vignes, A stochastic arithmetic for reliable scientific
+computation, Math. Comput. Simul. 35, 1993).
 No run depends on the result that is judged, so a wrong one earns no tolerance.
 """
 
