@@ -33,8 +33,10 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tupl
     dtype, fine = _worked_out_in(update), torch.finfo(torch.promote_types(after.dtype.to_real(), torch.float32))
     own = (new.to(before.dtype) - before).abs()
     places = 2 * last_place(torch.maximum(before.abs(), after.abs()).nan_to_num(0.0, 0.0), after.dtype.to_real())
-    of_settings = (rounding(each.dtype) for each in tensors_in(list(update.options.values())))  # a rate may be a tensor
-    of_step = MARGIN * max(rounding(dtype), *of_settings, 0.0) * (after - before).abs()
+    of_settings = max((rounding(each.dtype) for each in tensors_in(list(update.options.values()))), default=0.0)
+    if of_settings > rounding(after.dtype) and update.options.get("weight_decay"):  # its factor is that of a tensor
+        places = places + of_settings * before.abs()
+    of_step = MARGIN * max(rounding(dtype), of_settings) * (after - before).abs()
     of_step = of_step + MARGIN * torch.where(own < fine.smallest_normal / fine.eps**2, own, 0.0)
 
     found = compare(new, after, 0.0, eps=0.0, slack=places + of_step)
