@@ -13,6 +13,7 @@ from chainrule.capture.data_parallel import own_part
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
+from chainrule.pytorch_internals import _DisableFuncTorch
 
 PARAMETERS = 16  # that are looked at, spread evenly over all
 
@@ -49,7 +50,7 @@ class UpdatesByHand:
         changed = False
         for place, (parameter, before) in enumerate(self._seen):
             now = some_bits(parameter)
-            if not torch.equal(now, before):
+            if not same_bits(now, before):
                 self._seen[place], changed = (parameter, now), True
         if not changed or self.known:
             return changed
@@ -72,5 +73,11 @@ class UpdatesByHand:
 
 def some_bits(parameter: Tensor) -> Tensor:
     """A copy of some of its numbers, as bytes: a NaN equals itself."""
-    with unobserved():
+    with unobserved(), _DisableFuncTorch():  # what is made inside of `vmap` has no memory
         return part_of(own_part(parameter)).view(torch.uint8)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether these are the same."""
+    with unobserved(), _DisableFuncTorch():
+        return torch.equal(one, other)
