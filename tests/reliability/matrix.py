@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -197,7 +198,7 @@ def outcomes(names: Iterable[str], ways: Iterable[str], processes: int = 2) -> I
         importlib.import_module(module)
     context = multiprocessing.get_context("fork")
     waiting = deque((name, way) for name in names for way in ways)
-    running: dict[Any, tuple[Any, str, str]] = {}
+    running: dict[Any, tuple[Any, str, str, float]] = {}
     while waiting or running:
         while waiting and len(running) < processes:
             name, way = waiting.popleft()
@@ -205,10 +206,11 @@ def outcomes(names: Iterable[str], ways: Iterable[str], processes: int = 2) -> I
             process = context.Process(target=_send, args=(theirs, name, way))
             process.start()
             theirs.close()
-            running[ours] = process, name, way
-        ready = wait(running, timeout=SECONDS) or list(running)
-        for each in ready:
-            process, name, way = running.pop(each)
+            running[ours] = process, name, way, time.monotonic() + SECONDS
+        ends = min(end for *_, end in running.values())
+        ready = wait(running, timeout=max(ends - time.monotonic(), 0))
+        for each in ready or [pipe for pipe, (*_, end) in running.items() if end <= time.monotonic()]:
+            process, name, way, _ = running.pop(each)
             yield _outcome(each, process, name, way)
 
 
