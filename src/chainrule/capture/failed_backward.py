@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.failure import RawFailure
+from chainrule.capture.module_tree import named_parameters
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.saved_tensors import FREED, OVERWRITTEN, behind, unusable
 from chainrule.capture.source import Site, entries, is_library, locals_of
@@ -231,5 +232,5 @@ def _path_of(wanted: Any, name: str, item: Any) -> str | None:
         members = (_path_of(wanted, f"{name}[{place}]", each) for place, each in enumerate(item))
         return next((found for found in members if found is not None), None)
     if isinstance(item, nn.Module) and isinstance(wanted, nn.Parameter):
-        return next((f"{name}.{path}" for path, each in item.named_parameters() if each is wanted), None)
+        return next((f"{name}.{path}" for path, each in named_parameters(item) if each is wanted), None)
     return None

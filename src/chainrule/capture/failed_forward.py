@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from chainrule.capture.failed_backward import failed_backward, given_tensor
 from chainrule.capture.failure import RawFailure
 from chainrule.capture.guard import Guard
+from chainrule.capture.module_tree import named_modules
 from chainrule.capture.raw_records import RawCall
 from chainrule.capture.source import Site, entries, exception_site, is_library, without_our_frames
 from chainrule.capture.step_log import StepLog
@@ -94,7 +95,7 @@ def _path(module: nn.Module, inner: Sequence[TracebackType]) -> str:
     owners = (entry.tb_frame.f_locals.get("self") for entry in inner)
     models = (each for each in owners if isinstance(each, nn.Module))
     for model in models:
-        for path, each in model.named_modules():
+        for path, each in named_modules(model):
             if each is module and path:
                 return str(path)
     for entry in inner:

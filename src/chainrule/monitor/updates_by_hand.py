@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.module_tree import parameters_of
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
@@ -37,7 +38,7 @@ class UpdatesByHand:
     def begin(self, root: nn.Module | None) -> None:
         """Look at the parameters of the models, or of the one that runs."""
         models = [*self._models()] or ([] if root is None else [root])
-        trained = [each for model in models for each in model.parameters() if each.requires_grad]
+        trained = [each for model in models for each in parameters_of(model) if each.requires_grad]
         trained = [each for each in trained if has_numbers(own_part(each))]
         self._seen = [(each, some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
 

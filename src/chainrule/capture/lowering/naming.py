@@ -15,6 +15,15 @@ from torch import Tensor
 
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
+from chainrule.capture.module_tree import (
+    children_of,
+    modules_of,
+    named_buffers,
+    named_modules,
+    named_parameters,
+    own_parameters,
+    parameters_of,
+)
 from chainrule.capture.raw_records import RawCall, RawModule
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.source import Site, is_library, locals_of
@@ -45,18 +54,18 @@ class Paths:
             if id(root) not in self._of_module:
                 self._enter(root, self._name_of(root) + "." if len(roots) > 1 or tape.models else "")
         for run in tape.modules:
-            if id(run.module) not in self._of_module and next(run.module.parameters(), None) is not None:
+            if id(run.module) not in self._of_module and next(parameters_of(run.module), None) is not None:
                 self._enter(run.module, self._unregistered(run) + ".")
         for leaf, (_, part) in tape.reducers.gathered.items():
             if id(part) in self.of_tensor:
                 self.of_tensor[leaf] = self.of_tensor[id(part)]
 
     def _enter(self, root: torch.nn.Module, prefix: str) -> None:
-        for path, module in root.named_modules():
+        for path, module in named_modules(root):
             self._of_module.setdefault(id(module), (prefix + path).rstrip("."))
-        for path, parameter in root.named_parameters():
+        for path, parameter in named_parameters(root):
             self.of_tensor.setdefault(id(parameter), prefix + path)
-        for path, buffer in root.named_buffers():
+        for path, buffer in named_buffers(root):
             self.of_tensor.setdefault(id(buffer), prefix + path)
             self.buffers.add(id(buffer))
 
@@ -95,7 +104,7 @@ class Paths:
             module = run.module
             if id(module) not in seen:
                 seen.add(id(module))
-                own = tuple(self.of_tensor.get(id(p), "") for p in module.parameters(recurse=False))
+                own = tuple(self.of_tensor.get(id(p), "") for p in own_parameters(module))
                 held = *own, *self._loose.get(id(module), ())
                 yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
 
@@ -347,8 +356,8 @@ def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     tape.names_of_modules.update({id(item): name for name, item in known.items()})
     ran = {id(run.module) for run in tape.modules}
     for name, module in known.items():  # one that is used without being called names its parameters all the same
-        if not any(id(each) in ran for each in module.modules()):
-            for path, parameter in module.named_parameters():
+        if not any(id(each) in ran for each in modules_of(module)):
+            for path, parameter in named_parameters(module):
                 tape.scope.setdefault(id(parameter), (f"{name}.{path}", parameter))
     if not tape.models:
         tape.models.extend(_whole_models(tape, known.values()))
@@ -362,7 +371,7 @@ def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torc
     roots = {id(run.module) for run in tape.modules if run.parent is None}
     lone = roots - set(tape.names_of_modules)
     for model in known:
-        parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
-        if parts and len([*model.children()]) > 1:
+        parts = lone.intersection(map(id, modules_of(model))) if lone and id(model) not in roots else set()
+        if parts and len(children_of(model)) > 1:
             lone -= parts
             yield model
