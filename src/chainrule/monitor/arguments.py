@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture.module_tree import modules_of, named_buffers, named_parameters, parameters_of
 from chainrule.capture.source import is_library, locals_of
 from chainrule.errors import RequestError
+from chainrule.graph.trees import is_a
 from chainrule.monitor.step_series import without_wrappers
 
 
@@ -61,7 +62,7 @@ class WatchedModels:
 
 def modules_in(names: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The modules among named objects."""
-    return {name: item for name, item in names.items() if isinstance(item, nn.Module)}
+    return {name: item for name, item in names.items() if is_a(item, nn.Module)}
 
 
 def modules_around(frame: Any) -> dict[str, nn.Module]:

@@ -29,7 +29,7 @@ from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
-from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.graph.trees import is_a, map_leaves, tensors_in
 from chainrule.pytorch_internals import _DropoutNd
 from chainrule.rules.facts import base_name
 
@@ -344,15 +344,15 @@ def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     parameters: set[int] = set()
     for name, item in list(names.items()):
         if type(item) in (list, tuple) and len(item) <= MEMBERS:
-            members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
+            members = {f"{name}[{place}]": each for place, each in enumerate(item) if is_a(each, Tensor)}
             tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
-        if isinstance(item, Tensor) and id(item) not in parameters:
+        if is_a(item, Tensor) and id(item) not in parameters:
             tape.scope[id(item)] = (name, item)
             if is_trained_leaf(item):
                 parameters.add(id(item))
-    modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
-    owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
-    known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
+    modules = {name: item for name, item in names.items() if is_a(item, torch.nn.Module)}
+    owned = _owned(names.get("self"))  # a trainer's `self.model`
+    known = {name: item for name, item in owned.items() if is_a(item, torch.nn.Module)} | modules
     tape.names_of_modules.update({id(item): name for name, item in known.items()})
     ran = {id(run.module) for run in tape.modules}
     for name, module in known.items():  # one that is used without being called names its parameters all the same
@@ -361,6 +361,14 @@ def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
                 tape.scope.setdefault(id(parameter), (f"{name}.{path}", parameter))
     if not tape.models:
         tape.models.extend(_whole_models(tape, known.values()))
+
+
+def _owned(item: Any) -> dict[str, Any]:
+    """The attributes of an object, without asking it."""
+    try:
+        return dict(object.__getattribute__(item, "__dict__"))
+    except Exception:  # it has none, or a property of that name
+        return {}
 
 
 def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
