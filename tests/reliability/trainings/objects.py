@@ -8,7 +8,9 @@ import gc
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -208,6 +210,32 @@ def wrapped_on_the_way() -> Training:
         return loss
 
     return Training(step, (model, optimizer, calls), steps=2 * len(targets))
+
+
+@training
+def functions_that_are_patched() -> Training:
+    """Libraries replace functions and methods of PyTorch by wrappers that change the result, or by mocks."""
+    model, (x, y) = mlp(dropout=0.2), batch()
+    inner = plain(model, lambda number: F.cross_entropy(F.softmax(model(x), -1).clamp(0.1), y) + model(x).mean())
+    calls: list[int] = []
+
+    def halved(function: Any) -> Any:
+        return lambda *given, **named: function(*given, **named) * 0.5
+
+    def step(number: int) -> Any:
+        with ExitStack() as patches:
+            patches.enter_context(mock.patch.object(F, "cross_entropy", halved(F.cross_entropy)))
+            patches.enter_context(mock.patch.object(Tensor, "mean", halved(Tensor.mean)))
+            patches.enter_context(mock.patch.object(Tensor, "clamp", halved(Tensor.clamp)))
+            patches.enter_context(mock.patch.object(F, "dropout", halved(F.dropout)))
+            counted = patches.enter_context(mock.patch.object(F, "softmax", wraps=F.softmax))
+            ran = mock.patch.object(torch.autograd, "backward", wraps=torch.autograd.backward)
+            backward = patches.enter_context(ran)
+            out = inner.step(number)
+            calls.append(counted.call_count + 10 * backward.call_count)
+        return out
+
+    return Training(step, (*inner.holds, calls))
 
 
 @training
