@@ -44,6 +44,7 @@ _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch
 _data: Any = Tensor.data
 _setitem: Any = Tensor.__setitem__
 _unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # they write, or let others write, without an operation
+_writers = frozenset(map(type, _unseen_writes))
 
 
 class Recorder:
@@ -182,7 +183,7 @@ class Recorder:
         """Run one torch function that the user's code called, and record it if operations ran for it."""
         operations = self.tape.operations
         first = len(operations)
-        if func in _unseen_writes:
+        if type(func) in _writers and func in _unseen_writes:
             with self.guard:
                 self._evict()
                 if func == _data.__set__:
