@@ -109,7 +109,7 @@ def test_a_script_that_changes_its_folder_keeps_its_steps_beside_the_run(script,
 
 def test_a_script_without_training(script):
     result = invoke("watch", script("print('nothing')"))
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     assert "train.py ended without a training step." in result.stderr
 
 
