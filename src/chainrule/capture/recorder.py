@@ -115,7 +115,7 @@ class Recorder:
         self.guard.leave_thread()
         if self._stance is not None:
             self._stance.end()
-        while self._global_hooks:  # and let go of them, as they hold us
+        while self._global_hooks:  # and drop them: they refer to this recorder
             place, key, _ = self._global_hooks[-1]
             place.remove(key)
             self._global_hooks.pop()
@@ -133,7 +133,7 @@ class Recorder:
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run one ATen operation and record it. This is the hottest path of the package."""
         seen, state, takes_functions = False, None, False
-        composite: Traits | None = None  # if it must be told how to run what it calls
+        composite: Traits | None = None  # if it needs to know how to run what it calls
         try:
             if _current_graph_task_id() != -1 and not torch.is_grad_enabled():
                 if self.modes.in_function:
@@ -386,9 +386,7 @@ class Recorder:
             self._evict(between=False)
             self._matcher.sweep()
             self.tape.updates.append(update_begun(self.tape, optimizer, Site.of(sys._getframe(1))))
-        if (
-            closure_of(args, kwargs) is None and not self.modes.paused
-        ):  # with a closure, forward and backward passes run in the step
+        if closure_of(args, kwargs) is None and not self.modes.paused:  # with one, passes run in the step
             self._step_open = True
             self.modes.pause()
 

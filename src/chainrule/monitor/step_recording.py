@@ -82,7 +82,7 @@ class StepRecording:
         return None if self.session is None or self.session.failure else self._recording
 
     def leave(self, error: BaseException | None = None) -> None:
-        """End the recording, which `error` may have ended, and let go of it."""
+        """End the recording, which `error` may have ended, and drop it."""
         session = self.session
         if session is not None:
             session.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
