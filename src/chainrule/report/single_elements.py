@@ -24,8 +24,10 @@ ENTRIES = 2**16  # of a Jacobian, up to which one of its elements is worked out
 
 def winners(context: Context, step: Step) -> Iterator[Block]:
     """Which element each of a small result is, where it is the largest or smallest of several, and ties."""
-    rows, tied = [], []
-    for value in context.results(step) if step.rule is not None and step.rule.structure != "elementwise" else ():
+    rule, rows, tied = step.rule, [], []
+    if rule is None or rule.structure == "elementwise" or rule.kink is None or next(context.turns, None) is None:
+        return
+    for value in context.results(step):
         data = context.graph.values[value].data
         if not has_numbers(data) or not data.is_floating_point() or not 0 < data.numel() <= WRITTEN:
             continue
@@ -43,9 +45,9 @@ def winners(context: Context, step: Step) -> Iterator[Block]:
             tied += [own] * (len(same) > 1)
     if rows:
         yield Table(("element", "number", "taken from"), tuple(rows))
-    if tied and step.rule is not None and step.rule.kink is not None:
+    if tied:
         more = f" and {len(tied) - TERMS} more" if len(tied) > TERMS else ""
-        said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {step.rule.kink.choice}."
+        said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {rule.kink.choice}."
         yield Paragraph((said,), "note")
 
 
@@ -54,6 +56,8 @@ def of_result(context: Context, step: Step) -> Iterator[Block]:
     value = step.outputs[0]
     data = context.graph.values[value].data
     if step.rule is None or step.rule.structure == "elementwise" or not has_numbers(data) or not data.numel():
+        return
+    if next(context.turns, None) is None:
         return
     index = unravel(0, tuple(data.shape))
     try:
@@ -69,7 +73,7 @@ def one(context: Context, contribution: Contribution, entries: int) -> Iterator[
     value, gradient = contribution.value, contribution.gradient
     if value is None or entries > ENTRIES or not has_numbers(gradient) or not context.is_whole(contribution):
         return
-    if gradient.is_complex() or not context.search.has_numbers(value):
+    if gradient.is_complex() or next(context.turns, None) is None or not context.search.has_numbers(value):
         return
     best: tuple[Why, list[Term]] | None = None
     for place in gradient.reshape(-1).nonzero().reshape(-1)[:TRIED].tolist():
