@@ -85,7 +85,7 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
 def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.operations_that(lambda facts: facts.rectifies):
-        (out,), given = operation.outputs, argument(operation, "self")
+        (*_, out), given = operation.outputs, argument(operation, "self")
         if out is None or not context.values[out].has_gradient:
             continue
         if context.derivation is not None and context.values[out].has_numbers:
