@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -44,6 +44,7 @@ ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger 
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
 ROWS = 36  # of such a Jacobian, at most
 PUT_IN = 12  # operands of up to this many elements are written as matrices in a formula
+TURNS = 24  # single elements that are worked out
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,11 @@ class Context:
     def forward(self) -> Forward:
         """What gives the formula of one element of a result."""
         return Forward(self.graph, self.derivation, self.notation)
+
+    @cached_property
+    def turns(self) -> Iterator[int]:
+        """How often a single element is worked out, as that takes time: of a large step for its first tensors alone."""
+        return iter(range(TURNS))
 
     @cached_property
     def search(self) -> Search:
