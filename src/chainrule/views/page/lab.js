@@ -120,9 +120,10 @@ async function followLab(compared) {
   const kept = JSON.stringify([bare.base, bare.settings, [...places]]);
   if (before?.key !== kept) before = { answer: await ask(false, bare), key: kept };
   if (!state.losses.length) state.losses = [before.answer.loss];
+  const isChanged = state.changes.size > 0; // when asked: a reader may change a number before the answer comes
   now = await ask(false);
   showLab();
-  if (compared && state.changes.size) compare(now, before.answer.loss);
+  if (compared && isChanged) compare(now, before.answer.loss);
   else if (!compared) say("");
 }
 
