@@ -14,9 +14,10 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.loss_curve import rate_too_high
 from chainrule.diagnostics.optimizer import too_large
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, operands, type_name
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value
+from chainrule.graph.snapshot import type_name
 from chainrule.numbers import number
 from chainrule.rules.facts import Facts, base_name, facts_of, facts_of_call
 
