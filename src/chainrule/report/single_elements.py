@@ -9,6 +9,7 @@ from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices
 from chainrule.derivation.forward_values import CHOOSING, WRITTEN, is_short
 from chainrule.derivation.why import Term, Why
+from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Code, Paragraph, Table
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import element
@@ -46,8 +47,7 @@ def winners(context: Context, step: Step) -> Iterator[Block]:
     if rows:
         yield Table(("element", "number", "taken from"), tuple(rows))
     if tied:
-        more = f" and {len(tied) - TERMS} more" if len(tied) > TERMS else ""
-        said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {rule.kink.choice}."
+        said = f"Tied, so that the derivative is undefined: {listed(tied, TERMS)}; {rule.kink.choice}."
         yield Paragraph((said,), "note")
 
 

@@ -89,9 +89,9 @@ def _hash(text: str) -> str:
 
 
 @cache
-def read(name: str) -> str:
-    """The text of a file beside this one."""
-    return (resources.files(__name__) / name).read_text(encoding="utf-8")
+def read(name: str, package: str = __name__) -> str:
+    """The text of a file beside this one, or in another package."""
+    return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def joined(modules: list[str]) -> str:
