@@ -50,6 +50,7 @@ __all__ = [
     "_is_any_autocast_enabled",
     "_is_functional_tensor",
     "_is_fwd_grad_enabled",
+    "_is_tracing",
     "_len_torch_dispatch_stack",
     "_len_torch_function_stack",
     "_neg_view",
@@ -107,6 +108,7 @@ try:
         _is_any_autocast_enabled,
         _is_fwd_grad_enabled,
         _is_key_in_tls,
+        _is_tracing,
         _len_torch_dispatch_stack,
         _len_torch_function_stack,
         _pop_torch_dispatch_stack,
@@ -179,7 +181,7 @@ def stash(key: str, thing: object) -> None:
 
 
 def unstash(key: str) -> None:
-    """Let go of it; in versions that cannot (2.11), None is carried from then on."""
+    """Remove it; in versions that cannot (2.11), None is carried from then on."""
     if _remove_obj_from_tls is not None:
         _remove_obj_from_tls(key)
     else:

@@ -144,5 +144,21 @@ def in_place() -> Trained:
     return Trained(nn.Linear(3, 2), [torch.randn(3, 3)], loss, sgd)
 
 
-ALL = (mlp, cnn, attention, lstm, gru, rnn, autoencoder, groups_and_dropout, double, bfloat16, in_place)
+def parts() -> Trained:
+    """Writes to parts of a tensor, in place."""
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        states = torch.zeros(4, 3, 2)
+        for t in range(3):
+            states[t + 1] = torch.tanh(m(x) + states[t].clone())
+        y = states[1:] * 1.5
+        y[:, 0].mul_(x[0, :2])
+        y.transpose(0, 2)[1].clamp_(-0.4, 0.4)
+        y.view(-1)[3:5] = 2 * m.bias
+        return y.square().mean()
+
+    return Trained(nn.Linear(3, 2), [torch.randn(3, 3)], loss, sgd)
+
+
+ALL = (mlp, cnn, attention, lstm, gru, rnn, autoencoder, groups_and_dropout, double, bfloat16, in_place, parts)
 STEPS = {each.__name__: each for each in ALL}

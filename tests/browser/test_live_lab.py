@@ -107,18 +107,22 @@ def test_a_server_that_has_ended_is_said(browser: Any, large: chainrule.Recordin
 
 
 HOST_PAGE = """
-<!DOCTYPE html><html lang="en"><title>a notebook</title><body><div id="cell"></div><script type="module">
+<!DOCTYPE html><html lang="en"><title>a notebook</title><body><div id="one"></div><div id="two"></div>
+<script type="module">
   const source = await window.esm();
   const { default: widget } = await import("data:text/javascript," + encodeURIComponent(source));
   const heard = [];
   const page = await window.html();
   const model = {
     get: () => page,
-    send: async (message) => heard.forEach((each) => window.asked(message).then(each)),
+    send: (message) => {
+      if (window.restarted) throw new Error("Cannot send");
+      window.asked(message).then((answer) => heard.forEach((each) => each(answer)));
+    },
     on: (name, act) => heard.push(act),
     off: () => {},
   };
-  widget.render({ model, el: document.getElementById("cell") });
+  for (const el of document.querySelectorAll("div")) widget.render({ model, el });
 </script></body></html>
 """
 
@@ -141,11 +145,18 @@ def test_the_widget_of_a_notebook(browser: Any, large: chainrule.Recording) -> N
     page.expose_function("esm", lambda: str(widget._esm))
     page.expose_function("html", lambda: widget.page)
     page.set_content(HOST_PAGE)
-    frame = page.frame_locator("iframe")
-    frame.locator("#tab-lab").click()
-    frame.locator(READY).wait_for()
+    frame, other = (page.frame_locator(f"#{each} iframe") for each in ("one", "two"))
+    for each in (frame, other):
+        each.locator("#tab-lab").click()
+        each.locator(READY).wait_for()
+    start = other.locator("#lab-loss").inner_text()
     frame.locator("#lab").get_by_label("W1[0,3]", exact=True).fill("0.7")
     frame.locator("#lab-said", has_text="predicted by the gradient").wait_for()
     assert "agrees with" in frame.locator("#lab-chosen").inner_text()
+    assert other.locator("#lab-loss").inner_text() == start  # the answer to the one's question is not the other's
+    page.evaluate("window.restarted = true")
+    frame.locator("#lab").get_by_label("W1[0,3]", exact=True).fill("0.8")
+    frame.locator("#lab-said", has_text="run its cell again").wait_for()
+    assert frame.locator("#lab-loss").inner_text().startswith("loss ?")
     assert heard == []
     page.close()

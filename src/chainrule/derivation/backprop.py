@@ -19,10 +19,12 @@ from chainrule import rules
 from chainrule.errors import RuleError
 from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Call, Graph, Node, NodeExecution, Operation, Ref, references
+from chainrule.graph.reexecution import WriteThroughView
 from chainrule.graph.snapshot import Update, accumulate, all_have_numbers, placeholder, tensor_of
 from chainrule.graph.trees import leaves
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH
+from chainrule.rules.written_part import rule_of_write
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,12 @@ def rule_of(graph: Graph, node: Node, op: Applied | None = None) -> Rule | None:
         return None
     if op is not None and not (op.arguments and op.outs):
         return None  # no operation was seen that made this node
+    operation = graph.operations[node.operation]
+    written = getattr(operation.function, "function", None)
     try:
-        rule = rules.for_node(_ruled_as(node, graph.operations[node.operation].name), op)
+        if isinstance(written, WriteThroughView):
+            return rule_of_write(written, op) if op is not None else None
+        rule = rules.for_node(_ruled_as(node, operation.name), op)
     except RuntimeError:  # it asks for numbers, and they were not kept
         if op is None or op.has_numbers:
             raise
@@ -191,9 +197,8 @@ def contributions_of(
                 gradient, summed = rules.reduce_to_shape(gradient, graph.values[edge.value].shape)
             except RuleError as error:
                 where = f" ({node.place})" if node.place else ""
-                raise RuleError(
-                    f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
-                ) from None
+                said = f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
+                raise RuleError(said) from None
             if recorded is not None and recorded.is_complex() == gradient.is_complex():
                 gradient = gradient.to(recorded.dtype)  # under autocast the other operands may be wider
         yield Contribution(edge.argument, edge.item, edge.value, gradient, recorded, summed)
@@ -264,21 +269,14 @@ def _step_back(
     failure = ""
     if op is not None and not (op.has_numbers and all_have_numbers(*upstream)):
         contributions = tuple(
-            replace(
-                contribution,
-                gradient=None
-                if (known := contribution.recorded) is None
-                else placeholder(tuple(known.shape), known.dtype),
-            )
-            for contribution in _recorded(node, execution)
+            replace(each, gradient=None if (known := each.recorded) is None else placeholder(known.shape, known.dtype))
+            for each in _recorded(node, execution)
         )
         return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
     if rule is not None and op is not None:
         try:
             contributions = tuple(contributions_of(graph, node, rule, op, upstream, execution))
-            if all(
-                contribution.gradient is not None or contribution.recorded is None for contribution in contributions
-            ):
+            if all(each.gradient is not None or each.recorded is None for each in contributions):
                 return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
         except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
             failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"
@@ -349,9 +347,8 @@ def _call_step(graph: Graph, index: int) -> Step | None:
     out = graph.values[call.outputs[0]]
     for rule in rules.all_for_call(call.name):
         names = [*rule.wrt, *rule.constants]
-        arguments: dict[str, Any] = (
-            dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
-        )
+        arguments: dict[str, Any] = dict.fromkeys(names)
+        arguments |= dict(zip(names, call.arguments, strict=False)) | call.keywords
         kept = all(graph.values[v].has_numbers for *_, v in references(arguments)) and out.has_numbers
         op = Applied(graph.filled(arguments, kept), (graph.filled(Ref(out.index), kept),), call.name)
         # Under autocast a call computes with other numbers than its arguments: then its nodes are the steps.

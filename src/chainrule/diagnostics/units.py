@@ -85,7 +85,7 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
 def _layer_off(context: StepContext) -> Iterator[Finding]:
     """By statistics: a ReLU whose output is 0 everywhere."""
     for operation in context.operations_that(lambda facts: facts.rectifies):
-        (out,), given = operation.outputs, argument(operation, "self")
+        (*_, out), given = operation.outputs, argument(operation, "self")
         if out is None or not context.values[out].has_gradient:
             continue
         if context.derivation is not None and context.values[out].has_numbers:
@@ -219,7 +219,7 @@ def _at_kinks(context: StepContext) -> Iterator[Finding]:
             yield AT_KINK.found(
                 context.name(value), (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
                 (*shown, *((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ())),
-                place=context.values[value].place,
+                place=context.place(context.graph.operations[step.operations[0]]),
             )  # fmt: skip
 
 

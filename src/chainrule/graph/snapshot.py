@@ -71,6 +71,11 @@ class Snapshot:
         return replace(self, held=data)
 
 
+def type_name(dtype: torch.dtype) -> str:
+    """`float32` of `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def has_numbers(tensor: Tensor | None) -> TypeGuard[Tensor]:
     """Whether this is a tensor with numbers: neither None, nor a placeholder, nor the user's own without any."""
     return tensor is not None and not is_opaque(tensor) and not tensor.is_meta
@@ -123,7 +128,8 @@ def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor | None) -> No
 class Parameter:
     """A trained leaf at the start of the step and at its end, with the gradient that backward left in `.grad`.
 
-    `gradient` is None where none arrived, `end` is None where no optimizer stepped.
+    `gradient` is None where none arrived, `end` is None where no optimizer stepped. `left_over` is what `.grad` held
+    before the first backward pass that reached it.
     """
 
     name: str
@@ -131,6 +137,7 @@ class Parameter:
     start: Snapshot
     gradient: Snapshot | None = None
     end: Snapshot | None = None
+    left_over: Snapshot | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

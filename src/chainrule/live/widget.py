@@ -17,10 +17,21 @@ function render({ model, el }) {
   frame.title = "The lab of a training step";
   frame.srcdoc = model.get("page");
   frame.style = "width: 100%; height: min(85vh, 900px); min-height: 480px; border: 1px solid #8884; border-radius: 6px";
+  const view = Math.random();  // a widget may be shown twice, and each frame counts its questions from 1
+  const show = (answered) => frame.contentWindow?.postMessage({ chainrule: answered }, "*");
   const asked = (event) => {
-    if (event.source === frame.contentWindow && event.data?.chainrule) model.send(event.data.chainrule);
+    const question = event.data?.chainrule;
+    if (event.source !== frame.contentWindow || !question) return;
+    try {
+      model.send({ ...question, view });
+    } catch {
+      const error = "The kernel of this lab is gone: run its cell again.";
+      show({ id: question.id, answer: { error } });
+    }
   };
-  const answered = (answer) => frame.contentWindow?.postMessage({ chainrule: answer }, "*");
+  const answered = (answer) => {
+    if (answer.view === view) show(answer);
+  };
   window.addEventListener("message", asked);
   model.on("msg:custom", answered);
   el.append(frame);
@@ -46,4 +57,8 @@ class LabWidget(anywidget.AnyWidget):
 
     def _asked(self, _: Any, content: Any, buffers: Any) -> None:
         if isinstance(content, dict) and isinstance(content.get("id"), int):
-            self.send({"id": content["id"], "answer": self._answer(content.get("question"))})
+            answer = self._answer(content.get("question"))
+            self.send({"id": content["id"], "view": content.get("view"), "answer": answer})
+
+    def __repr__(self) -> str:
+        return "The lab of a training step. Run the cell to use it."

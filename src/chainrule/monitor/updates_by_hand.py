@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.module_tree import parameters_of
+from chainrule.capture.rounds import living
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
+from chainrule.pytorch_internals import _DisableFuncTorch
 
 PARAMETERS = 16  # that are looked at, spread evenly over all
 
@@ -36,7 +37,7 @@ class UpdatesByHand:
     def begin(self, root: nn.Module | None) -> None:
         """Look at the parameters of the models, or of the one that runs."""
         models = [*self._models()] or ([] if root is None else [root])
-        trained = [each for model in models for each in model.parameters() if each.requires_grad]
+        trained = [each for model in models for each in parameters_of(model) if each.requires_grad]
         trained = [each for each in trained if has_numbers(own_part(each))]
         self._seen = [(each, some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
 
@@ -49,7 +50,7 @@ class UpdatesByHand:
         changed = False
         for place, (parameter, before) in enumerate(self._seen):
             now = some_bits(parameter)
-            if not torch.equal(now, before):
+            if not same_bits(now, before):
                 self._seen[place], changed = (parameter, now), True
         if not changed or self.known:
             return changed
@@ -60,10 +61,9 @@ class UpdatesByHand:
     def _belong_to_an_optimizer(self) -> bool:
         """Whether the process has an optimizer of torch.optim that holds one of them, and whose steps call hooks."""
         mine = {id(parameter) for parameter, _ in self._seen}
-        optimizers = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
         return any(
             id(parameter) in mine
-            for each in optimizers
+            for each in living()
             if getattr(type(each).step, "hooked", False)
             for group in each.param_groups
             for parameter in group["params"]
@@ -72,5 +72,11 @@ class UpdatesByHand:
 
 def some_bits(parameter: Tensor) -> Tensor:
     """A copy of some of its numbers, as bytes: a NaN equals itself."""
-    with unobserved():
+    with unobserved(), _DisableFuncTorch():  # what is made inside of `vmap` has no memory
         return part_of(own_part(parameter)).view(torch.uint8)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether these are the same."""
+    with unobserved(), _DisableFuncTorch():
+        return torch.equal(one, other)

@@ -417,7 +417,7 @@ def for_operation(op: Applied) -> Rule | None:
 def _by_operation() -> dict[str, list[Rule]]:
     found: dict[str, list[Rule]] = {}
     for node, several in _by_node.items():
-        found.setdefault(node.removesuffix("Backward").lower(), []).extend(several)
+        found.setdefault(re.sub("Backwards?$", "", node).lower(), []).extend(several)
     return found
 
 

@@ -11,6 +11,7 @@ from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
+from chainrule.capture.module_tree import parameters_of
 from chainrule.capture.raw_records import RawUpdate
 from chainrule.graph.comparison import identical
 from chainrule.graph.graph import UNSCALE, Event
@@ -102,7 +103,10 @@ def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) 
             after = _changed_by_hand(lowering, tensor, before)
         gradient = snapshots.of_some(passes.left_last(tensor))
         end = None if after is None else snapshots.of_after(after)
-        found[name] = Parameter(name, value, snapshots.of(before), gradient, end)
+        reached = (each for each in lowering.tape.backwards if each.accumulates and id(tensor) in each.after)
+        first = next(reached, None)
+        left_over = None if first is None else snapshots.of_some(first.before.get(id(tensor)))
+        found[name] = Parameter(name, value, snapshots.of(before), gradient, end, left_over)
     return found
 
 
@@ -126,7 +130,7 @@ def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:
     groups = [parameter for raw in lowering.tape.updates for parameter in raw.parameters]
     # A leaf that is read under `no_grad` alone (by a moving average of weights) is not trained here.
     leaves = [lowering.values[each].tensor for each in sorted(used) if lowering.values[each].kind == "parameter"]
-    for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
+    for tensor in [*(p for root in roots for p in parameters_of(root)), *groups, *leaves]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor

@@ -13,6 +13,7 @@ const MOVED = 2 ** -17; // of an element's size (of 1, for a small one), by whic
 const NEAR = [1e-6, 1e-3]; // of a derivative: up to which a measured one is the same, and within which it must be known
 const ROUGHLY = [1e-2, 5e-2]; // the same, not in double precision
 const CORNER = 1e-3; // of a derivative, beyond which the two sides are two
+const PATIENCE = 30; // seconds for which a notebook may take its time
 const ENTRIES = 4000; // of a Jacobian's column that are computed
 export const LISTED = 12; // terms of a sum
 
@@ -367,8 +368,13 @@ class Behind {
   /** @param {LabQuestion} question */
   posted(question) {
     const id = ++this.count;
+    const error = `Your notebook has not answered for ${PATIENCE} seconds. If it runs a cell, wait for that, and change the number again; if its kernel was started again, run the cell of this lab again.`;
     return new Promise((resolve) => {
-      this.waiting.set(id, resolve);
+      const late = setTimeout(() => resolve({ error }), PATIENCE * 1000);
+      this.waiting.set(id, (answer) => {
+        clearTimeout(late);
+        resolve(answer);
+      });
       window.parent.postMessage({ chainrule: { id, question } }, "*");
     });
   }
