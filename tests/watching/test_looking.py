@@ -98,14 +98,6 @@ def test_also_at_the_end_of_a_script(tmp_path, ending):
     assert watched_script(tmp_path).splitlines()[-1] == f"chainrule: {told}"
 
 
-def test_a_file_that_cannot_be_written_is_not_said_to_tell_more(tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    with pytest.warns(ChainruleWarning, match="The training is watched without a file"):
-        said = watched_script(tmp_path, "--to", str(tmp_path / "no" / "run.db"))
-    assert "steps were watched" in said
-    assert "chainrule show" not in said
-
-
 def test_a_function_hears_of_what_is_found_at_the_end():
     met = []
     train(on_finding=met.append)
