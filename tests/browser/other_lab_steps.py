@@ -1,4 +1,4 @@
-"""Ten further architectures for the lab, which no rule and no test was written for."""
+"""Further architectures for the lab, which no rule and no test was written for."""
 
 from __future__ import annotations
 
@@ -138,6 +138,76 @@ class Gated(nn.Module):
         return total
 
 
+class Filter(nn.Module):
+    """Kalman's, by its likelihood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves, self.noise = nn.Parameter(torch.tensor([[0.9, 0.1], [0.0, 0.8]])), nn.Parameter(torch.rand(2))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        mean, spread, surprise = torch.zeros(2, 1), torch.eye(2), torch.zeros(())
+        for each in seen:
+            mean, spread = self.moves @ mean, self.moves @ spread @ self.moves.T + torch.diag(self.noise.exp())
+            whole, off = spread + 0.5 * torch.eye(2), each[:, None] - mean
+            surprise = surprise + (off.T @ torch.linalg.inv(whole) @ off).squeeze() + torch.linalg.slogdet(whole)[1]
+            gain = torch.linalg.solve(whole, spread).T
+            mean, spread = mean + gain @ off, spread - gain @ spread
+        return surprise
+
+
+class Process(nn.Module):
+    """A Gaussian one, by its marginal likelihood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length, self.noise = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        kernel = torch.exp(-(x - x.T).square() / self.length.exp()) + self.noise.exp() * torch.eye(len(x))
+        factor = torch.linalg.cholesky(kernel)
+        return torch.linalg.solve_triangular(factor, y, upper=False).square().sum() + factor.diagonal().log().sum()
+
+
+class Rates(nn.Module):
+    """The parameters of a distribution, whose arguments are looked at in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first, second = (F.softplus(self.layer(x)) + 0.5).unbind(-1)
+        return -torch.distributions.Beta(first, second).log_prob(y).mean()
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.pool, self.head = nn.LSTM(2, 3), nn.AdaptiveMaxPool2d(2), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]))
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0])
+        return self.head(self.pool(states.transpose(0, 1)).flatten(1)).square().mean()
+
+
+def kalman() -> Trained:
+    return Trained(Filter(), [torch.randn(3, 2)], lambda m, x: m(x), sgd)
+
+
+def process() -> Trained:
+    return Trained(Process(), [torch.randn(5, 1), torch.randn(5, 1)], lambda m, x, y: m(x, y), sgd)
+
+
+def rates() -> Trained:
+    return Trained(Rates(), [torch.randn(4, 2), torch.rand(4) / 2 + 0.2], lambda m, x, y: m(x, y), adam)
+
+
+def packed() -> Trained:
+    return Trained(Packed(), [torch.randn(3, 2, 2)], lambda m, x: m(x), sgd)
+
+
 def unet() -> Trained:
     given = [torch.randn(1, 1, 4, 4), torch.rand(1, 1, 4, 4).round()]
     return Trained(UNet(), given, lambda m, x, y: F.binary_cross_entropy_with_logits(m(x), y), torch.optim.NAdam)
@@ -206,5 +276,20 @@ def gated() -> Trained:
     )
 
 
-ALL = (unet, decoder, graphs, variational, triplet, experts, separable, reader, mixer, gated)
+ALL = (
+    unet,
+    decoder,
+    graphs,
+    variational,
+    triplet,
+    experts,
+    separable,
+    reader,
+    mixer,
+    gated,
+    kalman,
+    process,
+    rates,
+    packed,
+)
 OTHERS = {each.__name__: each for each in ALL}

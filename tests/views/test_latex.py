@@ -142,7 +142,10 @@ class TestCompiled:
             Tensor("c", (2,), "complex64", "value", (1 + 2j, complex("nan"))),
             Tensor("d", (2,), "bool", "value", (True, False)),
             Tensor("e", (20, 20), "float32", "jacobian", (0.0,) * 400, (), *[tuple(f"x[{i}]" for i in range(20))] * 2),
+            Tensor(r"\hat{m}_t", (2, 1, 1), "float32", "value", (1.0, 2.0)),
             Verdict("by convention", ("at 0",)),
             Table(("a", "b"), ((("1",), (Math("x"),)),) * 60, "a long table"),
+            Table(tuple(f"decoder.layers.weight_ih_l0[{i}]" for i in range(6)), (("1",) * 6,)),
         )
-        compiled(text_of(Document(("Blocks",), blocks, ()), ".tex"), tmp_path, engine)
+        log = compiled(text_of(Document(("Blocks",), blocks, ()), ".tex"), tmp_path, engine)
+        assert "Overfull" not in log

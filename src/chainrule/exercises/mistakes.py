@@ -174,6 +174,8 @@ class Mistakes:
         for name in names(self.recorded):
             kind: Kind = "update" if name.startswith("new ") else "gradient" if "/" in name else "value"
             other = self._quantities.get(name)
+            if quantity.kind == "update" and kind == "value" and other is not None and other.value == quantity.value:
+                continue  # that is "not updated"
             if other is not None and other.name != quantity.name and other.data.shape == quantity.data.shape:
                 near = 1.55 if kind == quantity.kind or other.value == quantity.value else 1.7
                 yield Mistake(other.data.double(), "another quantity", f"this is {name}, and not {quantity.name}", near)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chainrule.exercises.chain import wide
+from chainrule.execution.number_types import wide
 from chainrule.graph.graph import Graph
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.numbers import number
@@ -31,7 +31,7 @@ def update_slips(graph: Graph, value: int, named: str) -> Iterator[tuple[float, 
         f"the step is added, and not subtracted: the sign of the learning rate {text} is wrong",
         before - step,
     )
-    yield 1.3, "not updated", f"this is {named} of before the update", before
+    yield 1.3, "not updated", f"this is {named} of before the update: there was no step, or its gradient was 0", before
     yield 1.2, "only the step", f"this is the step alone, which is yet to be subtracted from {named}", -step
     yield 1.2, "only the step", f"this is the change alone, which is yet to be added to {named}", step
     yield 1.1, "learning rate", f"the learning rate {text} is left out", before + step / rate

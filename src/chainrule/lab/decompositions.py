@@ -1,7 +1,7 @@
 """How operations come down to primitives that PyTorch's own decompositions leave whole.
 
 What reads or writes at computed places comes down to `take` and `put`, which count a tensor's elements in a row; a
-convolution to products of matrices, of its windows and its weight; a recurrent kernel to the layer that it replaced.
+recurrent kernel to the layer that it replaced. Convolutions and pooling are in `windows`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from chainrule.lab.gamma import GAMMA
+from chainrule.lab.linear_algebra import LINEAR_ALGEBRA
+from chainrule.lab.windows import WINDOWS
 from chainrule.pytorch_internals import one_layer_lstm
 
 aten: Any = torch.ops.aten
@@ -125,79 +127,6 @@ def embedding(weight: Tensor, indices: Tensor, *_: Any) -> Any:
     return aten.index(weight, [indices])
 
 
-def convolution(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
-) -> Any:  # fmt: skip
-    """A product of the weight with each window of the padded input; a transposed one is that of a spread-out input."""
-    places = input.dim() - 2
-    if input.dim() != weight.dim():
-        return NotImplemented
-    stride, padding, dilation, output_padding = (
-        [each[0] if len(each) == 1 else each[axis] for axis in range(places)]
-        for each in (stride, padding, dilation, output_padding)
-    )
-    if transposed:
-        for axis, step in enumerate(stride, 2):
-            input = _spread_out(input, axis, step)
-        inner = weight.shape[0] // groups
-        weight = weight.reshape(groups, inner, *weight.shape[1:]).transpose(1, 2)
-        weight = weight.reshape(-1, inner, *weight.shape[3:]).flip(tuple(range(2, 2 + places)))
-        padding = [(size - 1) * step - pad for size, step, pad in zip(weight.shape[2:], dilation, padding, strict=True)]
-        ends = [pad + more for pad, more in zip(padding, output_padding, strict=True)]
-        stride = [1] * places
-    else:
-        ends = padding
-    sides = [side for pair in zip(reversed(padding), reversed(ends), strict=True) for side in pair]
-    windows = _windows(F.pad(input, sides) if any(sides) else input, weight.shape[2:], stride, dilation)
-    batch, out = windows.shape[0], windows.shape[2 : 2 + places]
-    order = [0, 1, *range(2 + places, 2 + 2 * places), *range(2, 2 + places)]
-    columns = windows.permute(order).reshape(batch, groups, -1, prod(out))
-    rows = weight.reshape(1, groups, weight.shape[0] // groups, -1)
-    result = torch.matmul(rows.expand(batch, *rows.shape[1:]), columns).reshape(batch, weight.shape[0], *out)
-    return result if bias is None else result + bias.reshape(-1, *[1] * places)
-
-
-def _windows(input: Tensor, sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Each window along the last axes, as further axes at the end."""
-    first = input.dim() - len(sizes)
-    for axis, (size, step, far) in enumerate(zip(sizes, stride, dilation, strict=True), first):
-        input = input.unfold(axis, (size - 1) * far + 1, step)
-        input = input[..., ::far]
-    return input
-
-
-def average_pool(
-    self: Tensor, kernel_size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
-) -> Any:  # fmt: skip
-    """The sum of each window over the count of its elements."""
-    if ceil_mode:
-        return NotImplemented
-    places = len(kernel_size)
-    stride = list(stride) or list(kernel_size)
-    padding = list(padding) * (places // len(padding))
-    sides = [each for pad in reversed(padding) for each in (pad, pad)]
-    axes = list(range(-places, 0))
-
-    def summed(x: Tensor) -> Tensor:
-        return _windows(F.pad(x, sides) if any(sides) else x, kernel_size, stride, [1] * places).sum(axes)
-
-    if divisor_override is not None or count_include_pad:
-        return summed(self) / (divisor_override or prod(kernel_size))
-    return summed(self) / summed(torch.ones(self.shape, dtype=self.dtype))
-
-
-def _spread_out(input: Tensor, axis: int, step: int) -> Tensor:
-    """Zeros between the elements along an axis."""
-    if step == 1:
-        return input
-    shape = list(input.shape)
-    spread = F.pad(input.unsqueeze(axis + 1), [0, 0] * (input.dim() - axis - 1) + [0, step - 1])
-    shape[axis] *= step
-    return spread.reshape(shape).narrow(axis, 0, shape[axis] - step + 1)
-
-
 def lstm_layer(
     input: Tensor, weight0: Tensor, weight1: Tensor, weight2: Tensor, weight3: Tensor, hx_: Tensor, cx_: Tensor,
     reverse: bool, batch_sizes: Sequence[int], mode: int, hidden_size: int, num_layers: int, has_biases: bool,
@@ -306,6 +235,90 @@ def logcumsumexp(self: Tensor, dim: int) -> Any:
     return (self - most).exp().cumsum(dim).log() + most
 
 
+def is_all_true(self: Tensor) -> Any:
+    """Whether no element is false."""
+    return (self == 0).to(torch.int64).sum() == 0
+
+
+def is_any_true(self: Tensor) -> Any:
+    """Whether any element is true."""
+    return self.to(torch.int64).sum() > 0
+
+
+def searchsorted(
+    sorted_sequence: Tensor, self: Tensor, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Any:  # fmt: skip
+    """How many elements of a sequence in order are smaller, or no larger."""
+    if sorter is not None:
+        return NotImplemented
+    sequence, wanted = sorted_sequence.unsqueeze(-2), self.unsqueeze(-1)
+    before = sequence <= wanted if right or side == "right" else sequence < wanted
+    return before.to(torch.int32 if out_int32 else torch.int64).sum(-1)
+
+
+def masked_select(self: Tensor, mask: Tensor) -> Any:
+    """The elements where the mask is true, in a row."""
+    shape = torch.broadcast_shapes(self.shape, mask.shape)
+    return aten.index(self.expand(shape), [mask.expand(shape)])
+
+
+def masked_scatter(self: Tensor, mask: Tensor, source: Tensor) -> Any:
+    """The elements of the source, one after the other, where the mask is true."""
+    mask = mask.expand(self.shape)
+    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(0, source.numel() - 1).reshape(self.shape)
+    return torch.where(mask, aten.take(source, places), self)
+
+
+def scatter_reduce(
+    self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Any:
+    """The sum, the mean, the largest or the smallest of what goes to each place, with what was there or without."""
+    if not self.dim() or reduce == "prod" or self.numel() * index.numel() > SORTED:
+        return NotImplemented
+    for axis, size in enumerate(index.shape):
+        src = src.narrow(axis, 0, size)
+    places, given = _flat(index, self.shape, dim % self.dim()).reshape(-1), src.reshape(-1)
+    here = torch.arange(self.numel()).reshape(self.shape)[..., None] == places
+    count = here.to(torch.int64).sum(-1)
+    if reduce in ("sum", "mean"):
+        total = torch.where(here, given, 0).sum(-1) + (self if include_self else 0)
+        found = total / (count + int(include_self)).clamp_min(1) if reduce == "mean" else total
+    else:
+        sign = 1 if reduce == "amax" else -1
+        found = torch.where(here, sign * given, -torch.inf).amax(-1)
+        found = sign * (torch.maximum(found, sign * self) if include_self else found)
+    return torch.where(count > 0, found, self)
+
+
+def embedding_bag(
+    weight: Tensor, indices: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Tensor | None = None, include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> Any:  # fmt: skip
+    """The sum or the mean of the rows of each bag."""
+    if mode == 2 or padding_idx >= 0 or indices.dim() != 1:
+        return NotImplemented
+    starts = [int(each) for each in offsets]
+    ends = starts[1:] if include_last_offset else [*starts[1:], len(indices)]
+    rows = aten.index(weight, [indices])
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights[:, None]
+    bags = [rows[start:end].sum(0) for start, end in zip(starts, ends, strict=False)]
+    sizes = torch.tensor([end - start for start, end in zip(starts, ends, strict=False)])
+    total = torch.stack(bags)
+    found = total / sizes.clamp_min(1)[:, None] if mode == 1 else total
+    return found, torch.repeat_interleave(sizes), sizes, sizes
+
+
+def pack_padded(input: Tensor, lengths: Tensor, batch_first: bool) -> Any:
+    """The time steps of all sequences that have them, one after the other, and how many there are in each."""
+    known = [int(each) for each in lengths]
+    sizes = [sum(each > time for each in known) for time in range(max(known))]
+    steps = input.transpose(0, 1) if batch_first else input
+    return torch.cat([steps[time, :size] for time, size in enumerate(sizes)]), torch.tensor(sizes)
+
+
 def trilinear(
     i1: Tensor, i2: Tensor, i3: Tensor, expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int],
     sumdim: Sequence[int], unroll_dim: int = 1,
@@ -332,10 +345,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.index_select.default: index_select,
     aten.index_add.default: index_add,
     aten.embedding.default: embedding,
-    aten.convolution.default: convolution,
-    aten.avg_pool1d.default: average_pool,
-    aten.avg_pool2d.default: average_pool,
-    aten.avg_pool3d.default: average_pool,
     aten._scaled_dot_product_flash_attention_for_cpu.default: attention,
     aten.sort.default: sort,
     aten.sort.stable: stable_sort,
@@ -348,5 +357,16 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.logcumsumexp.default: logcumsumexp,
     aten._trilinear.default: trilinear,
     aten.mkldnn_rnn_layer.default: lstm_layer,
+    aten._is_all_true.default: is_all_true,
+    aten._is_any_true.default: is_any_true,
+    aten.searchsorted.Tensor: searchsorted,
+    aten.masked_select.default: masked_select,
+    aten.masked_scatter.default: masked_scatter,
+    aten.scatter_reduce.two: scatter_reduce,
+    aten._embedding_bag.default: embedding_bag,
+    aten._pack_padded_sequence.default: pack_padded,
     torch.ops.prims.var.default: variance,
+    **LINEAR_ALGEBRA,
+    **WINDOWS,
+    **GAMMA,
 }

@@ -22,7 +22,7 @@ from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.lab.instructions import NoProgramError, Operand, Writer, numbers
+from chainrule.lab.instructions import NoProgramError, Writer, numbers
 from chainrule.lab.leaves import leaves_of
 from chainrule.lab.tracing import Tracer, overlap
 from chainrule.rules.facts import base_name, facts_of
@@ -63,10 +63,11 @@ class _Tracing:
         if graph.hooked:
             raise NoProgramError("a hook changed a gradient")
         begun = min(each.position for each in graph.backwards)
-        if any(gives_number(each) for each in graph.operations if each.index < begun):
-            raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
+        read = list(_read_before(graph, begun))
         self.loss = losses[0]
-        self.leaves, computed = leaves_of(graph, [self.loss], rows)
+        made = [each for each in read if graph.values[each].operation is not None]
+        leaves, computed = leaves_of(graph, [self.loss, *made], rows)
+        self.leaves, self.read = sorted({*leaves, *read} - {*made}), read
         makers = {graph.values[each].operation for each in computed}
         self.operations = [operation for operation in graph.operations if operation.index in makers]
         if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
@@ -87,8 +88,6 @@ class _Tracing:
         step = self.tracer.variable(torch.tensor(1.0, dtype=torch.float64))
         values, gradients = self._forward_and_back({**data, **variables})
         values |= {each: variables[each] for each in values if each in variables}
-        for each, slot in slots.items():  # a running mean that a layer wrote to
-            self.tracer.put(variables[each], Operand(slot))
         results = [self._encoded(each) for each in (*values.values(), *gradients.values())]
         updates, without = [], ""
         try:
@@ -132,8 +131,10 @@ class _Tracing:
     # -- forward and back ---------------------------------------------------------------------------------------------
 
     def _forward_and_back(self, variables: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        with self.tracer:
-            values = self._forward(dict(variables))
+        with self.tracer:  # on copies, as an operation may write to a leaf
+            values = self._forward({each: found.clone() for each, found in variables.items()})
+            for each in self.read:
+                values[each].item()  # a guard: what Python made of it stays as long as it is the same
             gradients = self._gradients(values)
         return (
             {each: values[each] for each in self.rows if each in values},
@@ -295,3 +296,25 @@ class _Tracing:
         if key not in self.settings:
             self.settings[key] = self.tracer.variable(torch.tensor(float(value), dtype=torch.float64))
         return self.settings[key]
+
+
+def _read_before(graph: Graph, position: int) -> Iterator[int]:
+    """The whole numbers and truth values that Python code read out of tensors, as values.
+
+    Raises NoProgramError where it read another number, which it may have computed with.
+    """
+    for operation in graph.operations:
+        if operation.index < position and gives_number(operation):
+            given = [value for *_, value in references(operation.arguments)]
+            if len(given) != 1 or not _is_whole(graph.values[given[0]]):
+                raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
+            yield given[0]
+
+
+def _is_whole(value: Value) -> bool:
+    return (
+        value.has_numbers
+        and value.data is not None
+        and value.data.numel() == 1
+        and not (value.dtype.is_floating_point or value.dtype.is_complex)
+    )

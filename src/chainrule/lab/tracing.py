@@ -120,7 +120,7 @@ class Tracer(OwnMode):
         space, _, name = func._schema.name.rpartition("::")
         if name.endswith("_like") or name.startswith(("new_", "empty", "resize")):
             return func(*args, **kwargs)  # of which the shape alone is read
-        if name == "_local_scalar_dense":
+        if name in ("_local_scalar_dense", "item"):
             return self._read(given["self"], func(*args, **kwargs))
         if name == "nonzero":
             return self._counted(given["self"], func(*args, **kwargs))

@@ -29,6 +29,7 @@ _TEXT_COMMANDS = frozenset(
     textquotedblright textdegree textmu texteuro texttwosuperior textthreesuperior textperiodcentered texttimes
     """.split()  # noqa: SIM905 (words are read more easily without quotation marks)
 )  # commands that pylatexenc may return and that need no further package
+LONG = 12  # characters of a name that may break
 LINE = 90  # characters of a table's small print that fit on a line
 TONES = {"plain": "", "note": r"\emph{Note.} ", "warning": r"\textbf{Warning.} ", "error": r"\textbf{Error.} "}
 PREAMBLE = r"""\documentclass[11pt]{article}
@@ -92,7 +93,7 @@ def _spans(text: doc.Text) -> str:
     return "".join(
         f"${formula(span.latex)}$" if isinstance(span, doc.Math)
         else _code(span.source) if isinstance(span, doc.Code)
-        else _text(span)
+        else _words(span)
         for span in text
     )  # fmt: skip
 
@@ -120,6 +121,12 @@ def _text(text: str) -> str:
     """Text from the user or from us: nothing in it is a command, and no pair of characters is a ligature (`--`)."""
     encoded = "".join(map(_character, printable(text)))
     return re.sub(r"([-<>',`!?])(?=[-<>',`])", r"\1{}", encoded)
+
+
+def _words(text: str) -> str:
+    """Text in which a long name may break after a dot or an underscore."""
+    parts = re.split(r"(?<=[._])(?=[A-Za-z])", text) if re.search(rf"\S{{{LONG}}}", text) else [text]
+    return r"\allowbreak{}".join(map(_text, parts))
 
 
 def _code(source: str) -> str:
@@ -152,7 +159,7 @@ def _verdict(block: doc.Verdict) -> list[str]:
 def _table(block: doc.Table) -> list[str]:
     lines = [rf"\said{{{_text(block.label)}}}"] if block.label else []
     lines += [rf"{{\footnotesize\setlength{{\tabcolsep}}{{3pt}}\begin{{longtable}}{{@{{}}{_columns(block)}@{{}}}}"]
-    lines += [" & ".join(rf"\textbf{{{_text(header)}}}" for header in block.headers) + r" \\ \hline", r"\endhead"]
+    lines += [" & ".join(rf"\textbf{{{_words(header)}}}" for header in block.headers) + r" \\ \hline", r"\endhead"]
     lines += [r" & ".join(map(_spans, row)) + r" \\" for row in block.rows]
     return [*lines, r"\end{longtable}}"]
 
@@ -183,10 +190,11 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
     if not block.entries:
         yield rf"\shown{{{symbol} = [\,]}}"
     for grid in grids(block):
-        index = rf"_{{[{','.join(map(str, grid.index))}]}}" if grid.index else ""
+        index = f"[{','.join(map(str, grid.index))}]"
+        named = rf"{{{{}}{symbol}}}_{{{index}}}" if grid.index else f"{{{symbol}}}"  # TeX drops braces around an accent
         if grid.is_part:
             yield _text(f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:")
-        yield rf"\shown{{{{{symbol}}}{index} = {_matrix(block, grid, hue)}}}"
+        yield rf"\shown{{{named} = {_matrix(block, grid, hue)}}}"
 
 
 def _matrix(block: doc.Tensor, grid: Grid, hue: str) -> str:
