@@ -4,10 +4,11 @@
 PYTHON ?= python3
 ARGS ?=
 # Tests run in so many processes at once, of so many threads each: more threads than processors wait for one another.
+# They start more, which import compiled code also where the environment keeps Python from storing it.
 WORKERS ?= 2
 THREADS ?= 1
 RUN := .venv/bin/python -m
-TEST := OMP_NUM_THREADS=$(THREADS) $(RUN) pytest -q -n $(WORKERS) --dist worksteal
+TEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$(THREADS) $(RUN) pytest -q -n $(WORKERS) --dist worksteal
 READY := .venv/ready
 PEERS := .venv-peers
 

@@ -1,4 +1,4 @@
-"""What comes after recording the worked example: the graph, the derivation, the checks, the telling."""
+"""What comes after recording the worked example: the graph, the derivation, the checks, the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES: dict[str, Callable[[Recording], Any]] = {
     "graph": lambda recording: recording.graph,
     "derivation": lambda recording: recording.derivation,
     "verification": lambda recording: recording.verify(),
-    "telling": lambda recording: recording.document(),
+    "report": lambda recording: recording.document(),
 }
 
 

@@ -53,7 +53,7 @@ def recorded(step: Step, keep: str = "all") -> Step:
 
 
 def _cases() -> Iterator[Case]:
-    """One after the other, so that a large model is let go of before the next is built."""
+    """One after the other, so that a large model is freed before the next is built."""
     for key, subject in SUBJECTS.items():
         yield Case(subject.title, subject.build(), TARGETS[key])
         if key == "mlp":  # the update is a large part of a step only where the batch is small

@@ -55,15 +55,15 @@ def _measured(recording: Recording, size: int, making: float | None, opening: fl
     if making is None:
         recording.verify()  # a small step is told with its proof, which is measured elsewhere
     documents: list[Document] = []
-    told, telling = timed(lambda: documents.append(recording.document(pointing=True)))
+    reported, reporting = timed(lambda: documents.append(recording.document(pointing=True)))
     texts: list[str] = []
     written, writing = timed(lambda: texts.append(page.written(documents[0])))
     return [
         ("derivation and findings, seconds", f"{worked_out:.2f}", ""),
-        ("telling, seconds", f"{told:.2f}", ""),
+        ("report, seconds", f"{reported:.2f}", ""),
         ("page, seconds", f"{written:.2f}", ""),
-        ("telling and page, seconds", *against(told + written, making)),
-        ("the same, processor time", f"{telling + writing:.2f}", ""),
+        ("report and page, seconds", *against(reported + written, making)),
+        ("the same, processor time", f"{reporting + writing:.2f}", ""),
         ("bytes", *_bytes(len(texts[0].encode()), size)),
         *_in_a_browser(texts[0], opening),
     ]

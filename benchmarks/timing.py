@@ -48,7 +48,7 @@ HEADINGS = ("bare, ms", "recorded, ms", "noise", "processor time", "ratio", "tar
 
 
 def timed(step: Step, wait: Callable[[], None] | None = None) -> tuple[float, float]:
-    """Seconds of wall time and of processor time that one call takes. What it returns is let go of afterwards.
+    """Seconds of wall time and of processor time that one call takes. What it returns is freed afterwards.
 
     `wait` returns when the device has done what it was given; without it the step is over when it returns.
     """

@@ -4,6 +4,7 @@ A test that trains must hold for any seed and for the rounding of any processor.
 numbers of a seed is marked `printed`, and keeps it.
 """
 
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ import pytest
 import torch
 
 from tests.seeds import SHIFT, shifted
+
+
+def pytest_collection_finish() -> None:
+    """Spare every garbage collection, and every search for living optimizers, the million objects of the imports."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,39 +112,43 @@ NO_OPERATION = {
 """Words that are also the name of an operation, by the file in which they are not."""
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The strings of a file, apart from its docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+@cache
+def texts(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
+    """The strings of a file, apart from its docstrings, with their lines; and what it takes from `torch.ops.aten`."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    described = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    strings, named = [], []
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
-            yield node.lineno, node.value
+            strings.append((node.lineno, node.value))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "aten":
+            named.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    return strings, named
 
 
-@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_no_operation_is_spelled_outside_the_rules(path: Path) -> None:
-    known = {name.partition(".")[0] for name in _known}
-    known -= NO_OPERATION[""] | NO_OPERATION.get(str(path.relative_to(SOURCE)), set())
-    for line, text in texts(path):
-        words = text.replace("::", ".").split("aten.")[1:]
-        assert not any(word[:1].isidentifier() for word in words), f"{path}:{line}: {text!r}"
-        assert text not in known, f"{path}:{line}: {text!r}"
-        assert not re.fullmatch(r"[A-Z]\w*Backward\d*", text), f"{path}:{line}: {text!r}"
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "aten"
-        assert not named, f"{path}:{node.lineno}: {ast.unparse(node)}"  # type: ignore[attr-defined]
+def test_no_operation_is_spelled_outside_the_rules() -> None:
+    everywhere = {name.partition(".")[0] for name in _known} - NO_OPERATION[""]
+    for path in OUTSIDE:
+        known = everywhere - NO_OPERATION.get(str(path.relative_to(SOURCE)), set())
+        strings, named = texts(path)
+        assert not named
+        for line, text in strings:
+            words = text.replace("::", ".").split("aten.")[1:]
+            assert not any(word[:1].isidentifier() for word in words), f"{path}:{line}: {text!r}"
+            assert text not in known, f"{path}:{line}: {text!r}"
+            assert not re.fullmatch(r"[A-Z]\w*Backward\d*", text), f"{path}:{line}: {text!r}"
 
 
 def test_what_is_allowed_is_needed() -> None:
     for name, words in NO_OPERATION.items():
-        found = {text for path in (OUTSIDE if not name else [SOURCE / name]) for _, text in texts(path)}
+        found = {text for path in (OUTSIDE if not name else [SOURCE / name]) for _, text in texts(path)[0]}
         assert words <= found, name
 
 
-@pytest.mark.parametrize("name", [name for name in _known if not name.endswith(".")])
-def test_the_operation_exists(name: str) -> None:
-    assert name in ATEN or name in OVERLOADS, "a misspelt name says nothing of any operation"
-    Facts(**_known[name])
+def test_every_operation_exists() -> None:
+    for name in (name for name in _known if not name.endswith(".")):
+        assert name in ATEN or name in OVERLOADS, f"{name}: a misspelt name says nothing of any operation"
+        Facts(**_known[name])
 
 
 LINEAR: dict[str, tuple[Any, ...]] = {

@@ -74,32 +74,27 @@ def test_this_pytorch_has_every_name() -> None:
     assert not lost, f"PyTorch {torch.__version__} has no {', '.join(lost)}: say in {FILE.name} what takes their place"
 
 
-def private_names(tree: ast.AST, ours: set[str]) -> Iterator[tuple[str, int]]:
-    """The private names that a file of ours reads from PyTorch's modules and objects."""
-    yield from ((name, line) for name, line in imported(tree) if is_private(name))
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or not is_private(node.attr) or node.attr in ours:
-            continue
-        if ast.unparse(node.value).endswith(("aten", "ATEN")):
-            continue  # an operator, whose name stands in its schema
-        yield ast.unparse(node), node.lineno
-
-
 def test_no_other_file_uses_one() -> None:
     listed = {name for names in pytorch_internals.ATTRIBUTES.values() for name in names}
     ours = listed | PYTHON | {"_read_from", "_repr_html_", "_repr_latex_"}  # which we put on tensors and results
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py") if path != FILE}
-    for tree in trees.values():
+    wrong: list[str] = []
+    read: list[tuple[Path, ast.Attribute]] = []
+    for path in SOURCE.rglob("*.py"):
+        if path == FILE:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        wrong += [f"{path.name}:{line} {name}" for name, line in imported(tree) if is_private(name)]
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 ours.add(node.name)
-            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls"):
-                ours.add(node.attr)
             elif isinstance(node, ast.AnnAssign):
                 ours.add(ast.unparse(node.target))
-    wrong = [
-        f"{path.relative_to(SOURCE)}:{line} {name}"
-        for path, tree in trees.items()
-        for name, line in private_names(tree, ours)
-    ]
+            elif isinstance(node, ast.Attribute) and is_private(node.attr):
+                if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                    ours.add(node.attr)
+                read.append((path, node))
+    for path, node in read:
+        # The name of an operator stands in its schema.
+        if node.attr not in ours and not ast.unparse(node.value).endswith(("aten", "ATEN")):
+            wrong.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
     assert not wrong, f"move to {FILE.name}, or list in its ATTRIBUTES: {', '.join(wrong)}"

@@ -584,6 +584,44 @@ def test_lbfgs_runs_its_closure_inside_the_step() -> None:
     assert_tied(recording.graph)
 
 
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_gradient_of_an_update_is_the_one_that_its_closure_left(clip: bool) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        loss = model(torch.randn(4, 3)).square().mean()
+        optimizer.zero_grad()  # after the forward pass, as Lightning does
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        return loss
+
+    optimizer.step(closure)
+    with chainrule.record() as recording:
+        optimizer.step(closure)
+    assert [each.verdict for each in recording.verify().updates] == ["agrees", "agrees"]
+    changed = [found.sentence for found in recording.findings() if found.id == "gradient-changed"]
+    assert len(changed) == clip
+    assert all("clip_grad_norm_" in sentence for sentence in changed)
+
+
+def test_what_an_optimizer_wrote_over_after_its_closure_is_not_checked() -> None:
+    w = torch.tensor([3.0, -2.0], requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (w * w).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with chainrule.record() as recording:
+        optimizer.step(closure)
+    assert [each.verdict for each in recording.verify().updates] == ["not checked"]
+
+
 def test_a_users_own_function() -> None:
     class Cube(torch.autograd.Function):
         @staticmethod

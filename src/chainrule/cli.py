@@ -56,25 +56,23 @@ class ScriptCommand(click.Command):
             ) from error
 
 
-script_argument = click.argument("script", type=click.Path())
-module_option = click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as for python -m.")
-script_arguments = click.argument("args", nargs=-1, metavar="[-- ARGS...]")
+def script_arguments(command: Callable[..., Any], name: str = "script", metavar: str = "SCRIPT") -> Callable[..., Any]:
+    """The arguments of a command that runs a script: the script, whether it is a module, and its own arguments."""
+    help = "SCRIPT is the name of a module, as for python -m."
+    command = click.option("-m", "module", is_flag=True, help=help)(command)
+    command = click.argument("args", nargs=-1, metavar="[-- ARGS...]")(command)
+    return click.argument(name, metavar=metavar, type=click.Path())(command)
+
+
 step_option = click.option(
-    "--step",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
+    "--step", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
     help="Which training step: from the end of the optimizer's step N-1 to the end of step N.",
-)
+)  # fmt: skip
 output_option = click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
+    "-o", "--output", type=click.Path(dir_okay=False), metavar="FILE",
     help="Write to a file instead of the terminal; its suffix names the view (.html .md .tex .ipynb .svg .json .txt), "
     "and .safetensors keeps the recording.",
-)
+)  # fmt: skip
 brief_option = click.option("--brief", is_flag=True, help="A screenful instead of the whole walk.")
 
 
@@ -138,9 +136,7 @@ def demo(optimizer: str, logits: bool, train: int, brief: bool, output: str | No
 
 
 @commands.command(cls=ScriptCommand)
-@script_argument
 @script_arguments
-@module_option
 @step_option
 @brief_option
 @output_option
@@ -187,22 +183,16 @@ def run(
 
 
 @commands.command(cls=ScriptCommand)
-@script_argument
 @script_arguments
-@module_option
 @step_option
 @click.option(
-    "--only",
-    multiple=True,
-    metavar="PATTERN",
+    "--only", multiple=True, metavar="PATTERN",
     help="Only nodes whose name, module or value matches: 'h.3.*' is a block and all in it. May be repeated.",
-)
+)  # fmt: skip
 @click.option(
-    "--sample",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    metavar="SHARE",
+    "--sample", type=click.FloatRange(min=0, max=1, min_open=True), metavar="SHARE",
     help="Only a random share of the nodes, the same one each time: 0.1 is a tenth.",
-)
+)  # fmt: skip
 @result_options
 def verify(
     script: str,
@@ -238,11 +228,9 @@ def verify(
     _say_shortfall(outcome)
     result = partial(Result, "verify", script, step=step, steps=outcome.steps)
     if outcome.recording is None or not outcome.recording.nodes:
-        summary = outcome.shortfall or ""
-        if not summary:
-            summary = (
-                f"there is nothing to verify in training step {step} of {script}: no operation in it needs a gradient."
-            )
+        nothing = f"there is nothing to verify in training step {step} of {script}"
+        summary = outcome.shortfall or f"{nothing}: no operation in it needs a gradient."
+        if not outcome.shortfall:
             say(summary)
         found = result(summary=summary, findings=explained(outcome))
         sys.exit(reporter.finish(reporter.accept(found, whole=False), outcome.status or NOTHING))
@@ -258,9 +246,7 @@ def verify(
 
 
 @commands.command(cls=ScriptCommand)
-@script_argument
 @script_arguments
-@module_option
 @click.option(
     "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step."
 )
@@ -393,9 +379,7 @@ def _show_run(file: str, output: str | None, reporter: Reporter) -> int:
 
 
 @commands.command(cls=ScriptCommand)
-@click.argument("target", metavar="FILE|SCRIPT", type=click.Path())
-@script_arguments
-@module_option
+@partial(script_arguments, name="target", metavar="FILE|SCRIPT")
 @step_option
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="By default any that is free.")
 @click.option(

@@ -21,30 +21,26 @@ def show_demo(
     output: str | None = None,
     show: bool = True,
 ) -> Recording:
-    """Show one training step and the cost after it; with `train` more steps also the predictions.
+    """Show one training step; with `train` more steps also the cost and the predictions after them.
 
     Without `show` the step is recorded for the caller, and not printed.
     """
     console = Console(highlight=False)
     model, loss, update = build(optimizer, logits)
     with record(namespace=vars(worked_example)) as recording:
-        before = train_step(model, loss, update)
+        train_step(model, loss, update)
     if output is None and show:
         recording.show(brief=brief)
     elif output is not None:
         recording.save(output)
         console.print(f"The step is written to {output}", markup=False)
 
-    @torch.no_grad()
-    def cost() -> float:
-        return loss(model(X), Y).item()
-
-    console.print(f"\nThe cost was {before.item():.4f} before the step, and is {cost():.4f} after it.")
     if train:
         with Progress(console=console) as progress:
             for _ in progress.track(range(train), description="training"):
                 train_step(model, loss, update)
-        console.print(f"After {train} more steps the cost is {cost():.4f}.")
+        with torch.no_grad():
+            console.print(f"After {train} more steps the cost is {loss(model(X), Y).item():.4f}.")
         console.print(_predictions(model))
     return recording
 

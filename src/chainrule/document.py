@@ -113,12 +113,13 @@ class Tensor:
 class Measured:
     """A gradient as central differences measure it, and how far autograd's is off at most.
 
-    `elements` are the first of its `count` elements (None: not measured, as at a kink); empty where the differences
-    were taken along random directions.
+    `elements` are the first of its `count` elements (None: not measured, as at a kink), `taken` is how many were
+    measured; empty and 0 where the differences were taken along random directions.
     """
 
     elements: tuple[float | complex | None, ...]
     count: int
+    taken: int
     difference: float
     tolerance: float
 

@@ -178,7 +178,7 @@ def stash(key: str, thing: object) -> None:
 
 
 def unstash(key: str) -> None:
-    """Let go of it; in versions that cannot (2.11), None is carried from then on."""
+    """Remove it; in versions that cannot (2.11), None is carried from then on."""
     if _remove_obj_from_tls is not None:
         _remove_obj_from_tls(key)
     else:

@@ -60,6 +60,7 @@ class Recording:
         self._open = guard is not None
         self._verification: Verification | None = None
         self._owners: Mapping[int, BorrowedTensor] = {}
+        self.title = "One training step"  # of its report
 
     @classmethod
     def of(cls, graph: Graph, owners: Mapping[int, BorrowedTensor] | None = None) -> Recording:
@@ -310,7 +311,8 @@ class Recording:
             self.verify()
         rows = {row.node.index: row for row in self._verification.rows} if self._verification else {}
         found = tuple(joined(self._findings))
-        context = report.Context(self.graph, self.derivation, self.notation, found, rows, self._statistics_cache)
+        known = self.graph, self.derivation, self.notation, found, rows, self._statistics_cache
+        context = report.Context(*known, self.title)
         return report.brief(context) if brief else report.full(context, pointing, coded, running)
 
     def show(self, brief: bool = False) -> None:

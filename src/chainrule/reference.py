@@ -181,7 +181,7 @@ Both take `silence=("at-kink",)`, the ids to leave out, and `thresholds=chainrul
 
 TABLE_HEAD = """## Thresholds
 
-The fields of `chainrule.Thresholds`. Each lies well beyond what healthy runs showed (`tests/faults`).
+The fields of `chainrule.Thresholds`. Each lies well beyond what healthy runs showed (`tests/bed/loops`).
 
 | Field | Default | In units of | What it decides | Where it comes from |
 |---|---|---|---|---|

@@ -126,6 +126,8 @@ def run_script(
     with _as_main(script, arguments, module) as (namespace, code):
         recorder = _StepRecorder(session or (lambda names: record(namespace=names)), namespace, step, stop)
         ending, status = _execute(code, namespace, recorder)
+    if recorder.recording is not None:
+        recorder.recording.title = f"Training step {step} of {script if module else os.path.basename(script)}"
     return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording, recorder.failure)
 
 

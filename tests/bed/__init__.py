@@ -4,6 +4,8 @@ A script is an ordinary PyTorch program. Its docstring says what it is and, for 
 cause (`expect`), at which names (`where`), what else is true of it (`effects`), and its public `source`. The line of
 the cause is marked `# <- cause`. `right: CODE` after the mark is the line as it should be, and gives the repaired twin.
 The last line that a script prints is a figure of how well it trained.
+
+`tests.bed.loops` has smaller ones, which run in the process of the tests.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ SHOTS = (  # name, document, fragment, tab, what is pointed at, colour scheme, w
     ("transformer-narrow", "transformer", "#backward-30", "values", None, "dark", 420, 1600),
 )
 KEPT = (  # for the README, into IMAGES
-    ("demo", "worked", "#backward-7-weight", "values", '#rows [data-source="1 gradient 1,0"]', "light", 1440, 580),
-    ("transformer", "transformer", "#backward-15-self", "values", None, "light", 1440, 860),
-    ("overview", "transformer", "#forward-14", "overview", None, "dark", 1440, 860),
+    ("demo", "worked", "#backward-7-weight", "values", '#rows [data-source="1 gradient 1,0"]', "light", 1440, 640),
+    ("transformer", "transformer", "#backward-21-self", "values", None, "light", 1440, 860),
+    ("overview", "transformer", "#forward-21", "overview", None, "dark", 1440, 860),
 )
 
 

@@ -1,4 +1,4 @@
-"""What the bed of whole runs (tests/faults) can't show: the edges of checks of one step, and what must not be found."""
+"""What whole runs (tests/bed/loops) can't show: the edges of checks of one step, and what must not be found."""
 
 import pytest
 import torch

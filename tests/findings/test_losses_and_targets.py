@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.faults.common import batches, mlp
-from tests.faults.watched import watched
+from tests.bed.loops import watched
+from tests.bed.loops.shared import batches, mlp
 from tests.findings.test_kinds import found_in, trained
 
 pytestmark = pytest.mark.trains

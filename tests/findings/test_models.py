@@ -12,8 +12,8 @@ import chainrule
 from chainrule.diagnostics import findings_over_time
 from chainrule.graph.history import History, StepFacts
 from chainrule.graph.statistics import Statistics
-from tests.faults.faulty_models import FUTURE, Deep, Reader, Rows, Tagger, normed, with_a_large_key
-from tests.faults.healthy import Rows as Recurrent
+from tests.bed.loops.models import FUTURE, Deep, Reader, Rows, Tagger, normed, with_a_large_key
+from tests.bed.loops.networks import Rows as Recurrent
 
 pytestmark = pytest.mark.trains
 

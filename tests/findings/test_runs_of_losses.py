@@ -9,11 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from chainrule import runs
-from tests.faults.common import batches, mlp
-from tests.faults.faulty import train
-from tests.faults.faulty_models import Dropping, normed
-from tests.faults.faulty_runs import by_hand, coded, of_distributions, players, validated
-from tests.faults.watched import watched
+from tests.bed.loops import watched
+from tests.bed.loops.models import Dropping, normed
+from tests.bed.loops.runs import by_hand, coded, of_distributions, players, validated
+from tests.bed.loops.shared import batches, mlp, train
 from tests.findings.test_kinds import found_in
 
 pytestmark = pytest.mark.trains

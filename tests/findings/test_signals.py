@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import chainrule
-from tests.faults.faulty_models import FUTURE, Rows
+from tests.bed.loops.models import FUTURE, Rows
 from tests.findings.test_models import found_in, watched
 
 pytestmark = pytest.mark.trains

@@ -421,15 +421,18 @@ def test_equal_inputs_with_other_labels_are_named_by_two_of_them(one_hot):
     assert finding.evidence[1] == "Samples 0 and 5 have equal inputs; their labels are 0 and 1."
 
 
-def test_updates_of_a_weight_that_begins_small_fall():
-    statistics = chainrule.graph.statistics.Statistics.of
-    for falls, expected in ((1.0, False), (0.0, True)):
-        history = course([1.0] * 16)
-        for step in range(16):
-            history.add("parameter", "w", step, statistics(torch.ones(4, 4) * (1 + 1e-6 * step + falls * step)))
-            history.add("update", "w", step, statistics(torch.ones(4, 4)))
-        found = findings_over_time(history, dict.fromkeys(range(16), ()), Thresholds(update_ratio_large=0.05))
-        assert ("update-too-large" in {each.id for each in found}) == expected
+@pytest.mark.parametrize(("grows", "expected"), [(0.0, True), (1.0, False)])
+def test_a_weight_that_grows_with_its_first_updates_is_not_overwritten(grows, expected):
+    """By Adam's first steps, or by those of a warm-up, whose ratios rise."""
+    history, weight = course([1.0] * 16), torch.full((4, 4), 0.1)
+    statistics, away = chainrule.graph.statistics.Statistics.of, torch.ones(4, 4)
+    for step in range(16):
+        update = 0.02 * (1 + step) * (away if grows else away * (-1) ** step)
+        history.add("parameter", "w", step, statistics(weight))
+        history.add("update", "w", step, statistics(update))
+        weight = weight + update
+    found = findings_over_time(history, dict.fromkeys(range(16), ()), Thresholds(update_ratio_large=0.05))
+    assert ("update-too-large" in {each.id for each in found}) == expected
 
 
 def test_a_bias_that_only_shifts_an_energy_whose_gradient_is_learnt_is_a_note():

@@ -89,7 +89,7 @@ def test_tensors() -> None:
 def test_a_table_and_a_verdict() -> None:
     table = Table(("name", "p|q"), (((Code("a|b"),), (Math("|x|"),)),))
     assert body(table) == "| name | p&#124;q |\n| --- | --- |\n| <code>a&#124;b</code> | $`\\vert x\\vert `$ |"
-    assert body(Verdict("agrees", ("ours",), 0.0, 1e-6)) == "✓ **agrees**: ours (largest difference 0, tolerance 1e-06)"
+    assert body(Verdict("agrees", ("ours",), 0.0, 1e-6)) == "✓ **agrees**: ours (difference 0, tolerance 1e-06)"
 
 
 def test_an_unknown_block_is_an_error() -> None:

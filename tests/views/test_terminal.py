@@ -172,15 +172,18 @@ def test_a_jacobian_has_what_it_is_multiplied_with_and_what_comes_out_at_its_mar
         shown(replace(JACOBIAN, upstream=replace(upstream, entries=(1, 2, 3))))
 
 
-def test_a_wide_jacobian_has_indices_for_labels_and_is_cut_between_blocks() -> None:
-    assert shown(JACOBIAN, width=46).split("\n")[1] == "          │ [0,0]  [0,1] │ [1,0]  [1,1]"
+def test_a_wide_jacobian_names_its_rows_and_columns_once_where_that_is_shorter_and_is_cut_between_blocks() -> None:
+    assert shown(JACOBIAN, width=46).split("\n")[1:3] == [
+        "    rows: Z1, columns: W1",
+        "          │ [0,0]  [0,1] │ [1,0]  [1,1]",
+    ]
     assert shown(JACOBIAN, width=32).split("\n")[1:8] == [
-        "          │ [0,0]  [0,1]",
-        "          ┼─────────────",
-        "    [0,0] │   1        2",
-        "    [0,1] │   0        0",
-        "    [1,0] │   3.5      4",
-        "    [1,1] │   0        0",
+        "            │ W1[0,0]  W1[0,1]",
+        "            ┼─────────────────",
+        "    Z1[0,0] │     1          2",
+        "    Z1[0,1] │     0          0",
+        "    Z1[1,0] │     3.5        4",
+        "    Z1[1,1] │     0          0",
         "",
     ]
 
@@ -207,10 +210,9 @@ def test_verdicts_carry_a_mark_the_difference_and_the_tolerance() -> None:
         Verdict("not checked", ()),
         width=60,
     ) == lines("""
-    ✓ agrees: dJ/dW1 and .grad (largest difference 3e-08,
-      tolerance 1e-06)
-    ✗ disagrees: it is off (largest difference 0.5,
-      tolerance 1e-06)
+    ✓ agrees: dJ/dW1 and .grad (difference 3e-08, tolerance
+      1e-06)
+    ✗ disagrees: it is off (difference 0.5, tolerance 1e-06)
     ∠ by convention: Z2[0,0] is exactly 0; PyTorch takes 0
     – not differentiable
     · not checked

@@ -167,3 +167,26 @@ def test_what_the_users_code_deletes_is_freed():
     del held
     assert freed() is None
     watch.close()
+
+
+def test_the_loss_of_a_step_that_climbs_first_is_that_at_its_own_weights():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    with chainrule.watch(model, optimizer, every=4) as watch:
+        for _ in range(12):
+            x = torch.randn(16, 4)
+            losses.append(loss := plain(model, x))
+            loss.backward()
+            with torch.no_grad():
+                climb = [0.5 * each.grad for each in model.parameters()]
+                torch._foreach_add_(list(model.parameters()), climb)
+            optimizer.zero_grad()
+            plain(model, x).backward()
+            with torch.no_grad():
+                torch._foreach_sub_(list(model.parameters()), climb)
+            optimizer.step()
+            optimizer.zero_grad()
+    known = {each.step: each.loss for each in (*watch.history.steps, *watch.history.unwatched)}
+    assert known == {step: pytest.approx(loss.item()) for step, loss in enumerate(losses, 1)}

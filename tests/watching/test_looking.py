@@ -13,8 +13,7 @@ import chainrule
 from chainrule import runs
 from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from tests.faults import faulty
-from tests.faults.watched import watched
+from tests.bed.loops import courses, watched
 
 pytestmark = pytest.mark.trains
 
@@ -78,6 +77,8 @@ def test_also_at_the_end_of_the_process(tmp_path):
     (tmp_path / "train.py").write_text(text)
     subprocess.run([sys.executable, tmp_path / "train.py"], check=True)
     assert kept(path) == ("ended", ["update-too-small"])
+    with runs.open(path) as run:
+        assert len(run.steps()) == 12
 
 
 def watched_script(folder, *options):
@@ -154,7 +155,7 @@ def test_no_step_is_forgotten_that_was_not_looked_at(monkeypatch):
     """The loss jumps at step 26, and is out of the window when the run ends."""
     monkeypatch.setattr("chainrule.monitor.examine.WINDOW", 16)
     torch.manual_seed(0)
-    watch = watched(faulty.one_batch_a_hundred_times_too_large, 64)
+    watch = watched(courses.one_batch_a_hundred_times_too_large, 64)
     assert watch.history.steps[0].step > 26
     assert [each.since for each in watch.findings if each.id == "loss-spike"] == [26]
 
@@ -172,7 +173,7 @@ def test_what_has_passed_becomes_a_note(monkeypatch):
             optimizer.zero_grad()
             F.mse_loss(model(x), x[:, :1]).backward()
             for name, parameter in model.named_parameters():
-                ratio = (0.2 if name == "2.weight" else 0.001) if step < 12 else 0.001
+                ratio = (0.4 if name == "2.weight" else 0.001) if step < 12 else 0.001
                 parameter.grad.mul_(ratio * parameter.norm() / (1e-3 * parameter.grad.norm()))
             optimizer.step()
             said += [(step + 1, each) for each in watch.findings if each.id == "update-too-large"]

@@ -14,7 +14,6 @@ import chainrule
 from chainrule import runs
 from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from tests.distributed import workers
 from tests.watching.test_watch import nothing_is_left  # noqa: F401 (holds here too)
 
 pytestmark = pytest.mark.trains
@@ -385,17 +384,6 @@ def test_a_look_that_fails_is_said_and_hides_nothing_else(monkeypatch):
         watch = train(lambda model, optimizer, x, y, broken: forward_alone(model, optimizer, x, 0 * y, broken))
     assert watch.step_number == 3
     assert watch.history.steps[-1].step == 3
-
-
-def test_one_rank_alone_looks(tmp_path):
-    """The other one closes its watch only when rank 0 has looked at its step, and so takes part in nothing."""
-    workers.start(2, workers.leave_one_by_one, tmp_path)
-    for name in ("alone", "replicated", "sharded"):
-        with runs.open(tmp_path / f"{name}.db") as run:
-            (found,) = [each for each in run.findings() if each.id.startswith("non-finite")]
-            assert [facts.step for facts in run.steps()] == [1, 2, 3]
-        assert found.since == 4
-        assert found.evidence[-1] == "Step 4 ended before its update."
 
 
 # -- a forward pass whose loss was left out ---------------------------------------------------------------------------

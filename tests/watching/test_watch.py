@@ -1,7 +1,6 @@
 """A watch around real loops: what it sees is what happened, and the training is what it is without."""
 
 import copy
-import sys
 import threading
 import warnings
 from functools import partial
@@ -576,24 +575,6 @@ def test_a_watch_inside_a_recording_ends_with_a_sentence(path):
         with chainrule.watch(model, optimizer, to=path), chainrule.record() as recording:
             train(model, optimizer, 1)
     assert len(recording.parameters) == 4
-
-
-def test_the_end_of_the_process_closes_the_file(path, tmp_path):
-    import subprocess
-
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import torch, chainrule\n"
-        "model = torch.nn.Linear(2, 1)\n"
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
-        f"chainrule.watch(model, optimizer, to={str(path)!r})\n"
-        "for _ in range(3):\n"
-        "    model(torch.ones(1, 2)).sum().backward()\n"
-        "    optimizer.step()\n"
-    )
-    subprocess.run([sys.executable, script], check=True)
-    with runs.open(path) as run:
-        assert (run.status, len(run.steps())) == ("ended", 3)
 
 
 # -- large tensors ----------------------------------------------------------------------------------------------------

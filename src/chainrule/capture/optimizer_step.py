@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
@@ -32,7 +33,7 @@ def update_begun(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpda
     before = tape.overwritten(parameters)
     gradients = [p.grad for p in parameters]
     versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
-    if type(optimizer) not in _only_read or any(map(_writes_gradients, optimizer.param_groups)):
+    if not _only_reads(optimizer):
         tape.overwritten(gradient for gradient in gradients if gradient is not None)  # it may be working memory
     own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
     return RawUpdate(
@@ -45,6 +46,30 @@ def update_begun(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpda
         [_copied(tape, dict(optimizer.state.get(p, {}))) for p in parameters],
         parts=[] if not all_have_numbers(*own) else list(map(part_of, own)),
     )
+
+
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The closure that an optimizer's step is called with; None without one."""
+    return kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+
+
+def closure_ran(tape: Tape, update: RawUpdate) -> None:
+    """The passes of a step ran inside of it: take the gradients that its closure left, and begin the update there.
+
+    Of an optimizer that may write to `.grad`, or call the closure again, the gradients that it used are not known.
+    """
+    present = [parameter.grad for parameter in update.parameters]
+    if not _only_reads(update.optimizer):
+        update.gradients = [None if each is None else (torch.empty_like(each, device="meta"), 0) for each in present]
+        return
+    update.gradients = [None if each is None else tape.version(each) for each in present]
+    ends = (each.position if each.last is None else each.last for each in tape.backwards)
+    written = (position + 1 for position, gradient, *_ in tape.writes if any(gradient == id(each) for each in present))
+    update.position = max(update.position, *ends, *written)
+
+
+def _only_reads(optimizer: Optimizer) -> bool:
+    return type(optimizer) in _only_read and not any(map(_writes_gradients, optimizer.param_groups))
 
 
 def _writes_gradients(group: dict[str, Any]) -> bool:

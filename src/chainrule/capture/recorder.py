@@ -20,10 +20,10 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.guard import Guard, recorded_here
+from chainrule.capture.guard import GAVE_WAY, Guard, here, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
-from chainrule.capture.optimizer_step import complete, update_begun
+from chainrule.capture.optimizer_step import closure_of, closure_ran, complete, update_begun
 from chainrule.capture.own_mode import is_higher_order, run_composite
 from chainrule.capture.policy import Policy
 from chainrule.capture.raw_records import RawCall, RawFunction, RawModule
@@ -88,8 +88,11 @@ class Recorder:
     # -- on and off ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to record. Raises RecordingError where this thread is being recorded already."""
-        if recorded_here():
+        """Begin to record. Raises RecordingError where this thread is being recorded already, unless by a watch."""
+        outer = here()
+        if outer is not None and outer.gives_way:
+            outer.failure = outer.failure or GAVE_WAY
+        elif recorded_here():
             raise RecordingError(
                 "chainrule.record() inside chainrule.record(): one thread holds one recording at a time. End the outer "
                 "block first (`chainrule run`, `verify` and `watch` are such blocks), or leave the inner one out: the "
@@ -112,7 +115,7 @@ class Recorder:
         self.guard.leave_thread()
         if self._stance is not None:
             self._stance.end()
-        while self._global_hooks:  # and let go of them, as they hold us
+        while self._global_hooks:  # and drop them: they refer to this recorder
             place, key, _ = self._global_hooks[-1]
             place.remove(key)
             self._global_hooks.pop()
@@ -130,7 +133,7 @@ class Recorder:
     def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         """Run one ATen operation and record it. This is the hottest path of the package."""
         seen, state, takes_functions = False, None, False
-        composite: Traits | None = None  # if it must be told how to run what it calls
+        composite: Traits | None = None  # if it needs to know how to run what it calls
         try:
             if _current_graph_task_id() != -1 and not torch.is_grad_enabled():
                 if self.modes.in_function:
@@ -383,8 +386,7 @@ class Recorder:
             self._evict(between=False)
             self._matcher.sweep()
             self.tape.updates.append(update_begun(self.tape, optimizer, Site.of(sys._getframe(1))))
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None and not self.modes.paused:  # with a closure, forward and backward passes run in the step
+        if closure_of(args, kwargs) is None and not self.modes.paused:  # with one, passes run in the step
             self._step_open = True
             self.modes.pause()
 
@@ -396,6 +398,8 @@ class Recorder:
         if update is None or update.optimizer is not optimizer or update.after:
             return
         with unobserved():
+            if closure_of(args, kwargs) is not None:
+                closure_ran(self.tape, update)
             complete(self.tape, update)
 
 

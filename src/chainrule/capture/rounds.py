@@ -198,7 +198,7 @@ def besides(
 
 
 def living() -> list[Optimizer]:
-    """All optimizers."""
+    """All optimizers of the process."""
     # By the type alone, because `isinstance` may run code of an object's own.
     found: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
     return [each for each in found if "param_groups" in vars(each)]  # the others are being made

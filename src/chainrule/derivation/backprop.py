@@ -270,21 +270,14 @@ def _step_back(
     failure = ""
     if op is not None and not (op.has_numbers and all_have_numbers(*upstream)):
         contributions = tuple(
-            replace(
-                contribution,
-                gradient=None
-                if (known := contribution.recorded) is None
-                else placeholder(tuple(known.shape), known.dtype),
-            )
-            for contribution in _recorded(node, execution)
+            replace(each, gradient=None if (known := each.recorded) is None else placeholder(known.shape, known.dtype))
+            for each in _recorded(node, execution)
         )
         return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
     if rule is not None and op is not None:
         try:
             contributions = tuple(contributions_of(graph, node, rule, op, upstream, execution))
-            if all(
-                contribution.gradient is not None or contribution.recorded is None for contribution in contributions
-            ):
+            if all(each.gradient is not None or each.recorded is None for each in contributions):
                 return NodeStep(node.index, backward, node.operation, rule, op, upstream, contributions)
         except (RuleError, RuntimeError, IndexError, ValueError, TypeError) as error:
             failure = f"{node.name}: the rule {rule.name} cannot take this case ({error})"

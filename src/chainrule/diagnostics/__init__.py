@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
+    adversaries,
     attention,
     batches,
     data,
@@ -29,11 +30,14 @@ from chainrule.diagnostics import (
     modes,
     nonfinite,
     optimizer,
+    options,
     padding,
     penalties,
     positions,
     ranks,
+    rows,
     schedules,
+    scores,
     softmax,
     standstill,
     targets,
@@ -63,24 +67,24 @@ def _checks_of(*modules: object) -> list[Check]:
     return [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
 
 
-LAYERS = [units.BATCH_NORM_OF_ONE, *_checks_of(linear_chains)]
+LAYERS = [units.BATCH_NORM_OF_ONE, options.NORM, *_checks_of(linear_chains)]
 BY_TOPIC = {
     "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS],
-    "Losses": _checks_of(losses, loss_terms, penalties, softmax, undetached, itself),
+    "Losses": _checks_of(losses, loss_terms, penalties, softmax, scores, undetached, itself, adversaries),
     "Layers": LAYERS,
     "Attention": _checks_of(attention),
     "Padding": _checks_of(padding),
     "Modes and frozen parts": _checks_of(modes),
     "Targets": _checks_of(targets),
     "Data": _checks_of(data, batches),
-    "What depends on what": _checks_of(dependence, positions),
+    "What depends on what": _checks_of(dependence, rows, positions),
     "Gradients": _checks_of(gradients, loss_scale),
     "Gradients that are 0": _checks_of(zero_gradients),
     "Gradients through depth": _checks_of(depth),
     "The graph of earlier steps": _checks_of(kept_graph),
-    "The optimizer": _checks_of(optimizer),
+    "The optimizer": [*_checks_of(optimizer), options.OPTIMIZER],
     "Optimizers that move nothing": _checks_of(standstill),
     "The learning rate": _checks_of(learning_rate, schedules),
     "The loss over a run": _checks_of(loss_curve),

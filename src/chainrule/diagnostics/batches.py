@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+import torch
+
 from chainrule.diagnostics import gradients  # not its check alone: `_checks_of` takes the checks of a module
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, comparisons, counted, looked_up
+from chainrule.diagnostics.comparisons import Comparison, comparisons, counted, looked_up, picked, with_constants
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_terms import loss_scale
 from chainrule.diagnostics.run_context import Run
@@ -68,10 +70,11 @@ def is_same(before: Statistics, after: Statistics) -> bool:
 
 ZEROS = Check(
     "zero-batch", "A batch is all zeros", "warning",
-    what="Every input of the network, of two samples or more, is 0 everywhere. One other number everywhere is a note.",
+    what="Every input of the network, of two samples or more, is 0 everywhere. One other number everywhere is a note, "
+    "and a warning for tokens that are all the same at every examined step, 3 at least.",
     why="Nothing can be learnt from it: only biases get a gradient.",
     advice="Look at how the data is read: a path that does not exist, a buffer that is not filled, a conversion to "
-    "integers before the division by 255.",
+    "integers before the division by 255, a vocabulary that knows none of the words.",
     source="Karpathy, A recipe for training neural networks, 2019: visualize just before the net")  # fmt: skip
 
 
@@ -91,7 +94,61 @@ def _zeros(context: StepContext) -> Iterator[Finding]:
     yield ZEROS.found(
         name, f"The input {name} is {what}.", f"All {first.elements} elements of {shape} are {number(first.low)}.",
         place=context.place(context.uses[given][0]), severity="note" if first.low else "warning",
+        rows=(int(first.low),) if first.low and given in looked_up(context) else (),
     )  # fmt: skip
+
+
+STATES = Check(
+    "states-alike", "The next state is the state", "warning",
+    what="The value of an action is compared with a target that networks computed, without a gradient, from another "
+    "tensor with the same numbers: states and next states are equal in the whole batch.",
+    why="The target says nothing of what an action leads to. It is so where an environment changes its array in place "
+    "and the memory keeps the array itself.",
+    advice="Store copies: state.copy() of an array, state.clone() of a tensor.",
+    source="Mnih et al., Human-level control, 2015: a transition has a state and the next one", lasts=3)  # fmt: skip
+
+
+@STATES.in_step
+def _states(context: StepContext) -> Iterator[Finding]:
+    fed = [
+        given for given, _, _ in context.weighed if given in context.data and context.values[given].operation is None
+    ]
+    for comparison in with_constants(context) if len(fed) > 1 else ():
+        if comparison.target in context.data or picked(context, comparison.prediction) is None:
+            continue
+        behind = [context.graph.ancestors([each]) for each in (comparison.prediction, comparison.target)]
+        own, others = ([each for each in dict.fromkeys(fed) if each in before] for before in behind)
+        for one in own:
+            for other in others:
+                if one not in others and other not in own and _is_equal(context, one, other):
+                    names = f"{context.name(one)} and {context.name(other)}"
+                    yield STATES.found(
+                        context.name(other), f"{names} are equal: the target is computed from the very states that the "
+                        "prediction is of.", f"All {math.prod(context.values[one].shape)} numbers are the same.",
+                        place=context.place(comparison.operation),
+                    )  # fmt: skip
+                    return
+
+
+def _is_equal(context: StepContext, one: int, other: int) -> bool:
+    values, known = [context.values[each] for each in (one, other)], [context.statistics(each) for each in (one, other)]
+    if values[0].shape != values[1].shape or known[0] is None or known[1] is None or known[0].low == known[0].high:
+        return False
+    data = [each.data for each in values]
+    if data[0] is not None and data[1] is not None:
+        return bool(torch.equal(data[0], data[1]))
+    return is_same(known[0], known[1])
+
+
+TOKENS_LAST = 3  # examined steps
+
+
+@ZEROS.over_time
+def _always_one_token(run: Run) -> Iterator[Finding]:
+    for stretch, found in ZEROS.carried(run):
+        lasts = stretch.whole and not stretch.ended and len(stretch.steps) >= TOKENS_LAST
+        tokens = lasts and len({each.rows for each in stretch.findings}) == 1 and found.rows != ()
+        yield replace(found, severity="warning") if tokens else found
 
 
 # -- micro-batches ----------------------------------------------------------------------------------------------------

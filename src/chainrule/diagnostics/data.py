@@ -12,12 +12,12 @@ from torch import Tensor
 
 from chainrule.diagnostics.batches import is_same
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import looked_up
+from chainrule.diagnostics.comparisons import comparisons, looked_up
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Ref, Value
+from chainrule.graph.graph import Operation, Ref, Value
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -114,7 +114,8 @@ def _is_wave(data: Tensor, feature: int) -> bool:
 UNFITTABLE = Check(
     "unfittable-labels", "Labels that can't be fitted", "warning",
     what="Equal inputs have different labels, which is a note for tokens and for rows of 0 and 1. Or "
-    "label_smoothing is 1, so that labels have no effect. Over a run: the loss "
+    "label_smoothing is 1, so that labels have no effect. Or the targets are noise that was drawn for them alone, and "
+    "the network's input was made with noise of that shape from another draw. Over a run: the loss "
     "stays up for one repeated batch that the network could memorise.",
     why="The loss stays above 0. A batch that can't be memorised points to a fault in the data or the last layer.",
     advice="Compare inputs and labels as the network gets them: their order, and their scale.",
@@ -172,6 +173,57 @@ def _smoothed_away(context: StepContext) -> Iterator[Finding]:
                 "With label_smoothing=s the right class has the share 1 - s, and s is spread over all classes.",
                 place=call.place, title="Labels without an effect", advice="Use 0.1, say: label_smoothing=0.1.",
             )  # fmt: skip
+
+
+@UNFITTABLE.in_step
+def _other_noise(context: StepContext) -> Iterator[Finding]:
+    """Noise is to be predicted that the network never sees, as it was drawn anew."""
+    for comparison in comparisons(context):
+        target, shape = context.source(comparison.target), context.values[context.source(comparison.target)].shape
+        before = context.graph.ancestors([comparison.prediction])
+        if not _is_noise(context, target) or target in before or math.prod(shape) < FEWEST:
+            continue
+        added = [each for each in sorted(before) if _is_noise(context, each) and context.values[each].shape == shape]
+        added = [each for each in added if any(_is_combined(context, use) for use in _followed(context, each))]
+        if added:
+            name, other = context.name(target), context.name(added[0])
+            yield UNFITTABLE.found(
+                name, f"The targets {name} are noise that nothing before the prediction depends on.",
+                (f"The input was made with {other}, another draw of the shape {shape}"
+                 f"{_where(context, added[0])}; the targets were drawn{_where(context, target)}.",),
+                place=context.place(comparison.operation), title="The noise to predict is not the noise that was added",
+                advice="Draw the noise once: add it to the data, and give the same tensor to the loss.",
+            )  # fmt: skip
+            return
+
+
+FEWEST = 16  # numbers
+
+
+def _is_noise(context: StepContext, value: int) -> bool:
+    """Whether it was drawn from a normal distribution in this step."""
+    made = context.producer(value)
+    if made is None or made.call is None:
+        return False
+    return context.graph.calls[made.call].name in ("randn", "randn_like", "normal", "normal_") and value in context.data
+
+
+def _followed(context: StepContext, value: int) -> list[Operation]:
+    """What is done with a value, or with a multiple of it."""
+    uses = context.uses.get(value, [])
+    scaled = [out for use in uses if facts_of(use.name).multiplies for out in use.outputs if out is not None]
+    return [*uses, *(use for out in scaled for use in context.uses.get(out, ()))]
+
+
+def _is_combined(context: StepContext, operation: Operation) -> bool:
+    """Whether it adds noise to other data."""
+    return facts_of(operation.name).adds and len(operands(operation)) == 2
+
+
+def _where(context: StepContext, value: int) -> str:
+    made = context.producer(value)
+    place = None if made is None else context.place(made)
+    return f" ({place})" if place is not None else ""
 
 
 def _inputs(context: StepContext, labels: Value) -> list[Value] | None:

@@ -76,10 +76,10 @@ def joined(found: Iterable[Finding]) -> Iterator[Finding]:
         yield replace(first, text=(*first.text, *more))
 
 
-def listed(items: Sequence[object]) -> str:
+def listed(items: Sequence[object], most: int = LISTED) -> str:
     """The first few items, and how many more there are."""
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(map(str, items[:LISTED])) + more
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 def plural(count: int, one: str, many: str) -> str:

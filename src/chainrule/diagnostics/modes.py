@@ -154,7 +154,7 @@ def _dropout_in_eval(context: StepContext) -> Iterator[Finding]:
     training = {module.path: module.training for module in reversed(context.graph.modules)}
     dropping: dict[str, list[Call]] = {}
     for call in context.graph.calls:
-        if not training.get(call.module, True) and _drops(context.graph, call):
+        if not training.get(call.module, True) and drops(context.graph, call):
             dropping.setdefault(call.module, []).append(call)
     for path, calls in dropping.items():
         name = path or "The model"
@@ -192,7 +192,7 @@ def _drops_nearly_everything(context: StepContext) -> Iterator[Finding]:
         share = call.keywords.get("p", next(iter(call.arguments[1:2]), None))
         if not isinstance(share, float) or not context.thresholds.dropped <= share < 1 or not call.outputs:
             continue
-        if context.values[call.outputs[0]].requires_grad and _drops(context.graph, call):  # of data it is a mask
+        if context.values[call.outputs[0]].requires_grad and drops(context.graph, call):  # of data it is a mask
             name = call.module or context.name(call.outputs[0])
             yield DROPPED.found(
                 name, f"The dropout {name} zeroes {share:.0%} of its elements.",
@@ -202,7 +202,7 @@ def _drops_nearly_everything(context: StepContext) -> Iterator[Finding]:
 
 def always_drops(graph: Graph) -> str:
     """The place of a call that drops elements in whatever mode, by its text; "" if there is none."""
-    return next((str(call.place) for call in graph.calls if _drops(graph, call) and _is_always_on(call)), "")
+    return next((str(call.place) for call in graph.calls if drops(graph, call) and _is_always_on(call)), "")
 
 
 def _is_always_on(call: Call) -> bool:
@@ -221,7 +221,8 @@ def _is_always_on(call: Call) -> bool:
     return named and len(written.args) < TRAINING and "training" not in keywords
 
 
-def _drops(graph: Graph, call: Call) -> bool:
+def drops(graph: Graph, call: Call) -> bool:
+    """Whether a call drops elements at random."""
     if call.name == ATTENTION:
         return bool(call.keywords.get("dropout_p"))
     names = (graph.operations[each].name for each in call.operations)

@@ -157,9 +157,10 @@ SOURCE = "Karpathy, CS231n, Neural networks part 3: the ratio of updates to weig
 TOO_LARGE = Check(
     "update-too-large", "Updates are too large for their weights", "warning",
     what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
-    "too large, and does not fall. In one step it is a note if the ratio is above ten times that threshold. An update "
-    "that is withdrawn does not count, and it is a note if the weights are changed by something else every few steps, "
-    "as by Reptile.",
+    "too large, and the updates so far make up most of the weight even as independent steps. A weight that begins "
+    "small grows with its first updates, which point the same way. In one step it is a note if the ratio is above ten "
+    "times that threshold. An update that is withdrawn does not count, and it is a note if the weights are changed by "
+    "something else every few steps, as by Reptile.",
     why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
     advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
     source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
@@ -182,7 +183,7 @@ def _larger_than_itself(context: StepContext) -> Iterator[Finding]:
 
 
 UNDONE = 0.1  # share of the steps: an inner loop has some ten at most
-FALLS = 0.7  # times the ratios at the start
+MOST = 0.5  # of the square of the weight's norm
 PEAK = 20.0  # times `update_ratio_large`: one such update replaces the weight, whatever comes after
 
 
@@ -201,7 +202,7 @@ def too_large(run: Run) -> Iterator[Finding]:
         if enough or lost:
             last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]]) if enough else 0.0
             peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0
-            if last > limit and not _falls(ratios, window):
+            if last > limit and _is_overwritten(run, name):
                 over.append((last, name, "in the median over the last watched steps", limit))
             elif peak > PEAK * limit:
                 over.append((peak, name, "at their largest, which replaced the weight", PEAK * limit))
@@ -218,11 +219,14 @@ def too_large(run: Run) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _falls(ratios: list[tuple[int, float]], window: int) -> bool:
-    """Whether the ratios of a short run fall: a weight that begins small soon grows."""
-    quarter = len(ratios) // 4
-    first, last = (median([ratio for _, ratio in part]) for part in (ratios[: quarter + 1], ratios[-quarter - 1 :]))
-    return len(ratios) < 2 * window and last < FALLS * first
+def _is_overwritten(run: Run, name: str) -> bool:
+    """Whether the squares of a weight's updates add up to most of its own, as in a random walk or less.
+
+    Updates that point the same way add up to more: a weight that begins small grows with them, and loses nothing.
+    """
+    ratios, norms = run.ratios[name], {step: known.norm for step, known in run.history.series["parameter", name]}
+    apart = (ratios[-1][0] - ratios[0][0]) / max(len(ratios) - 1, 1)  # steps between two watched ones
+    return apart * sum((ratio * norms[step]) ** 2 for step, ratio in ratios) > MOST * norms[ratios[-1][0]] ** 2
 
 
 def _lasting_peak(run: Run, name: str) -> float:

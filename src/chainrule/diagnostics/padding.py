@@ -1,4 +1,4 @@
-"""Faults of padding: tokens that only fill up a batch, and get attention or count in the loss."""
+"""Faults of padding: tokens that only fill up a batch, and get attention, count in the loss, or are read last."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from chainrule.diagnostics.attention import HIDDEN, attentions, called, hidden_places
 from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import comparisons, first_output
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Operation
+from chainrule.graph.graph import Call, Operation, Ref
 from chainrule.rules.facts import base_name, facts_of
 
 SHORT, FEW, VOCABULARY = 2, 5, 10  # a run of padding at least; different tokens of a batch, and of an embedding
@@ -130,12 +131,12 @@ def _fused(context: StepContext) -> Iterator[Finding]:
             yield _found(context, operation, padding, evidence)
 
 
-def _found(context: StepContext, operation: Operation, padding: Padding, told: str) -> Finding:
+def _found(context: StepContext, operation: Operation, padding: Padding, evidence: str) -> Finding:
     name = called(context, operation)
     count, total = int(padding.where.sum()), padding.where.numel()
     return ATTENDED.found(
         name, f"The attention {name} does not hide the padding of {context.name(padding.ids)}, token {padding.token}.",
-        (told, f"{count} of {total} tokens of the batch are padding."), place=context.place(operation),
+        (evidence, f"{count} of {total} tokens of the batch are padding."), place=context.place(operation),
     )  # fmt: skip
 
 
@@ -210,3 +211,71 @@ def _rows(context: StepContext, target: int) -> Tensor | None:
         if given is None:
             return None
         value = given
+
+
+READ_LAST = Check(
+    "padding-read", "A recurrent layer reads padding last", "warning",
+    what="A recurrent layer gets sequences that end with padding and are not packed, and the prediction uses its last "
+    "state or its output at the last position. It is a note unless half of the samples end with more padding than "
+    "they have tokens.",
+    why="After so much padding hardly anything is left of the sentence, and hardly any gradient reaches it: the loss "
+    "stays where it began.",
+    advice="Pass pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False) to the layer, take the "
+    "output at each sample's last token, or put the padding in front.",
+    source="PyTorch's documentation of nn.utils.rnn.pack_padded_sequence")  # fmt: skip
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+DROWNED = 0.5  # share of the samples
+
+
+@READ_LAST.in_step
+def _read_last(context: StepContext) -> Iterator[Finding]:
+    known = paddings(context)
+    used = context.graph.ancestors([each.prediction for each in comparisons(context)]) if known else set()
+    for call in context.graph.calls if known else ():
+        given = next((each.value for each in call.arguments if isinstance(each, Ref)), None)
+        if call.name not in RECURRENT or given is None or len(context.values[given].shape) != 3:
+            continue
+        shape = context.values[given].shape[:2]
+        for padding in known:
+            ends = padding.where & (padding.where.long().flip(1).cumprod(1).flip(1) > 0)
+            run, length = ends.sum(1), padding.where.shape[1]
+            axis = (
+                1 if shape == tuple(padding.where.shape) else 0 if shape == tuple(padding.where.shape)[::-1] else None
+            )
+            if axis is None or not bool((run > 1).any()) or not _uses_last(context, call, axis, used):
+                continue
+            drowned = int((2 * run > length).sum())
+            yield READ_LAST.found(
+                call.module or context.name(given), f"{call.module or call.name} reads the padding of "
+                f"{context.name(padding.ids)}, token {padding.token}, last, and the prediction uses what is left then.",
+                f"{drowned} of {len(run)} samples end with more padding than they have tokens; on average it is "
+                f"{float(run.double().mean()):.3g} of {length}.", place=call.place,
+                severity="warning" if drowned >= DROWNED * len(run) else "note",
+            )  # fmt: skip
+            return
+
+
+def _uses_last(context: StepContext, call: Call, axis: int, used: set[int]) -> bool:
+    """Whether a prediction uses the last state of a recurrent layer or, of its outputs, the last alone."""
+    if any(state in used for state in call.outputs[1:]):
+        return True
+    ways = [use for out in call.outputs[:1] for use in _beyond_views(context, out) if used & set(use.outputs)]
+    return bool(ways) and all(_selects_last(context, use, axis) for use in ways)
+
+
+def _beyond_views(context: StepContext, value: int) -> list[Operation]:
+    """What takes a value, or the whole of it under another name."""
+    found = []
+    for use in context.uses.get(value, ()):
+        out = first_output(use)
+        same = out is not None and context.values[out].shape == context.values[value].shape
+        found += _beyond_views(context, out) if same and out is not None and facts_of(use.name).keeps_numbers else [use]
+    return found
+
+
+def _selects_last(context: StepContext, operation: Operation, axis: int) -> bool:
+    given, index = argument(operation, "self"), operation.arguments.get("index")
+    if given is None or not isinstance(index, int):
+        return False
+    shape = context.values[given].shape
+    return operation.arguments.get("dim", 0) % len(shape) == axis and index % shape[axis] == shape[axis] - 1

@@ -25,18 +25,18 @@ OVER_BATCH = Check(
 
 @OVER_BATCH.in_step
 def _over_batch(context: StepContext) -> Iterator[Finding]:
-    told = set()
+    compared = set()
     for comparison in comparisons(context):
         for operation, given, axis in _before(context, comparison):
             if axis == _class_axis(context, comparison, given):
                 continue
-            told.add(operation.index)
+            compared.add(operation.index)
             if axis == 0 or (comparison.axis is not None and not comparison.likelihood):
                 yield _wrong_axis(context, operation, given, axis, "its result is compared with targets")
     batch = _batch(context)
     for operation, given, axis in _softmaxes(context):
         shape = context.values[given].shape
-        if operation.index in told or axis != 0 or batch is None or shape.count(batch) != 1 or shape[0] != batch:
+        if operation.index in compared or axis != 0 or batch is None or shape.count(batch) != 1 or shape[0] != batch:
             continue
         if len(shape) > 1 and not context.data.isdisjoint(context.graph.ancestors([given])):
             yield _wrong_axis(context, operation, given, axis, "each sample depends on all others of its batch")

@@ -112,7 +112,7 @@ def _reason(
         return NO_RATE, "", OF_RATE
     if "tolerance_grad" in member.options:
         return None  # it stops by itself, as LBFGS where it has converged
-    memory = _second_moment(member)
+    memory = second_moment(member)
     if memory and grad.norm / root * REMEMBERED < memory and moved.norm / root < limit * rate:
         shown = f"The root of its second moment is {number(memory)} on average."
         return MEMORY, shown, OF_MEMORY
@@ -148,7 +148,7 @@ def _stays(moved: Statistics, grad: Statistics) -> float:
     return 1 - (1 - moved.zeros / moved.elements) / learning if moved.elements and learning else 0.0
 
 
-def _second_moment(member: ParameterUpdate) -> float | None:
+def second_moment(member: ParameterUpdate) -> float | None:
     """The root of an adaptive optimizer's second moment; None for another optimizer, or before its first step."""
     state = member.state_before
     for key in SECOND_MOMENTS:

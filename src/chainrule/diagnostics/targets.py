@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, chance, comparisons, counted, is_boolean, mean_of
+from chainrule.diagnostics.comparisons import (
+    Comparison,
+    chance,
+    comparisons,
+    counted,
+    first_output,
+    is_boolean,
+    mean_of,
+)
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.softmax import over_one
@@ -124,22 +132,29 @@ def _range(context: StepContext, comparison: Comparison) -> tuple[float, float, 
     """The range of a prediction, and what has it."""
     if facts_of(comparison.operation.name).takes == "logits":
         return 0.0, 1.0, "a probability"
-    maker, low, high = _bounded(context, comparison.prediction)
+    maker, low, high = bounded(context, comparison.prediction)
     name = f" ({base_name(maker.name).strip('_')})" if maker is not None else ""
     return low, high, f"{context.name(comparison.prediction)}{name}"
 
 
-def _bounded(context: StepContext, value: int) -> tuple[Operation | None, float, float]:
-    """The bounded function that made a value, and the value's range, perhaps scaled and shifted by numbers since."""
+def bounded(
+    context: StepContext, value: int, also: Callable[[Operation], tuple[float, float] | None] = lambda maker: None
+) -> tuple[Operation | None, float, float]:
+    """The bounded function that made a value, and the value's range, perhaps scaled and shifted by numbers since.
+
+    `also` gives the range of further functions.
+    """
     maker = context.producer(context.source(value))
     if maker is None:
         return None, -math.inf, math.inf
     facts, given, factor = facts_of(maker.name), argument(maker, "self"), maker.arguments.get("other")
     if facts.bounds is not None:
         return maker, *facts.bounds(maker.arguments)
+    if (found := also(maker)) is not None:
+        return maker, *found
     if facts.calculates is None or given is None or not isinstance(factor, (int, float)) or not factor:
         return None, -math.inf, math.inf
-    inner, *ends = _bounded(context, given)
+    inner, *ends = bounded(context, given, also)
     low, high = sorted(facts.calculates(each, factor) for each in ends)
     return inner, low, high
 
@@ -211,7 +226,7 @@ def _initial(context: StepContext) -> Iterator[Finding]:
         name = context.name(comparison.measured)
         yield INITIAL.found(
             name, f"{name} is {number(mean)}, and a guess among {classes} classes has {number(guess)}.",
-            (f"ln {classes} = {number(guess)}.", context.between(comparison.prediction)),
+            (f"ln {classes} = {number(guess)}.", context.between(comparison.prediction), growth(context, comparison)),
             place=context.place(comparison.operation), severity="note",
         )  # fmt: skip
 
@@ -227,6 +242,32 @@ def _at_the_start(run: Run) -> Iterator[Finding]:
         for found in run.step_findings.get(1, ()):
             if found.id == INITIAL.id:
                 yield replace(found, severity="warning", since=1, until=1)
+
+
+GROWN = 4.0  # times
+
+
+def growth(context: StepContext, comparison: Comparison) -> str:
+    """The line of code at which the signal grows most on its way to a prediction, in words; "" if it hardly grows."""
+    factors: dict[str, list[float]] = {}
+    for operation in context.graph.operations:
+        out, place = first_output(operation), context.place(operation)
+        if out is None or place is None or out not in _behind(context, comparison.prediction):
+            continue
+        made = context.statistics(out)
+        given = [context.statistics(each) for each in operands(operation) if each in context.from_data]
+        sizes = [_root(each) for each in given if each is not None]
+        if made is not None and sizes and max(sizes) and _root(made):
+            factors.setdefault(str(place), []).append(_root(made) / max(sizes))
+    line, several = max(factors.items(), key=lambda each: math.prod(each[1]), default=("", []))
+    if math.prod(several) < GROWN:
+        return ""
+    times = f" in {len(several)} operations" if len(several) > 1 else ""
+    return f"On the way there the signal grows most at {line}: {number(math.prod(several))}-fold{times}."
+
+
+def _behind(context: StepContext, value: int) -> frozenset[int]:
+    return context.once(("behind", value), lambda: frozenset({value, *context.graph.ancestors([value])}))
 
 
 ONE_CLASS = Check(

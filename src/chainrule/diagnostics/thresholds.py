@@ -1,7 +1,7 @@
 """The table of all thresholds of the checks. The user can change each of them.
 
 A false alarm costs more than a miss: it teaches the reader to look away. So each threshold lies well beyond what
-healthy training showed in our own runs (tests/faults), and names the practice or paper behind it.
+healthy training showed in our own runs (tests/bed/loops), and names the practice or paper behind it.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def _at_kinks(context: StepContext) -> Iterator[Finding]:
             yield AT_KINK.found(
                 context.name(value), (f"{count} of {context.name(value)} {lies} exactly at a kink: ", kink.choice, "."),
                 (*shown, *((f"and {len(places) - LISTED} more",) if len(places) > LISTED else ())),
-                place=context.values[value].place,
+                place=context.place(context.graph.operations[step.operations[0]]),
             )  # fmt: skip
 
 

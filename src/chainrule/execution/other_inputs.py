@@ -11,6 +11,7 @@ from chainrule.errors import ReplayError
 from chainrule.execution.experiment import nothing_left_behind, widened
 from chainrule.execution.recomputation_plan import RecomputationPlan
 from chainrule.execution.recompute import Reexecution
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast
@@ -54,6 +55,35 @@ def losses_with(graph: Graph, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]
     with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
         again.forward()
         return {each: again.values[each].snapshot.tensor for each in losses}
+
+
+AGAIN = 10**6  # numbers of the leaves up to which a loss is computed again unasked
+
+
+def loss_after(graph: Graph) -> float | None:
+    """The loss that the operations of the step give with the parameters after it; None where that is not known.
+
+    It is not where a step has several passes or losses, where not all numbers were kept, where no parameter moved, and
+    where the recorded loss does not come out again from the recorded numbers.
+    """
+    after = {each.value: each.after for each in graph.parameters.values() if each.after is not None}
+    begun = max((each.position for each in graph.backwards), default=0)
+    try:
+        leaves = leaves_of_loss(graph)
+    except ReplayError:
+        return None
+    numbers = {each.index: each.snapshot.tensor for each in leaves if each.has_numbers}
+    moved = {index: after[index] for index in numbers if index in after}
+    small = sum(each.numel() for each in numbers.values()) <= AGAIN
+    if len(numbers) < len(leaves) or not moved or not small or any(each.position < begun for each in graph.updates):
+        return None
+    try:
+        (again,) = losses_with(graph, numbers).items()
+        (found,) = losses_with(graph, {**numbers, **moved}).values()
+    except Exception:  # an operation that does not run again: the loss after the step is not known
+        return None
+    recorded = graph.values[again[0]].data
+    return found.item() if recorded is not None and found.numel() == 1 and compare(again[1], recorded).agrees else None
 
 
 def in_double(graph: Graph) -> Graph:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.diagnostics.finding import listed
 from chainrule.exercises.follow_up import follows
 from chainrule.exercises.mistakes import AS_LIKELY, Facts, Mistake, Mistakes
 from chainrule.exercises.quantities import Kind, Quantity, Recorded, quantity_of
@@ -127,9 +128,7 @@ class _Check:
         return f"{self.asked}: {count} of {of} elements are right, and not {self._places(~right)}."
 
     def _places(self, wrong: Tensor) -> str:
-        places = [element(self.asked.name, place) for place in places_of(wrong)]
-        more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
-        return ", ".join(places[:LISTED]) + more
+        return listed([element(self.asked.name, place) for place in places_of(wrong)], LISTED)
 
     # -- mistakes -----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from chainrule.exercises.backward_slips import BackwardSlips
 from chainrule.exercises.chain import Chain, Change, Values, as_recorded
 from chainrule.exercises.forward_slips import ForwardSlips
 from chainrule.exercises.loss_slips import is_square, mean_of
-from chainrule.exercises.quantities import Kind, Quantity, Recorded, made, names, quantity_of
+from chainrule.exercises.quantities import Kind, Quantity, Recorded, made, names
 from chainrule.exercises.slip import Slip
 from chainrule.exercises.update_slips import new_parameter, update_slips
 from chainrule.graph.graph import Graph
@@ -67,15 +67,6 @@ class Facts:
     def of(cls, recorded: Recorded | Graph) -> Recorded:
         """What is asked of a recording."""
         return cls(recorded, derive(recorded), Notation(recorded)) if isinstance(recorded, Graph) else recorded
-
-
-def known_mistakes(recording_or_graph: Recorded | Graph, quantity: str) -> tuple[Mistake, ...]:
-    """The mistakes at a quantity (`dJ/dW2`, `A1[0,1]`, `new W2`), the likeliest first.
-
-    Raises MissingError, with the nearest names, where there is no such quantity.
-    """
-    recorded = Facts.of(recording_or_graph)
-    return Mistakes.of(recorded).at(quantity_of(recorded, quantity))
 
 
 _known: weakref.WeakKeyDictionary[Recorded, Mistakes] = weakref.WeakKeyDictionary()

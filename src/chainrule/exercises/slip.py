@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chainrule.diagnostics import finding
 from chainrule.exercises.chain import Change
 from chainrule.graph.names import element
 from chainrule.numbers import nested, number
@@ -35,6 +36,4 @@ def written(name: str, data: Tensor) -> str:
 def listed(name: str, data: Tensor, where: Tensor) -> str:
     """The first few elements that are marked: `Z2[0,0] = -4.5 and Z2[1,0] = 0`."""
     places = [tuple(each) for each in where.nonzero().tolist()]
-    shown = [f"{element(name, place)} = {number(data[place].item())}" for place in places[:LISTED]]
-    more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
-    return ", ".join(shown) + more
+    return finding.listed([f"{element(name, place)} = {number(data[place].item())}" for place in places], LISTED)

@@ -47,12 +47,12 @@ class StepFacts:
 
     step: int
     time: float  # seconds since the epoch, when the step ended
-    loss: float | None
+    loss: float | None  # at the weights with which the step began
     rates: tuple[float, ...] = ()  # the learning rate of each parameter group, over all optimizers
     skipped: bool = False  # a GradScaler found gradients that are not finite and left the step out
     scale: float | None = None  # of a GradScaler
     clipped: tuple[float, float] | None = None  # norm of all gradients before and after clipping
-    passes: int = 1  # backward passes: micro-batches whose gradients were added up
+    passes: int = 1  # backward passes at these weights: micro-batches whose gradients were added up
     full: bool = False  # recorded with its numbers, so that every check of one step ran on it
     counts: tuple[int, ...] = ()  # of steps in the state of each optimizer that has such a count, after the step
     evaluated: int = 0  # forward passes before it of a model that trains, in train mode and without gradients

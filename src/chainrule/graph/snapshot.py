@@ -123,7 +123,8 @@ def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor | None) -> No
 class Parameter:
     """A trained leaf at the start of the step and at its end, with the gradient that backward left in `.grad`.
 
-    `gradient` is None where none arrived, `end` is None where no optimizer stepped.
+    `gradient` is None where none arrived, `end` is None where no optimizer stepped. `left_over` is what `.grad` held
+    before the first backward pass that reached it.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Parameter:
     start: Snapshot
     gradient: Snapshot | None = None
     end: Snapshot | None = None
+    left_over: Snapshot | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ TYPES = {
 
 
 class NoProgramError(Exception):
-    """A step that does not come down to the primitives; says why, as a reader is told."""
+    """A step that does not come down to the primitives; says why, as a page states it."""
 
 
 @dataclass(frozen=True)

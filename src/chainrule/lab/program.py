@@ -48,7 +48,7 @@ def program_of(graph: Graph, rows: Mapping[int, int]) -> tuple[Program | None, s
 def program(graph: Graph, rows: Mapping[int, int]) -> Program:
     """The program of a step, for the values that have a row.
 
-    Raises NoProgramError, with the reason as a reader is told, where the step does not come down to the primitives.
+    Raises NoProgramError, with the reason as a page states it, where the step does not come down to the primitives.
     """
     with apart(), torch.no_grad():
         return _Tracing(graph, rows).program()

@@ -50,7 +50,8 @@ class EveryStep:
         self._lost: bool | None = None  # whether numbers are lost now; None: nothing was looked at so far
         self._waiting: list[tuple[int, bool, Tensor]] = []
         self._thread = threading.get_ident()
-        self._losses: list[Tensor | float | None] = []  # of the passes of this step
+        self._losses: list[Tensor | float | None] = []  # of this step's passes at the weights of its first one
+        self._version = 0  # of the parameter in the first of them
         self._strange = False  # the latest pass lost numbers
         self._nodes = 0  # that autograd had made until the latest step
         self._seen = False  # whether the gradient was read in a pass of this step
@@ -74,13 +75,18 @@ class EveryStep:
         if self._left is not None:
             same = self._parameter is None or self._parameter() is not parameter
             self.rewritten, self._left = not (same or torch.equal(self._left, some_bits(parameter))), None
+        first = not self._losses or self._parameter is None or self._parameter() is not parameter
+        self._version = parameter._version if first else self._version
+        elsewhere = parameter._version != self._version  # SAM climbs first
         self._parameter = weakref.ref(parameter)
         loss = loss_of_pass(self._thread)
         if loss is None or loss.device.type != "cpu":
-            self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
+            if not elsewhere:
+                self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
             return None
         number, total = loss.item(), _total_of(parameter.grad)
-        self._losses.append(number)
+        if not elsewhere:
+            self._losses.append(number)
         lost = number != number if scaled else not (isfinite(number) and isfinite(total))
         before, self._strange, self._seen = self._strange, lost, True
         if not self._strange or before:

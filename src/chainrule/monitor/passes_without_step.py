@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.rounds import living
 from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import hidden, unobserved
 from chainrule.graph.snapshot import has_numbers
@@ -112,8 +112,7 @@ def never_stepped(graph: Graph) -> int:
     passes = len(graph.accumulating)
     if passes < ENDED:
         return 0
-    optimizers = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
-    first = next((found for each in optimizers if (found := next(_with_gradient(each), None)) is not None), None)
+    first = next((found for each in living() if (found := next(_with_gradient(each), None)) is not None), None)
     if first is None:
         return 0
     known = (each.before for each in graph.parameters.values() if each.shape == first.shape)

@@ -31,6 +31,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
+from chainrule.capture.optimizer_step import closure_of
 from chainrule.capture.rounds import PATIENCE, Rounds
 from chainrule.graph.reexecution import apart
 from chainrule.monitor.evaluations import Evaluations
@@ -240,7 +241,7 @@ class Boundaries:
             return
         self._foreign = 0
         self._outermost = optimizer
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        closure = closure_of(args, kwargs)
         self._calls.stepping(closure is not None)
         if closure is not None and self._armed and self._waits and not in_backward():
             self._open(None, None)  # the forward pass runs inside the step

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.guard import GAVE_WAY, recorded_here
 from chainrule.capture.step_log import StepLog
 from chainrule.errors import RecordingError
 from chainrule.monitor.arguments import WatchedModels
@@ -24,12 +25,17 @@ class StepRecording:
         self._passes = 0  # backward passes before the last optimizer's step in it
         self._failures = 0  # recordings in a row that failed
         self._abandoned = False
+        self.missed = ""  # why the last step has no recording, if that is no failure
         self.log = StepLog()
 
     def begin(self, models: WatchedModels, full: bool, keeps_leaves: bool, module: nn.Module | None, args: Any) -> None:
         """Begin to record; drops what was recorded so far. `module` is one whose forward pass begins."""
         self.leave()
+        if recorded_here():  # by the user's own code, which goes first
+            self.missed = GAVE_WAY
+            return
         session = record(namespace=models.named(), keep=None if full else "statistics")
+        session.guard.gives_way = True
         session.know(models.whole())
         session.know_steps(self.log)
         if keeps_leaves:
@@ -61,7 +67,8 @@ class StepRecording:
         if session is None:
             return None
         models.meet(session.models)
-        abandoned = self._abandoned
+        self.missed = GAVE_WAY if session.failure == GAVE_WAY else ""
+        abandoned = self._abandoned or self.missed
         self.leave()
         if abandoned:
             return None
@@ -75,7 +82,7 @@ class StepRecording:
         return None if self.session is None or self.session.failure else self._recording
 
     def leave(self, error: BaseException | None = None) -> None:
-        """End the recording, which `error` may have ended, and let go of it."""
+        """End the recording, which `error` may have ended, and drop it."""
         session = self.session
         if session is not None:
             session.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)

@@ -20,7 +20,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
 from chainrule.diagnostics.loss_scale import CLIPS, unscaled_by
-from chainrule.graph.graph import UNSCALE, Event, Graph, Value, references
+from chainrule.graph.graph import UNSCALE, Backward, Event, Graph, Value, references
 from chainrule.graph.history import Kind, RankFacts, StepFacts
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
 from chainrule.graph.statistics import Statistics
@@ -76,16 +76,26 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     backwards = graph.accumulating
     passes = len(backwards) // attempts  # without those of skipped attempts
     counted = backwards[max(len(backwards) - passes, context.passes_before) :]
-    losses = [_number(graph.values[each.loss]) for each in counted if each.loss is not None]
+    at_start = [each for each in counted if not _is_elsewhere(graph, each, counted[0])]
+    losses = [_number(graph.values[each.loss]) for each in at_start if each.loss is not None]
     known = [loss for loss in losses if loss is not None][: 1 if context.closure else None]
     return StepFacts(
         context.step, time.time(), sum(known) / (context.scale or 1) if known else None, context.rates,
-        scale=context.scale, clipped=_clipped(graph, context), passes=max(passes, 1), full=context.full,
-        counts=context.counts, evaluated=context.beside.passes, dropped=context.beside.dropped,
+        scale=context.scale, clipped=_clipped(graph, context), full=context.full,
+        passes=max(passes - len(counted) + len(at_start), 1), counts=context.counts,
+        evaluated=context.beside.passes, dropped=context.beside.dropped,
         distance=context.beside.distance, restarted=_restarted(graph, context),
-        estimate=any(_is_estimate(graph, each.loss, context) for each in counted if each.loss is not None),
+        estimate=any(_is_estimate(graph, each.loss, context) for each in at_start if each.loss is not None),
         rewritten=context.rewritten,
     )  # fmt: skip
+
+
+def _is_elsewhere(graph: Graph, backward: Backward, first: Backward) -> bool:
+    """Whether the step itself wrote the parameters with which a pass ran after the first pass, as SAM's climb does."""
+    if backward is first or backward.loss is None or first.loss is None:
+        return False
+    later = graph.ancestors([backward.loss]) - graph.ancestors([first.loss])
+    return any(graph.values[each].kind == "parameter" and graph.values[each].operation is not None for each in later)
 
 
 def _restarted(graph: Graph, context: WatchContext) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.rounds import living
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
@@ -60,10 +59,9 @@ class UpdatesByHand:
     def _belong_to_an_optimizer(self) -> bool:
         """Whether the process has an optimizer of torch.optim that holds one of them, and whose steps call hooks."""
         mine = {id(parameter) for parameter, _ in self._seen}
-        optimizers = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
         return any(
             id(parameter) in mine
-            for each in optimizers
+            for each in living()
             if getattr(type(each).step, "hooked", False)
             for group in each.param_groups
             for parameter in group["params"]

@@ -24,6 +24,7 @@ from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts, Unstepped
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
+from chainrule.monitor import step_series as series
 from chainrule.monitor.arguments import (
     WatchedModels,
     as_list,
@@ -45,16 +46,6 @@ from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
 from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView, in_backward
 from chainrule.monitor.step_recording import StepRecording
-from chainrule.monitor.step_series import (
-    WatchContext,
-    facts_of,
-    figures_of,
-    measured_gradients,
-    measured_moments,
-    prefix_of,
-    rank_of,
-    skipped_in,
-)
 from chainrule.recording import Recording
 
 if TYPE_CHECKING:
@@ -238,7 +229,7 @@ class watch:  # noqa: N801 (read as a verb)
         if self._full is None:
             recording.at_once(cache, magnitudes=False)
         scaled = self._scaler.scaler is not None
-        if not scaled and (skipped := skipped_in(recording.graph)):  # all steps until now
+        if not scaled and (skipped := series.skipped_in(recording.graph)):  # all steps until now
             scaled = True
             self._count_skipped(skipped)
         if not self._boundaries.rounds.current and (passes := never_stepped(recording.graph)):
@@ -304,9 +295,9 @@ class watch:  # noqa: N801 (read as a verb)
     def _end(self, missed: str) -> None:
         self.step_number += 1
         self.history.unstepped = None
-        if missed:
-            self._warnings.missed(self.step_number, missed)
         recording = self._step.end(self._models)
+        if missed := missed or self._step.missed:
+            self._warnings.missed(self.step_number, missed)
         self._step.log.end(self.step_number, Site.of(sys._getframe()))
         if recording is not None:
             self.watched += 1
@@ -335,8 +326,8 @@ class watch:  # noqa: N801 (read as a verb)
         if self._full is not None:
             reason, self._full = self._full, None
             self._results.save_full(recording, facts.step, reason)
-        names = "" if self._models.whole() else prefix_of(recording.graph)
-        self._ranks.put(Step(facts, figures, found), rank_of(recording, names) if self._ranks.active else None)
+        names = "" if self._models.whole() else series.prefix_of(recording.graph)
+        self._ranks.put(Step(facts, figures, found), series.rank_of(recording, names) if self._ranks.active else None)
         self._store_ready(recording)
         if self.every > 1 and not facts.full:
             self._between.again.keep(facts.step, recording)
@@ -373,7 +364,7 @@ class watch:  # noqa: N801 (read as a verb)
         histograms = keeps_histograms(self.watched - 1)
         graph = recording.at_once(cache, histograms) if self._full is None else recording.graph
         optimizers = self._boundaries.rounds.current
-        context = WatchContext(
+        context = series.WatchContext(
             step=self.step_number,
             rates=rates_of(optimizers),
             scale=self._scaler.scale,
@@ -381,9 +372,11 @@ class watch:  # noqa: N801 (read as a verb)
             closure=self._step.closure,
             named=bool(self._models.whole()),
             full=self._full is not None,
-            gradients=measured_gradients(optimizers, self._models.names, histograms) if self._step.closure else {},
+            gradients=series.measured_gradients(optimizers, self._models.names, histograms)
+            if self._step.closure
+            else {},
             counts=tuple(filter(None, map(step_count, optimizers))),
-            moments=measured_moments(optimizers, self._models.names),
+            moments=series.measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
             restarts=restarts(user_frame()),
@@ -391,12 +384,12 @@ class watch:  # noqa: N801 (read as a verb)
             rewritten=self._between.rewritten(),
             alone=not self._ranks.active,
         )
-        if self._scaler.scaler is None and (missed := skipped_in(graph)):
+        if self._scaler.scaler is None and (missed := series.skipped_in(graph)):
             self._count_skipped(missed)
         self._boundaries.evaluations.always_drops = always_drops(graph)
-        figures = list(figures_of(graph, context))
+        figures = list(series.figures_of(graph, context))
         self._warnings.unmeasured(context.unmeasured)
-        return figures, facts_of(graph, context)
+        return figures, series.facts_of(graph, context)
 
     def _save_on_finding(self, recording: Recording | None, facts: StepFacts) -> None:
         """Save this step in full if it shows a new finding, or record the next one in full if this is impossible."""

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Derivation, Step
+from chainrule.derivation.forward_values import Forward
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
+from chainrule.derivation.why import Search
 from chainrule.diagnostics import Finding
 from chainrule.document import Code, Histogram, Measured, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.execution.experiment import FINEST
+from chainrule.execution.other_inputs import loss_after
 from chainrule.graph.comparison import Comparison, compare
 from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
@@ -53,6 +56,7 @@ class Context:
     findings: tuple[Finding, ...] = ()
     rows: Mapping[int, Row] = field(default_factory=dict)  # node -> what verify() found
     statistics: StatisticsCache = field(default_factory=StatisticsCache)
+    title: str = "One training step"
 
     def tensor(self, symbol: str, data: Data | None, role: Role, label: str = "", **labels: Any) -> Tensor:
         """A tensor as a block of the document: its numbers if it is small, else its statistics."""
@@ -170,6 +174,21 @@ class Context:
         )
 
     @cached_property
+    def loss_after(self) -> float | None:
+        """The loss that the recorded operations give with the parameters after the step; None where that is unknown."""
+        return loss_after(self.graph)
+
+    @cached_property
+    def forward(self) -> Forward:
+        """What gives the formula of one element of a result."""
+        return Forward(self.graph, self.derivation, self.notation)
+
+    @cached_property
+    def search(self) -> Search:
+        """What gives the sum behind one element of a gradient."""
+        return Search(self.graph, self.derivation, self.notation)
+
+    @cached_property
     def reasons(self) -> dict[str, str]:
         """Why entries of a Jacobian are zero by structure: each reason, and the Jacobian at which it is said."""
         return {}
@@ -279,6 +298,9 @@ class Context:
         )
         where: Span = Code(".grad") if in_grad else "autograd"
         check = self.checks.contribution(contribution)
+        if contribution.value is not None and check.verdict == "by convention":
+            own = f"of `{self.notation.plain(contribution.value)}`"
+            check = replace(check, reason=check.reason.replace(f"of the input `{contribution.argument}`", own))
         if in_grad and contribution.value is not None and check.verdict != "disagrees":
             whole = self.checks.gradient(contribution.value)
             check = check if whole.verdict == "agrees" else whole
@@ -359,7 +381,7 @@ def of_differences(known: Differences) -> Measured:
     """Central differences as a document has them; what is below their precision is 0."""
     least = FINEST * max((abs(each) for each in known.central if each is not None), default=0.0)
     elements = tuple(each if each is None or abs(each) > least else 0.0 for each in known.central)
-    return Measured(elements, known.count, known.found.largest, known.found.tolerance)
+    return Measured(elements, known.count, known.taken, known.found.largest, known.found.tolerance)
 
 
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:

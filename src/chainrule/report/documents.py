@@ -33,12 +33,13 @@ LINES, WIDTH = 57, 76  # about how many lines it may have, and how wide they are
 ROWS, FEW, SPARE = 30, 8, 3  # rows of a table in it; those of one that does not fit; blocks of its summary
 SHORT = 24  # characters of a name there
 HOW_TO_READ = (
-    "Each step takes the upstream gradient, that of its output, and computes the gradient of each input. Jacobians are "
-    "those of tensors flattened in row-major order; indices and units are counted from 0. Before each row stands the "
-    "upstream gradient of that element, and below each column the gradient: the sum of upstream times column. PyTorch "
-    "computes the same as a vector-Jacobian product, without the Jacobian. Results are checked against autograd and, "
-    "independently of our rules, against central differences of this operation alone in float64 (measured; - at a "
-    "kink). The tolerance is a few roundings of the number type, of the terms that add up to each element."
+    "Each step takes the upstream gradient, that of its output, and computes the gradient of each input. Jacobians "
+    "are those of tensors flattened in row-major order; indices and units count from 0. Before each row stands the "
+    "upstream gradient of its element, below each column the gradient: the sum of upstream times column. PyTorch "
+    "computes the same as a vector-Jacobian product, without the Jacobian. Each check compares autograd's gradient "
+    "with our rule and, independently of it, with central differences of this operation alone in float64 (measured; - "
+    "at a kink). It gives the largest difference and the tolerance: a few roundings of the terms of an element's sum; "
+    "for our rule, of all steps since the loss; for the measured one, of this step and of the differences."
 )
 
 
@@ -49,7 +50,7 @@ def full(context: Context, pointing: bool = False, coded: bool = False, running:
     With `pointing` also the sum behind each number, for a view in which a reader can point at one; with `coded` also
     the code that recomputes each section; with `running` also the program of a small step.
     """
-    title = ("One training step, worked out",)
+    title = (f"{context.title}, worked out",)
     sums = value_table.sums(context) if pointing else ()
     sections = tuple(_sections(context))
     sections = code.with_code(context, sections) if coded else sections
@@ -72,7 +73,8 @@ def summary(context: Context, notes: bool = False, advice: bool = False) -> Iter
         if turn in (0, len(losses) - 1) or len(losses) <= SPARE:
             value = graph.values[loss]
             shown = "not kept" if value.data is None or value.data.numel() != 1 else repr(value.data.item())
-            yield Paragraph((f"{context.notation.plain(loss)} = {shown}  ({value.name})",))
+            after = "" if (left := context.loss_after) is None else f"; {number(left)} after the step, on the same data"
+            yield Paragraph((f"{context.notation.plain(loss)} = {shown}  ({value.name}){after}",))
         elif turn == 1:
             yield Paragraph((f"{len(losses) - 2} losses of further backward passes",))
     explained = sum(step.rule is not None for step in context.derivation.nodes)
@@ -214,7 +216,7 @@ def brief(context: Context) -> Document:
         sections = tuple(_brief_sections(context, most))
         if sum(map(_lines, head)) + sum(3 + _lines(each.blocks[-1]) for each in sections) <= LINES:
             break
-    return Document(("One training step, in brief",), head, sections)
+    return Document((f"{context.title}, in brief",), head, sections)
 
 
 def _spare(blocks: Iterator[Block]) -> Iterator[Block]:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 
 from chainrule import document
+from chainrule.diagnostics.finding import listed
 from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.graph.names import element
@@ -48,9 +49,8 @@ def _reasons(rows: Iterable[Row]) -> Iterator[document.Verdict]:
         if row.verdict not in ("agrees", "disagrees"):
             groups.setdefault((row.verdict, row.reason), []).append(row)
     for (verdict, reason), members in groups.items():
-        named = ", ".join(f"{row.node.name} {row.node.index}{_at(row)}" for row in members[:LISTED])
-        more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
-        yield document.Verdict(verdict, (f"{named}{more}: ", *spans(reason)))
+        named = listed([f"{row.node.name} {row.node.index}{_at(row)}" for row in members], LISTED)
+        yield document.Verdict(verdict, (f"{named}: ", *spans(reason)))
 
 
 def _at(row: Row) -> str:

@@ -52,7 +52,7 @@ def _parts(check: GradientCheck, rows: Sequence[Row]) -> Iterator[Text]:
     if check.left_out:
         yield (f"{check.left_out} more were not looked at ({check.chosen})",)
     if compared := _compared(rows):
-        yield (f"compared with {compared}",)
+        yield (f"compared: {compared}",)
 
 
 def _updates(check: GradientCheck) -> Iterator[Text]:
@@ -71,11 +71,11 @@ def _compared(rows: Iterable[Row]) -> str:
     nodes = [row for row in rows if row.node.leaf is None]
     sums = sum(row.node.leaf is not None and row.rule_difference is not None for row in rows)
     counts = {
-        "rules": sum(row.rule_difference is not None for row in nodes),
-        "central differences": sum(row.finite_difference is not None for row in nodes),
-        "sums": sums,
+        "with our rule": sum(row.rule_difference is not None for row in nodes),
+        "with central differences": sum(row.finite_difference is not None for row in nodes),
+        "as sums into .grad": sums,
     }
-    return ", ".join(f"{many} {what if many > 1 else what[:-1]}" for what, many in counts.items() if many)
+    return ", ".join(f"{many} {what}" for what, many in counts.items() if many)
 
 
 def _listed(check: GradientCheck, rows: list[Row]) -> Text:

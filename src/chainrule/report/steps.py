@@ -11,10 +11,11 @@ from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
+from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Code, Equation, Margin, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.report import block_tables, digits, workings
+from chainrule.report import block_tables, digits, single_elements, workings
 from chainrule.report.context import JACOBIAN, ROWS, Context, entries, group, put_in
 from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
@@ -68,18 +69,21 @@ def forward(context: Context, step: Step, number: int) -> Section:
 
 def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
     rule, op = step.rule, step.op
-    if rule is None or op is None:
-        yield from _without_rule(context, step)
-        yield from (context.value(value) for value in context.results(step))
-        return
-    if rule.stages is not None and op.has_numbers:
+    if rule is not None and rule.stages is not None and op is not None and op.has_numbers:
         yield from _forward_stages(context, step)
         return
-    yield from _equation(rule, op, context.symbols(step))
-    yield from _broadcasts(context, step)
-    yield from workings.forward(context, step)
+    if rule is None or op is None:
+        yield from _without_rule(context, step)
+    else:
+        equations = tuple(_equation(rule, op, context.symbols(step)))
+        yield from equations
+        if not any(isinstance(each, Equation) and each.label == "numbers" for each in equations):
+            yield from single_elements.of_result(context, step)
+        yield from _broadcasts(context, step)
+        yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
-    yield from _kinks(context, step, with_choice=False)
+    chosen = tuple(single_elements.winners(context, step))
+    yield from chosen or _kinks(context, step, with_choice=False)
 
 
 def _equation(rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
@@ -124,8 +128,7 @@ def _broadcasts(context: Context, step: Step) -> Iterator[Block]:
         added = step.rule.structure == "elementwise" or (argument == "bias" and not convolves)
         if added and len(own) < len(shape) and own == shape[len(shape) - len(own) :]:
             times = torch.Size(shape[: len(shape) - len(own)]).numel()
-            written = f"({', '.join(map(str, own))}{',' if len(own) == 1 else ''})"
-            effect = f" has shape {written}: broadcasting adds it to each of the {times} rows."
+            effect = f" has shape {tuple(own)}: broadcasting adds it to each of the {times} rows."
             if not own:
                 effect = f" is a single number: broadcasting uses it for all {times} elements."
             yield Paragraph((Math(context.notation.symbol(value)), effect))
@@ -137,28 +140,19 @@ def _kinks(context: Context, step: Step, with_choice: bool = True) -> Iterator[B
     if rule is None or op is None or rule.kink is None or not op.has_numbers:
         return
     argument = next((value for name, _, value in step.arguments if name == rule.kink.argument), None)
-    if argument is None:
-        return
-    places = rule.kink.where(op, 0.0).nonzero().tolist()
-    if places:
+    if argument is not None and (places := rule.kink.where(op, 0.0).nonzero().tolist()):
         name = context.notation.plain(argument)
-        listed = _listed([element(name, place) for place in places], LISTED_KINKS)
+        named = listed([element(name, place) for place in places], LISTED_KINKS)
         lie = "lies" if len(places) == 1 else "lie"
         choice = f" {sentence(rule.kink.choice)}" if with_choice or not step.nodes else ""
-        yield Paragraph((f"{listed} {lie} exactly at a kink, where the derivative is undefined.{choice}",), "note")
-
-
-def _listed(names: list[str], most: int) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        yield Paragraph((f"{named} {lie} exactly at a kink, where the derivative is undefined.{choice}",), "note")
 
 
 def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
     symbols = context.symbols(step)
     for rule, op, inner in _stages(context, step, symbols):
         yield from _equation(rule, op, inner)
-        last = inner["out"] == symbols["out"]
-        yield context.tensor(inner["out"], op.out, "value", "" if last else "one per sample")
+        yield context.tensor(inner["out"], op.out, "value", "one per sample" if inner["out"] != symbols["out"] else "")
 
 
 def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[tuple[Rule, Applied, dict[str, str]]]:
@@ -190,8 +184,7 @@ def backward(context: Context, step: Step, number: int) -> Section:
 
 
 def _upstream(context: Context, step: Step) -> Iterator[Block]:
-    for slot, value in enumerate(step.outputs):
-        upstream = step.upstream[slot] if slot < len(step.upstream) else None
+    for value, upstream in zip(step.outputs, step.upstream, strict=False):
         if upstream is None:
             continue
         uses = context.uses(value, step.backward)
@@ -209,9 +202,8 @@ def _contributions(context: Context, step: Step, number: int) -> Iterator[Sectio
         if contribution.value is None or contribution.gradient is None:
             continue
         context.check(contribution)  # first, so that equal tensors are measured once
-        anchor = f"backward-{number}-{contribution.argument}" + (
-            "" if contribution.item is None else f"-{contribution.item}"
-        )
+        item = "" if contribution.item is None else f"-{contribution.item}"
+        anchor = f"backward-{number}-{contribution.argument}{item}"
         title = context.notation.plain_gradient(contribution.value, step.backward) + _use(context, step, contribution)
         stages = list(_stages_back(context, step, contribution))
         for name, blocks in stages[:-1]:
@@ -276,16 +268,14 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
     if contribution.summed and operand:
         axes = ", ".join(map(str, contribution.summed))
         axis, over = ("axis", "that axis") if len(contribution.summed) == 1 else ("axes", "those axes")
-        yield Paragraph(
-            (Math(operand.symbol), f" was broadcast along {axis} {axes}, so its gradient is the sum over {over}.")
-        )
+        effect = f" was broadcast along {axis} {axes}, so its gradient is the sum over {over}."
+        yield Paragraph((Math(operand.symbol), effect))
     yield _result(context, target, contribution, "result")
 
 
 def _digits(pullback: Pullback, upstream: Data) -> int:
     """How many decimals the numbers of the product need."""
-    contribution = pullback.contribution
-    result = contribution.gradient
+    contribution, result = pullback.contribution, pullback.contribution.gradient
     if contribution.summed or not has_numbers(result) or result.layout is not torch.strided:
         return digits.USUAL
     return digits.of_product(pullback.rule, contribution.argument, pullback.op, upstream, result)
@@ -337,7 +327,9 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
     if rows * columns > JACOBIAN or rows > ROWS or not rows * columns or without:
-        yield Paragraph((Math(symbol), *too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
+        yield Paragraph((Math(symbol), *_too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
+        if rule.structure != "elementwise" and not without:
+            yield from single_elements.one(context, contribution, rows * columns)
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
     if not _is_written_out(pullback, rows, columns):
@@ -346,14 +338,13 @@ def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Op
     row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
     column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
     flat = next(g for g in upstream if g is not None).reshape(-1)
+    product = flat.to(full.dtype) @ full
     block = context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
     yield replace(
         block,
-        decimals=digits.of_calculation(
-            lambda n: digits.written(flat, n) @ digits.written(full, n), flat.to(full.dtype) @ full
-        ),
+        decimals=digits.of_calculation(lambda n: digits.written(flat, n) @ digits.written(full, n), product),
         upstream=Margin(output.gradient, entries(flat)),
-        product=Margin(operand.gradient, entries(flat.to(full.dtype) @ full)),
+        product=Margin(operand.gradient, entries(product)),
     )
     yield from _zeros(context, pullback, full, operand, output)
 
@@ -366,7 +357,7 @@ def _is_written_out(pullback: Pullback, rows: int, columns: int) -> bool:
     return 0 < rows * columns <= most and pullback.op.has_numbers and all_have_numbers(*pullback.upstream)
 
 
-def too_large(
+def _too_large(
     rule: Rule, wrt: Wrt, op: Applied, symbols: dict[str, str], shape: tuple[int, int], item: int | None
 ) -> Iterator[Span]:
     """Describe a Jacobian that is not written out: its size and, where the rule knows it, its sparsity pattern."""
@@ -409,9 +400,9 @@ def _zeros(context: Context, pullback: Pullback, full: Data, operand: Operand, o
             reason = f": {why}" if said == where else f", as in {said}"
         words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}.")
     if by_value:
-        listed = _listed(by_value, LISTED_ZEROS)
+        named = listed(by_value, LISTED_ZEROS)
         also = " more" if structural else f" of {full.numel()} entries"
-        words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero for these values: {listed}.")
+        words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero for these values: {named}.")
     yield Paragraph((" ".join(words),))
 
 
@@ -422,8 +413,7 @@ def _stages_back(context: Context, step: Step, contribution: Contribution) -> It
     assert contribution.value is not None
     stages = list(_stages(context, step, context.symbols(step)))
     upstream: Data | None = step.upstream[0]
-    for place in range(len(stages) - 1, -1, -1):
-        rule, op, symbols = stages[place]
+    for place, (rule, op, symbols) in reversed([*enumerate(stages)]):
         if upstream is None:
             return
         gradient = symbols["g"].removeprefix("{").removesuffix("}")
@@ -455,11 +445,9 @@ def _check(context: Context, step: Step, contribution: Contribution) -> Iterator
     if is_shown:
         yield verdict
     kink = step.rule.kink if step.rule is not None else None
-    is_said = (
-        is_shown and kink is not None and any(kink.choice in span for span in verdict.text if isinstance(span, str))
-    )
-    if kink is not None and kink.argument == contribution.argument and not is_said:
-        yield from _kinks(context, step)
+    if kink is not None and kink.argument == contribution.argument:
+        is_said = is_shown and any(kink.choice in span for span in verdict.text if isinstance(span, str))
+        yield from () if is_said else _kinks(context, step)
     yield from block_tables.backward(context, step, contribution)
 
 

@@ -160,6 +160,21 @@ class _Convolution:
             return None
         return Factor(self.name, (n, channel, *(p if self.transposed else q for ((p, _, q),) in met)))
 
+    def apart(self) -> str:
+        """What keeps an input element from an output element: another sample, another group, a kernel elsewhere."""
+        places, room = (self.x, self.op.out) if self.transposed else (self.op.out, self.x)
+        met = self.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
+        all_meet = all(
+            len({(p, q) for p, _, q in axis}) == own * other
+            for axis, own, other in zip(met, places.shape[2:], room.shape[2:], strict=True)
+        )
+        bounds = {"sample": self.x.shape[0] > 1, "group": self.groups > 1}
+        within = " and ".join(f"its own {each}" for each, several in bounds.items() if several)
+        if all_meet:
+            return f"an output element is made of the input elements of {within} alone" if within else ""
+        under = "an output element is made of the input elements under its kernel alone"
+        return f"{under}, in {within}" if within else under
+
     def pattern(self, operand: Tensor, words: str) -> Pattern | None:
         """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
         if not real(self.op.out, operand, self.op.weight):
@@ -261,7 +276,7 @@ BY_INPUT = Wrt(
     lambda op, g: _Convolution(op).input_gradient(g, op.weight),
     _told(lambda f: derivative(f.of_output(), f.of_input(), f.weight())),
     _told(_Convolution.to_input),
-    "an output element is made of the input elements under its kernel alone, in its own sample and group",
+    lambda op: _Convolution(op).apart(),
     lambda op, out_index, in_index: _Convolution(op).input_factor(out_index, in_index),
     lambda op: _Convolution(op).pattern(_Convolution(op).x, "sparse Toeplitz, the kernel shifted from place to place"),
 )

@@ -1,6 +1,6 @@
 r"""Rules of factorisations of a matrix: Cholesky, singular values, eigenvalues, QR and LU.
 
-A factorisation is told apart by the shape of its factors (triangular, unitary, diagonal), and so is its derivative: a
+A factorisation is recognised by the shape of its factors (triangular, unitary, diagonal), and so is its derivative: a
 change of the matrix, seen from between the factors, falls into the part that each of them can take up. Going back turns
 that around, which is why triangles, halves and quotients of differences stand in the formulas.
 

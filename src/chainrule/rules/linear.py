@@ -328,9 +328,16 @@ def _layer(op: Any) -> Letters:
     return f"{samples}i", f"{out}i", samples + out
 
 
+def _bias_local(op: Any) -> str:
+    _, weight, out = _layer(op)
+    return derivative(at("out", out), at("bias", weight[: op.bias.dim() and -1]), "1")
+
+
 def _bias_product(op: Any) -> str:
-    samples = _layer(op)[0][:-1]
-    return rf"\sum_{{{','.join(samples)}}} {at('g', samples)}" if samples else "$g"
+    samples, weight, out = _layer(op)
+    over = ",".join(samples[:-1])
+    total = rf"\sum_{{{over}}} " if over else ""
+    return f"{at('grad', weight[: op.bias.dim() and -1])} = {total}{at('g', out)}"
 
 
 linear = rule(
@@ -350,7 +357,7 @@ linear = rule(
         ),
         "bias": Wrt(
             lambda op, g: reduce_to_shape(g, tuple(op.bias.shape))[0],
-            "1",
+            _bias_local,
             _bias_product,
             "each neuron has its own bias: output column o has bias o alone added to it, in every sample",
             lambda op, out, into: Factor(latex="1") if into in (out[len(out) - len(into) :], ()) else None,

@@ -78,11 +78,7 @@ HELD = choice(lambda op: X if op.eps is None else lowest(highest(X, EPS), 1 - EP
 function(
     torch.logit,
     ln(HELD / (1 - HELD)),
-    choice(
-        lambda op: (
-            ODDS_SLOPE.but(math.nan, OUTSIDE(X)) if op.eps is None else cases(ODDS_SLOPE, WITHIN(EPS, X, 1 - EPS))
-        )
-    ),
+    choice(lambda op: ODDS_SLOPE.but(math.nan, OUTSIDE(X)) if op.eps is None else HELD_SLOPE),
     samples=lambda: [*unary(torch.logit, 0.1, 0.5, 0.8), *unary(torch.logit, 0.1, 0.2, 0.7, 0.8, 0.95, eps=0.2)],
     kink=Kink(
         lambda op, radius: at(*(() if op.eps is None else (op.eps, 1 - op.eps)))(op, radius),

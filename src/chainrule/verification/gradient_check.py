@@ -248,19 +248,26 @@ def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Ro
             if contribution is not None:
                 arrived.setdefault(execution.backward, []).append(contribution)
     given = [
-        _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf].tensor, None, "the gradient that "
+        _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf].tensor, it="the gradient that "
              "torch.autograd.grad gave of it")
         for backward in graph.backwards if node.leaf in backward.given
     ]  # fmt: skip
     contributions = [each for index in sorted(arrived) if graph.backwards[index].accumulates for each in arrived[index]]
     if given and not contributions:
         return given
-    left = next((graph.sent(p) for p in graph.parameters.values() if p.value == node.leaf), None)
-    return [_sum(node, leaf, contributions, leaf.grad, left, "its gradient"), *given]
+    known = next((each for each in graph.parameters.values() if each.value == node.leaf), None)
+    left, before = (None, None) if known is None else (graph.sent(known), tensor_of(known.left_over))
+    return [_sum(node, leaf, contributions, leaf.grad, left, before), *given]
 
 
-def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None, left: Tensor | None, it: str) -> Row:
-    """Compare the sum of what the edges into a leaf sent with the gradient that arrived, and with `.grad`."""
+def _sum(
+    node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None, left: Tensor | None = None,
+    before: Tensor | None = None, it: str = "its gradient",
+) -> Row:  # fmt: skip
+    """Compare the sum of what the edges into a leaf sent with the gradient that arrived, and with `.grad`.
+
+    `left` is what `.grad` holds after the passes, `before` what it held before them.
+    """
     if leaf.has_gradient and (gradient is None or not all_have_numbers(gradient, *arrived)):
         return _unchecked(node, UNKEPT)
     if gradient is None or not arrived:
@@ -288,7 +295,11 @@ def _sum(node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None
     if left is not None and not _equals(left, total, terms, len(sent)):
         if any(_equals(left, each, terms, len(sent)) for each in itertools.accumulate(reversed(sent))):
             return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
-        reason = "`.grad` holds more than what its uses sent: an earlier gradient, or a write to `.grad`"
+        if before is not None and not all_have_numbers(before):
+            return replace(row, verdict="not checked", reason=UNKEPT)
+        if before is not None and _equals(left, real(before) + total, real(before).abs() + terms, len(sent) + 1):
+            return replace(row, reason=f"{summed}; `.grad` holds that and the gradient that was there before")
+        reason = "`.grad` is neither what its uses sent nor that and what was there before: something wrote to it"
         return replace(row, verdict="not checked", reason=reason)
     return replace(row, reason=summed)
 

@@ -34,7 +34,7 @@ RULE_ALONE = "our rule and autograd agree"
 NO_GRADIENT = "no gradient flowed through it"
 NOT_ASKED = "no gradient was asked of it for any of its inputs"
 NOT_ACCUMULATED = "no gradient was accumulated in it"
-LISTED = 6  # elements of a gradient of which a row holds both numbers
+LISTED = 12  # elements of a gradient of which a row holds both numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,14 @@ class Wrong:
 class Differences:
     """The first elements of the gradient of one argument, by autograd and by central differences.
 
-    `count` is how many elements the gradient has. `central` is empty where single elements were not measured, but
-    random directions; `found` compares the two, wherever it was measured.
+    `count` is how many elements the gradient has, `taken` how many were measured. `central` is empty where single
+    elements were not measured, but random directions; `found` compares the two, wherever it was measured.
     """
 
     argument: str
     value: int | None
     count: int
+    taken: int
     autograd: tuple[float | complex, ...]
     central: tuple[float | complex | None, ...]
     found: Comparison
@@ -279,7 +280,7 @@ def _measured(graph: Graph, finding: ArgumentCheck, found: Comparison) -> Differ
     places = range(min(count, LISTED)) if known else ()
     autograd = tuple(number_at(finding.got, place, pairs) or 0.0 for place in places)
     central = tuple(_measured_at(known, place, pairs) for place in places)
-    return Differences(finding.label, value, count, autograd, central, found)
+    return Differences(finding.label, value, count, len(known) // pairs, autograd, central, found)
 
 
 def _measured_at(known: Mapping[int, float], place: int, pairs: int) -> float | complex | None:

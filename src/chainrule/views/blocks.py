@@ -59,13 +59,15 @@ def plain(text: Text) -> str:
 
 
 def compared(verdict: Verdict) -> str:
-    """The numbers of a verdict: ` (largest difference 0, tolerance 2.05e-05; measured 3, 12 ...)`."""
-    known = (("largest difference", verdict.difference), ("tolerance", verdict.tolerance))
+    """The numbers of a verdict: ` (difference 0, tolerance 2.05e-05; measured 3, 12: difference 0, ...)`."""
+    known = (("difference", verdict.difference), ("tolerance", verdict.tolerance))
     texts = [", ".join(f"{name} {number(value)}" for name, value in known if value is not None)]
     if (measured := verdict.measured) is not None:
-        listed = ", ".join("-" if each is None else number(each) for each in measured.elements)
-        more = ", ..." if measured.count > len(measured.elements) else ""
-        gave = f"measured {listed}{more}" if listed else "measured along random directions"
+        gave = ", ".join("-" if each is None else number(each) for each in measured.elements)
+        if measured.count > len(measured.elements):
+            taken = f"{measured.taken:,} of " if measured.taken < measured.count else ""
+            gave = f"{taken}{measured.count:,} elements"
+        gave = f"measured {gave}" if measured.taken else "measured along random directions"
         texts.append(f"{gave}: difference {number(measured.difference)}, tolerance {number(measured.tolerance)}")
     text = "; ".join(filter(None, texts))
     return f" ({text})" if text else ""

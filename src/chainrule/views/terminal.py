@@ -23,7 +23,6 @@ SUFFIX = ".txt"
 INDENT = 4
 LABEL_WIDTH = 18
 MINIMUM_WIDTH = 20
-MARGIN = 12  # about what the numbers beside a matrix take
 HUES = {"value": "cyan", "parameter": "cyan", "gradient": "magenta", "jacobian": "magenta"}
 VERDICTS = {"agrees": "green", "disagrees": "bold red", "by convention": "yellow"}  # others: dim
 TONES = {
@@ -147,7 +146,7 @@ def _tensor(block: doc.Tensor, room: int) -> list[Line]:
     elif not block.shape:
         lines = [(*name, *line(" = "), _entry(matrices[0].rows[0][0], hue), *about)]
     elif block.row_labels or block.column_labels:
-        lines = [(*name, *line(" ="), *about), *_labelled(block, matrices[0], hue, room - INDENT)]
+        lines = [(*name, *line(" ="), *about), *min(_labelled(block, matrices[0], hue, room - INDENT), key=len)]
     elif len(block.shape) <= 2:
         lines = _matrix(name, matrices[0], hue, about, room - INDENT)
     else:
@@ -219,18 +218,26 @@ def _parts(widths: Sequence[int], room: int, gap: int) -> Iterator[tuple[int, in
     yield first, len(widths)
 
 
-def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Line]:
-    """A matrix with a label for each row and column; columns whose labels share all but the last index stand together.
+def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> Iterator[list[Line]]:
+    """A matrix with a label for each row and column, once with whole labels, and once with their names said before.
 
-    In a Jacobian of row-major flattened tensors, these are the derivatives by one row. What multiplies
-    each row stands before its label, what comes out below each column.
+    Columns whose labels share all but the last index stand together: in a Jacobian of row-major flattened tensors,
+    these are the derivatives by one row. What multiplies each row stands before its label, what comes out below each
+    column.
     """
+    rows = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
+    columns = [printable(label) for label in matrix.column_labels] or [""] * len(matrix.rows[0])
+    yield _grids(block, matrix, style, room, [*rows], columns)
+    if all("[" in label for label in (*rows, *columns)):
+        names = f"rows: {rows[0].rpartition('[')[0]}, columns: {columns[0].rpartition('[')[0]}"
+        bare = ([label[label.rindex("[") :] for label in labels] for labels in (rows, columns))
+        yield [line(names, "dim"), *_grids(block, matrix, style, room, *bare)]
+
+
+def _grids(
+    block: doc.Tensor, matrix: Grid, style: str, room: int, row_labels: list[str], column_labels: list[str]
+) -> list[Line]:
     columns = _columns(matrix)
-    row_labels = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
-    column_labels = [printable(label) for label in matrix.column_labels] or [""] * len(columns)
-    beside = max(map(width, row_labels)) + MARGIN
-    if sum(width(label) + 2 for label in column_labels) > room - beside:
-        row_labels, column_labels = _indices(row_labels), _indices(column_labels)
     cells = []
     for label, column in zip(column_labels, columns, strict=True):
         size = max(width(label), len(column[0]))
@@ -251,11 +258,6 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> list[Li
         lines += [BLANK] * bool(lines)
         lines += _grid(cells, stripe, [corner, *row_labels], style, len(matrix.rows))
     return lines
-
-
-def _indices(labels: list[str]) -> list[str]:
-    """The indices of labels alone: the symbol of the matrix has the names."""
-    return [label[label.rindex("[") :] for label in labels] if all("[" in label for label in labels) else labels
 
 
 Run = tuple[int, int]  # columns or rows: the first, and the one after the last

@@ -102,7 +102,10 @@ def read_parameters(passes: BackwardPasses, names: Names, snapshots: Snapshots) 
             after = _changed_by_hand(lowering, tensor, before)
         gradient = snapshots.of_some(passes.left_last(tensor))
         end = None if after is None else snapshots.of_after(after)
-        found[name] = Parameter(name, value, snapshots.of(before), gradient, end)
+        reached = (each for each in lowering.tape.backwards if each.accumulates and id(tensor) in each.after)
+        first = next(reached, None)
+        left_over = None if first is None else snapshots.of_some(first.before.get(id(tensor)))
+        found[name] = Parameter(name, value, snapshots.of(before), gradient, end, left_over)
     return found
 
 

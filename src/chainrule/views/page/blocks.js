@@ -61,7 +61,7 @@ function equation(block) {
 /** @param {Verdict} block */
 function verdict(block) {
   const { difference, tolerance, measured: found } = block;
-  const known = [difference === undefined ? "" : `largest difference ${number(difference)}`, tolerance === undefined ? "" : `tolerance ${number(tolerance)}`];
+  const known = [difference === undefined ? "" : `difference ${number(difference)}`, tolerance === undefined ? "" : `tolerance ${number(tolerance)}`];
   const figures = [known.filter(Boolean).join(", "), found ? measured(found) : ""].filter(Boolean);
   return h(
     "p",
@@ -74,7 +74,9 @@ function verdict(block) {
 /** @param {Measured} found */
 function measured(found) {
   const listed = found.elements.map((each) => (each === null ? "-" : number(each))).join(", ");
-  const gave = listed ? `measured ${listed}${found.count > found.elements.length ? ", ..." : ""}` : "measured along random directions";
+  const taken = found.taken < found.count ? `${found.taken.toLocaleString("en")} of ` : "";
+  const numbers = found.count > found.elements.length ? `${taken}${found.count.toLocaleString("en")} elements` : listed;
+  const gave = found.taken ? `measured ${numbers}` : "measured along random directions";
   return `${gave}: difference ${number(found.difference)}, tolerance ${number(found.tolerance)}`;
 }
 

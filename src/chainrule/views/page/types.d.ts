@@ -34,7 +34,7 @@ export interface Tensor {
   product?: Margin;
 }
 export interface Margin { symbol: Formula; entries: Entry[] }
-export interface Measured { elements: (Entry | null)[]; count: number; difference: Entry; tolerance: Entry }
+export interface Measured { elements: (Entry | null)[]; count: number; taken: number; difference: Entry; tolerance: Entry }
 export interface Verdict { block: "verdict"; kind: Verdicts; text: Span[]; difference?: Entry; tolerance?: Entry; measured?: Measured }
 export interface Table { block: "table"; headers: string[]; rows: Span[][][]; label?: string }
 export type Block = Paragraph | Equation | Tensor | Verdict | Table;

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.faults.common import batches, mlp, points
-from tests.faults.healthy import TEXT, healthy
+from tests.bed.loops import healthy
+from tests.bed.loops.networks import TEXT
+from tests.bed.loops.shared import batches, mlp, points
 
 
 class Pole:

@@ -1,4 +1,4 @@
-"""How far the thresholds are from the healthy runs, and from the faults: `python -m tests.faults.margins`.
+"""How far the thresholds are from the healthy runs, and from the faults: `python -m tests.bed.loops.margins`.
 
 All thresholds are made stricter at once by a factor, and what is then found in the healthy runs is counted by its id;
 then they are made more lenient, and the faults that are no longer found are listed.
@@ -14,8 +14,7 @@ from dataclasses import fields
 import torch
 
 from chainrule.diagnostics import Thresholds
-from tests.faults.every import FAULTS, HEALTHY
-from tests.faults.watched import watched
+from tests.bed.loops import FAULTS, HEALTHY, watched
 
 ALARM_BELOW = {
     "flat",

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.faults.common import batches, digits, mlp, points
-from tests.faults.faulty import column, fault, train
+from tests.bed.loops import fault
+from tests.bed.loops.shared import batches, column, digits, mlp, points, quietly, train
 
 # -- the sign ----------------------------------------------------------------------------------------------------------
 
@@ -235,3 +235,90 @@ def sum_of_four_means_by_hand():
         return ((output.softmax(1) - F.one_hot(y, 10)) ** 2).mean()
 
     return accumulated(loss, (16,) * 4)
+
+
+# -- the loss itself ---------------------------------------------------------------------------------------------------
+
+
+@fault("softmax-before-cross-entropy")
+def softmax_as_last_layer():
+    return train(nn.Sequential(mlp(64, 32, 10), nn.Softmax(1)), batches())
+
+
+@fault("softmax-before-cross-entropy")
+def softmax_then_a_view():
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output.reshape(-1, 2, 10).softmax(-1).reshape(-1, 10), y)
+
+    return train(mlp(64, 32, 10), batches(), loss=loss)
+
+
+@fault("nll-without-log")
+def likelihood_of_a_softmax():
+    return train(nn.Sequential(mlp(64, 32, 10), nn.Softmax(1)), batches(), loss=F.nll_loss)
+
+
+@fault("nll-without-log")
+def likelihood_of_logits():
+    return train(mlp(64, 32, 10), batches(), loss=F.nll_loss)
+
+
+@fault("sigmoid-before-bce")
+def sigmoid_and_bce():
+    return train(nn.Sequential(mlp(64, 32, 1), nn.Sigmoid()), batches(), loss=column(F.binary_cross_entropy))
+
+
+@fault("sigmoid-before-bce")
+def sigmoid_squeezed_and_bce():
+    return train(
+        mlp(64, 32, 1),
+        batches(),
+        loss=lambda output, y: nn.BCELoss()(torch.sigmoid(output).squeeze(1), (y > 4).float()),
+    )
+
+
+@fault("sigmoid-twice")
+def sigmoid_and_bce_with_logits():
+    model = nn.Sequential(mlp(64, 32, 1), nn.Sigmoid())
+    return train(model, batches(), loss=column(F.binary_cross_entropy_with_logits))
+
+
+@fault("sigmoid-twice")
+def sigmoid_in_the_loop():
+    return train(
+        mlp(64, 32, 10), batches(),
+        loss=lambda output, y: nn.BCEWithLogitsLoss()(output.sigmoid(), F.one_hot(y, 10).float()),
+    )  # fmt: skip
+
+
+@fault("broadcast-in-loss")
+def column_against_vector():
+    return train(mlp(8, 16, 1), points(), loss=quietly(lambda output, y: F.mse_loss(output, y.squeeze(1))))
+
+
+@fault("broadcast-in-loss")
+def difference_by_hand():
+    return train(mlp(8, 16, 1), points(), loss=lambda output, y: ((output - y[:, 0]) ** 2).mean())
+
+
+@fault("broadcast-in-loss")
+def one_target_for_every_output():
+    return train(mlp(8, 16, 4), points(), loss=quietly(lambda output, y: F.smooth_l1_loss(output, y)))
+
+
+@fault("sum-reduction")
+def sum_over_the_batch():
+    model = mlp(64, 32, 10)
+    return train(
+        model, batches(), torch.optim.SGD(model.parameters(), lr=1e-3),
+        loss=lambda output, y: F.cross_entropy(output, y, reduction="sum"),
+    )  # fmt: skip
+
+
+@fault("sum-reduction")
+def none_and_then_sum():
+    model = mlp(8, 16, 1)
+    return train(
+        model, points(), torch.optim.SGD(model.parameters(), lr=1e-3),
+        loss=lambda output, y: F.mse_loss(output, y, reduction="none").sum(),
+    )  # fmt: skip

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from tests.faults.common import batches, digits, mlp, points
-from tests.faults.faulty import fault, train
-from tests.faults.faulty_models import Dropping, normed
+from tests.bed.loops import fault
+from tests.bed.loops.models import Dropping, normed
+from tests.bed.loops.shared import batches, digits, mlp, points, train
 
 # -- losses ------------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.faults.faulty import fault, train
+from tests.bed.loops import fault
+from tests.bed.loops.shared import train
 
 
 def sequences(size: int = 16, length: int = 12) -> Iterator[tuple[Tensor, Tensor]]:

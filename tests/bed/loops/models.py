@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from tests.faults.common import batches, mlp
-from tests.faults.faulty import fault, train
+from tests.bed.loops import fault
+from tests.bed.loops.shared import batches, mlp, train
 
 # -- layers ------------------------------------------------------------------------------------------------------------
 

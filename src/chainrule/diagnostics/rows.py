@@ -1,0 +1,161 @@
+"""Rows that belong together and are not brought together: of predictions and targets, of samples and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from chainrule.derivation.reaches import Reaches
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.dependence import Compared, for_all, inputs_of, last_of_each_line, sources_of, walk_of
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.graph.graph import Operation, Value
+from chainrule.rules.facts import facts_of
+
+OF_OTHERS = Check(
+    "targets-of-others", "Predictions are compared with the targets of other samples", "warning",
+    what="Predictions and targets are flattened in different orders, such as (time, samples) and (samples, time): the "
+    "rows that a loss compares come from different samples of the batch.",
+    why="All shapes fit, and nothing fails. The network learns no more than how frequent each target is.",
+    advice="Transpose one of them before it is flattened, so that both have the samples along the same axis.",
+    source="PyTorch's documentation of nn.LSTM: without batch_first its first axis is the time")  # fmt: skip
+MOST = 0.5  # share of the rows that have another sample's target
+
+
+@OF_OTHERS.in_step
+def _of_others(context: StepContext) -> list[Finding]:
+    return for_all(OF_OTHERS, context, _compared_with_others)
+
+
+def _compared_with_others(context: StepContext) -> Iterator[Finding]:
+    for each in last_of_each_line(context):
+        rows = each.target.shape[0] if each.target.shape else 0
+        if not each.prediction.shape or each.prediction.shape[0] != rows or each.target.index not in context.data:
+            continue
+        for given, of_given in _samples(context, each.prediction, inputs_of(context, each.prediction.index)):
+            for target, of_target in _samples(context, each.target, _before(context, each)):
+                if given.index == target.index or sorted(given.shape[:2]) != sorted(target.shape[:2]):
+                    continue
+                wrong = float((of_given != of_target).float().mean())
+                if len(of_given) == rows == len(of_target) and wrong > MOST and not _agree(given, target):
+                    shapes = " and ".join(f"{context.name(one.index)} {one.shape}" for one in (given, target))
+                    at = int((of_given != of_target).nonzero()[0])
+                    yield OF_OTHERS.found(
+                        context.name(each.prediction.index), f"{wrong:.0%} of the predictions are compared with the "
+                        f"target of another sample: {shapes} are flattened in different orders.",
+                        f"Prediction {at} is of sample {int(of_given[at])}, and target {at} of sample "
+                        f"{int(of_target[at])}.", place=context.place(each.loss),
+                    )  # fmt: skip
+                    return
+
+
+def _agree(given: Value, target: Value) -> bool:
+    return given.shape[:2] == target.shape[:2]
+
+
+def _before(context: StepContext, each: Compared) -> list[Value]:
+    found = sources_of(context, each.target.index) or [each.target]
+    return [value for value in found if len(value.shape) > 1]
+
+
+def _samples(context: StepContext, of: Value, given: list[Value]) -> Iterator[tuple[Value, Tensor]]:
+    """For data of two axes of different lengths or more: it, and the sample to which each row of a value belongs."""
+    for value in given:
+        length = value.shape[0] * value.shape[1]
+        if value.shape[0] == value.shape[1] or min(value.shape[:2]) < 2 or of.shape[0] != length:
+            continue
+        for axis in (0, 1):
+            walk = walk_of(context, value.index, axis, of.index)
+            if walk.relation(of.index)[0] == "own" and (rows := _rows(walk, of)) is not None:
+                yield value, rows
+
+
+def _rows(walk: Reaches, of: Value) -> Tensor | None:
+    bounds = walk.of(of.index)
+    if bounds is None:
+        return None
+    last = bounds.last.expand(of.shape).reshape(of.shape[0], -1) - 1
+    return last[:, 0] if bool((last == last[:, :1]).all() and (last >= 0).all()) else None
+
+
+OF_PLACE = Check(
+    "place-in-batch",
+    "A sample gets a constant for its place in the batch",
+    "warning",
+    what="The first rows of a longer table of constants or parameters, as many as there are samples, are combined "
+    "with a batch along the axis of its samples. It is said where no prediction depends on another sample.",
+    why="What is meant for a position in a sequence depends on the place of a sample in its batch, which means "
+    "nothing, and all positions of a sequence get the same.",
+    advice="Take as many rows as there are positions, x.size(1) where the batch is first, and put the axis of the "
+    "samples before them: pe[:, : x.size(1)].",
+    source="PyTorch's tutorial on language modelling with nn.Transformer, whose encoding expects the time first",
+)
+
+
+@OF_PLACE.in_step
+def _of_place(context: StepContext) -> list[Finding]:
+    return for_all(OF_PLACE, context, _at_its_place)
+
+
+def _at_its_place(context: StepContext) -> Iterator[Finding]:
+    for each in last_of_each_line(context):
+        until, size = each.prediction.index, each.prediction.shape[0] if each.prediction.shape else 0
+        for given in inputs_of(context, until) if size > 1 else ():
+            tables = list(_tables(context, given)) if given.shape[0] > 1 and given.shape[0] != given.shape[1] else []
+            walk = walk_of(context, given.index, 0, until) if tables else None
+            others = walk_of(context, given.index, 1, until) if tables else None
+            if walk is None or others is None or walk.relation(until)[0] != "own" or others.relation(until)[0] == "own":
+                continue  # along an axis of positions something mixes
+            for operation, table, long in tables:
+                yield OF_PLACE.found(
+                    context.name(table), f"{context.name(table)}, the first {given.shape[0]} of "
+                    f"{context.values[long].shape[0]} rows of {context.name(long)}, goes to the samples of the batch, "
+                    "one row to each.",
+                    (f"Axis 0 of {context.name(given.index)} {given.shape} holds the samples; "
+                     f"{context.name(table)} has the shape {context.values[table].shape}.",),
+                    place=context.place(operation),
+                )  # fmt: skip
+                return
+
+
+def _tables(context: StepContext, given: Value) -> Iterator[tuple[Operation, int, int]]:
+    """(operation, rows, table): where the first rows of a table meet a batch along its first axis."""
+    count = given.shape[0]
+    for operation in context.graph.operations:
+        taken = operands(operation)
+        if len(taken) != 2 or operation.call is None or not context.graph.calls[operation.call].module:
+            continue
+        if not (facts_of(operation.name).adds or facts_of(operation.name).multiplies):
+            continue
+        for table, batch in (taken, taken[::-1]):
+            shape, other = context.values[table].shape, context.values[batch].shape
+            long = _cut_from_start(context, table)
+            if long is None or len(shape) != len(other) or len(shape) < 3 or shape[0] != count:
+                continue
+            if other[0] == count and long not in context.graph.ancestors([batch]) and not _is_alike(context, table):
+                yield operation, table, long
+
+
+def _cut_from_start(context: StepContext, value: int) -> int | None:
+    """The longer leaf whose first rows a value is."""
+    while (made := context.producer(value)) is not None:
+        facts, given = facts_of(made.name), argument(made, "self")
+        if given is None or not (facts.slices or facts.keeps_numbers) or made.arguments.get("start"):
+            return None
+        if facts.slices and context.values[given].shape[0] > context.values[value].shape[0]:
+            long = context.source(given)
+            return long if context.values[long].operation is None else None
+        value = given
+    return None
+
+
+def _is_alike(context: StepContext, value: int) -> bool:
+    """Whether all rows are known to be the same."""
+    known = context.statistics(value)
+    data = context.values[value].data
+    if data is not None:
+        return bool(torch.equal(data, data[:1].expand_as(data)))
+    return known is not None and known.low == known.high

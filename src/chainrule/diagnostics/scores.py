@@ -1,0 +1,105 @@
+"""What stands between the last layer and the loss: a dropout, or a range in which scores can't differ enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import Comparison, comparisons
+from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.modes import drops
+from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.targets import bounded
+from chainrule.graph.graph import Operation
+from chainrule.numbers import number
+from chainrule.rules.facts import facts_of
+
+DROPPED = Check(
+    "dropout-on-outputs", "The outputs of the network are dropped", "warning",
+    what="A loss compares the result of a dropout with targets, with nothing but a softmax or a sigmoid between them.",
+    why="Predictions are zeroed at random, whatever the network says of them, so the loss can't come near 0.",
+    advice="Put the dropout before the last layer, not after it.",
+    source="Srivastava et al., Dropout, 2014: dropout of input and hidden units")  # fmt: skip
+
+
+@DROPPED.in_step
+def _dropped(context: StepContext) -> Iterator[Finding]:
+    dropping = {
+        context.source(call.outputs[0]): call
+        for call in context.graph.calls if call.outputs and drops(context.graph, call)
+    }  # fmt: skip
+    for comparison in comparisons(context) if dropping else ():
+        scores = _scores(context, comparison)
+        if (call := dropping.get(scores)) is not None and context.values[scores].requires_grad:
+            known = context.statistics(scores)
+            zeros = "" if known is None else f"{known.zeros} of {known.elements} predictions are 0 in this step."
+            yield DROPPED.found(
+                call.module or context.name(scores), f"A dropout makes {context.name(scores)}, which is compared with "
+                f"the targets {context.name(comparison.target)}.", zeros, place=call.place,
+            )  # fmt: skip
+            return
+
+
+def _scores(context: StepContext, comparison: Comparison) -> int:
+    """What the last function made a prediction of: the scores before a softmax or sigmoid."""
+    value = context.source(comparison.prediction)
+    while (maker := context.producer(value)) is not None:
+        facts, given = facts_of(maker.name), argument(maker, "self")
+        if given is None or not (facts.softmax or facts.sigmoid or facts.takes == "scores"):
+            break
+        value = context.source(given)
+    return value
+
+
+ALIKE = Check(
+    "scores-alike", "Scores that cannot differ enough", "warning",
+    what="The scores of a cross-entropy are bounded (by a tanh or a sigmoid, or as products of unit vectors, times a "
+    "number), so that the loss keeps 60 % of that of a guess at least, however sure the network is.",
+    why="A softmax of scores that lie close to each other is nearly uniform. The loss stays where it began, and its "
+    "gradient is small.",
+    advice="Drop the last function, or divide cosines by a temperature below 1, such as 0.07, and don't multiply by "
+    "it.",
+    source="Chen et al., SimCLR, 2020, 5.1; Wang et al., NormFace, 2017, proposition 2: the bound")  # fmt: skip
+KEPT = 0.6  # share of the loss of a guess
+
+
+@ALIKE.in_step
+def _alike(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        axis = comparison.axis
+        if comparison.scale != "classes" or comparison.likelihood or axis is None:
+            continue
+        scores = _scores(context, comparison)
+        classes, (maker, low, high) = context.values[comparison.prediction].shape[axis], _range(context, scores)
+        if maker is None or facts_of(maker.name).softmax or classes < 2 or not 0 < high - low < math.inf:
+            continue
+        least, guess = math.log1p((classes - 1) * math.exp(low - high)), math.log(classes)
+        if least > KEPT * guess:
+            yield ALIKE.found(
+                context.name(scores), f"The scores {context.name(scores)} lie between {number(low)} and {number(high)} "
+                f"whatever the network says, so the loss cannot fall below {number(least)}.",
+                (f"A guess among {classes} classes has a loss of {number(guess)}.", context.between(scores)),
+                place=context.place(context.producer(scores) or maker),
+            )  # fmt: skip
+            return
+
+
+def _range(context: StepContext, scores: int) -> tuple[Operation | None, float, float]:
+    return bounded(context, scores, lambda maker: (-1.0, 1.0) if _of_unit_vectors(context, maker) else None)
+
+
+def _of_unit_vectors(context: StepContext, maker: Operation) -> bool:
+    """Whether a matrix product has cosines as its elements."""
+    if not facts_of(maker.name).matrix_product:
+        return False
+    other = argument(maker, "other") or argument(maker, "mat2") or argument(maker, "mat")
+    return _is_unit(context, argument(maker, "self"), -1) and _is_unit(context, other, -2)
+
+
+def _is_unit(context: StepContext, value: int | None, axis: int) -> bool:
+    """Whether a division by their norms has made unit vectors along an axis."""
+    known, maker = context.statistics(value), None if value is None else context.producer(context.source(value))
+    if value is None or known is None or maker is None or facts_of(maker.name).singular != "other":
+        return False
+    return math.isclose(known.norm**2, known.elements / context.values[value].shape[axis], rel_tol=1e-3)

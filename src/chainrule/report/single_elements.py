@@ -1,0 +1,104 @@
+"""Single elements in place of what is too large to write out, and which elements a maximum took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from chainrule.derivation.backprop import Contribution, Step
+from chainrule.derivation.contributions import indices
+from chainrule.derivation.forward_values import CHOOSING, WRITTEN, is_short
+from chainrule.derivation.why import Term
+from chainrule.document import Block, Code, Equation, Paragraph, Table
+from chainrule.graph.comparison import unravel
+from chainrule.graph.names import element
+from chainrule.graph.snapshot import has_numbers
+from chainrule.numbers import enough, number, rounded
+from chainrule.report.context import Context
+from chainrule.rules.element import TooManyError
+
+TERMS = 6  # of the sum of one element that are written out
+TRIED = 16  # elements of which one with few terms is looked for
+ENTRIES = 2**16  # of a Jacobian, up to which one of its elements is worked out
+
+
+def winners(context: Context, step: Step) -> Iterator[Block]:
+    """Which element each of a small result is, where it is the largest or smallest of several, and ties."""
+    rows, tied = [], []
+    for value in context.results(step) if step.rule is not None and step.rule.structure != "elementwise" else ():
+        data = context.graph.values[value].data
+        if not has_numbers(data) or not data.is_floating_point() or not 0 < data.numel() <= WRITTEN:
+            continue
+        for at in indices(data.shape):
+            try:
+                found = context.forward.formula(value, at)
+            except TooManyError:
+                return
+            if found is None or not found.text.startswith(CHOOSING):
+                return
+            name = context.forward.named(value)
+            same = [name(leaf) for leaf in found.leaves() if leaf.source and leaf.value == found.value]
+            own = element(context.notation.plain(value), at)
+            rows.append(((own,), (number(data[at].item()),), (", ".join(same),)))
+            tied += [own] * (len(same) > 1)
+    if rows:
+        yield Table(("element", "number", "taken from"), tuple(rows))
+    if tied and step.rule is not None and step.rule.kink is not None:
+        more = f" and {len(tied) - TERMS} more" if len(tied) > TERMS else ""
+        said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {step.rule.kink.choice}."
+        yield Paragraph((said,), "note")
+
+
+def of_result(context: Context, step: Step) -> Iterator[Block]:
+    """The calculation of the first element of a result that is a short sum."""
+    value = step.outputs[0]
+    data = context.graph.values[value].data
+    if step.rule is None or step.rule.structure == "elementwise" or not has_numbers(data) or not data.numel():
+        return
+    index = unravel(0, tuple(data.shape))
+    try:
+        found = context.forward.formula(value, index)
+    except TooManyError:
+        return
+    if found is not None and is_short(found) and len(found.terms) > 1 and not any(found.named()):
+        yield Paragraph(("One element: ", Code(context.forward.text(value, index, found)), "."))
+
+
+def one(context: Context, contribution: Contribution, entries: int) -> Iterator[Block]:
+    """The sum behind one element of a gradient whose Jacobian has so many entries: its terms, and their numbers."""
+    value, gradient = contribution.value, contribution.gradient
+    if value is None or entries > ENTRIES or not has_numbers(gradient) or not context.is_whole(contribution):
+        return
+    if gradient.is_complex() or not context.search.has_numbers(value):
+        return
+    best: tuple[list[Term], int, str] | None = None
+    for place in gradient.reshape(-1).nonzero().reshape(-1)[:TRIED].tolist():
+        why = context.search.why(value, unravel(place, tuple(gradient.shape)))
+        terms = [term for term in why.terms if term.value]
+        if why.sentence or why.is_rounded or not all(term.factors for term in terms):
+            continue
+        if best is None or len(terms) < len(best[0]):
+            best = terms, len(why.terms), why.latex
+        if len(terms) <= TERMS:
+            break
+    if best is None:
+        return
+    terms, count, left = best
+    largest = sorted(terms, key=lambda term: -abs(term.value))[:TERMS]
+    shown = [term for term in terms if term in largest]
+    total = sum(term.value for term in terms)
+    rest = total - sum(term.value for term in shown)
+    factors = [[factor.value for factor in term.factors if factor.latex != "1"] for term in shown]
+    decimals = enough(lambda n: sum(math.prod(rounded(x, n) for x in each) for each in factors) + rest, total)
+    others = rf" + \text{{{len(terms) - len(shown)} more}}" if len(terms) > len(shown) else ""
+    symbols = " + ".join(r" \cdot ".join(f.latex for f in term.factors if f.latex != "1") for term in shown)
+    written = " + ".join(r" \cdot ".join(_bracketed(number(x, decimals)) for x in each) for each in factors)
+    yield Equation(f"{left} = {symbols}{others}", "one element")
+    added = f" + {_bracketed(number(rest, decimals))}" if others else ""
+    yield Equation(f"{left} = {written}{added} = {number(total)}", "numbers")
+    if zeros := count - len(terms):
+        yield Paragraph((f"{zeros} more of its terms {'are' if zeros > 1 else 'is'} 0.",))
+
+
+def _bracketed(text: str) -> str:
+    return f"({text})" if text.startswith("-") else text

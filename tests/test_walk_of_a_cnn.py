@@ -1,0 +1,100 @@
+"""What a reader of the walk of a small CNN finds stated, and that it is true."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from chainrule.cli import commands
+
+SCRIPT = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+torch.manual_seed(5)
+conv1, conv2, fc = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 1, 2), nn.Linear(1, 2)
+optimizer = torch.optim.SGD([*conv1.parameters(), *conv2.parameters(), *fc.parameters()], lr=0.1, momentum=0.9)
+x = torch.randn(2, 1, 5, 5).mul(4).round() / 4
+y = torch.tensor([0, 1])
+for _ in range(3):
+    optimizer.zero_grad()
+    h = F.relu(conv1(x))
+    p = F.max_pool2d(h, 2)
+    z = F.relu(conv2(p))
+    loss = F.cross_entropy(fc(z.flatten(1)), y)
+    loss.backward()
+    optimizer.step()
+    print("a loss of", loss.item())
+"""
+POOLING = 1 + SCRIPT.splitlines().index("    p = F.max_pool2d(h, 2)")
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> str:
+    script = tmp_path_factory.mktemp("cnn") / "train.py"
+    script.write_text(SCRIPT)
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(commands, ["run", str(script), "--step", "2"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def numbers_of(walk: str, name: str) -> dict[str, float]:
+    """The elements of a tensor of four axes, by their names."""
+    found: dict[str, float] = {}
+    for place in re.finditer(rf"(?:^ *[⎡⎢].*\n)*^ *{name}\[(\d),(\d)\] = .*\n(?:^ *[⎢⎣].*\n)*", walk, re.MULTILINE):
+        rows = re.findall(r"[\[⎡⎢⎣]((?: *-?[\d.]+)+) *[\]⎤⎥⎦]", place[0])
+        for i, row in enumerate(rows):
+            found |= {f"{name}[{place[1]},{place[2]},{i},{j}]": float(x) for j, x in enumerate(row.split())}
+    return found
+
+
+def test_it_says_which_step_of_what_it_is_and_the_loss_after_it(walk: str) -> None:
+    assert "\nTraining step 2 of train.py, worked out\n" in walk
+    (after,) = re.findall(r"\(loss.*\); ([\d.]+) after the step", walk)
+    losses = re.findall(r"a loss of ([\d.]+)", walk)  # the third has the same data
+    assert math.isclose(float(after), float(losses[2]), abs_tol=1e-4)
+
+
+def test_it_says_from_where_each_window_took_its_number_and_which_one_ties(walk: str) -> None:
+    h, p = numbers_of(walk, "h"), numbers_of(walk, "p")
+    taken = re.findall(r"^ +(p\[[\d,]+\]) +([\d.]+) +(h\[.*)", walk, re.MULTILINE)
+    assert len(taken) == len(p) == 16
+    for own, value, sources in taken:
+        n, c, i, j = map(int, re.findall(r"\d+", own))
+        window = [f"h[{n},{c},{2 * i + u},{2 * j + v}]" for u in (0, 1) for v in (0, 1)]
+        assert sources.split(", ") == [each for each in window if h[each] == max(h[place] for place in window)], own
+        assert float(value) == p[own] == max(h[place] for place in window)
+    tied = [own for own, _, sources in taken if ", " in sources]
+    assert f"Tied, so that the derivative is undefined: {', '.join(tied)}; of tied elements, the first" in walk
+    assert f"at-kink: h (train.py:{POOLING})" in walk
+    assert "elements of h, the first at" in " ".join(walk.split())
+
+
+def test_it_works_one_element_out_where_a_jacobian_is_too_large(walk: str) -> None:
+    steps = re.findall(r"one element +(.*(?:\n {22}.*)*)\n +numbers +(.*(?:\n {22}.*)*)", walk)
+    assert {symbols.partition("[")[0] for symbols, _ in steps} >= {"dJ/dW1", "dJ/db1"}
+    gradients = {name: numbers_of(walk, name) for name in ("dJ/dZ1", "x")}
+    known = {**gradients["dJ/dZ1"], **gradients["x"]}
+    for symbols, numbers in steps:
+        left, _, written = " ".join(numbers.split()).partition(" = ")
+        terms, _, total = written.rpartition(" = ")
+        shown = sum(math.prod(float(x.strip("()")) for x in term.split(" · ")) for term in terms.split(" + "))
+        assert math.isclose(shown, float(total), abs_tol=1e-4), left
+        named = " ".join(symbols.split()).partition(" = ")[2].split(" + ")
+        if not named[-1].endswith("more") and all(f in known for term in named for f in term.split(" · ")):
+            again = sum(math.prod(known[factor] for factor in term.split(" · ")) for term in named)
+            assert math.isclose(again, float(total), abs_tol=1e-3), left
+
+
+def test_zeros_of_a_convolution_whose_kernel_covers_its_input_are_those_of_other_samples(walk: str) -> None:
+    assert "an output element is made of the input elements of its own sample alone" in " ".join(walk.split())
+
+
+def test_what_was_compared_is_said_in_words(walk: str) -> None:
+    assert "10 with our rule, 10 with central differences, 6 as sums into .grad" in " ".join(walk.split())
+    assert "measured 64 elements" in walk
+    assert "..." not in walk.partition("Backward 1")[2]
