@@ -208,13 +208,27 @@ def test_a_centred_update_of_a_coarse_type_whose_variance_cancels(dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad", "Adafactor"])
 def test_an_update_moved_by_a_third_of_its_step_disagrees(name: str, dtype: torch.dtype):
     w = torch.tensor([0.3, -0.5], dtype=dtype, requires_grad=True)
     optimizer = getattr(torch.optim, name)([w], lr=0.1)
     for moved, verdict in ((0.0, "agrees"), (0.36, "disagrees")):
         w.grad = torch.tensor([0.7, -0.4], dtype=dtype)
         assert checked(optimizer, w, moved) == verdict
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["Adam", "Adagrad", "SGD"])
+def test_a_fused_update_of_a_coarse_type_rounds_only_what_it_stores(name: str, dtype: torch.dtype):
+    for scale in (1e-6, 1e-3, 1.0)[2 * (name == "SGD") :]:
+        w = torch.linspace(-0.02, 0.02, 40).to(dtype).requires_grad_()
+        optimizer = getattr(torch.optim, name)([w], lr=0.1, fused=True)
+        for moved in (0.0, 0.0, 0.36):
+            before, w.grad = w.detach().clone(), torch.linspace(scale, 2 * scale, 40).to(dtype)
+            verdict = checked(optimizer, w, moved)
+            step = (w - before).detach()
+            # Up to PyTorch 2.13 the fused SGD leaves whole vectors of a coarse type as they were (pytorch#191763).
+            assert verdict == ("disagrees" if moved or not step.all() else "agrees")
 
 
 def test_an_update_with_settings_that_are_tensors_of_a_coarser_type():

@@ -310,6 +310,28 @@ drop.register_autograd(
 )
 
 
+@torch.library.custom_op("chainrule_tests::swish", mutates_args=())
+def swish(x: Tensor) -> Tensor:
+    return x * (1 + x.exp()).log().tanh()
+
+
+def wrong_gradient(ctx: Any, g: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    t = (1 + x.exp()).log().tanh()
+    return g * (t + x * (1 - t) * x.sigmoid())
+
+
+swish.register_autograd(wrong_gradient, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_mistake_of_a_custom_operator_is_named_as_that_of_a_function(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (row,) = own(chainrule.verify(swish, x))
+    assert [repair.kind for repair in row.repairs] == ["missing function"]
+    assert "1 - t" in row.repairs[0].text
+
+
 @pytest.mark.parametrize("factor", [2.0, 1.0])
 def test_a_custom_operator_that_draws(factor: float) -> None:
     judged(chainrule.verify(lambda x: drop(x, factor)[0], torch.randn(6)), factor == 2)

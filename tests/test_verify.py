@@ -707,6 +707,6 @@ def test_a_small_step_is_proved_in_well_under_a_tenth_of_a_second():
     ).double()
     graph = recorded(lambda: layer(torch.randn(2, 2, dtype=torch.float64)).square().mean().backward())
     verify(graph)
-    began = time.perf_counter()
+    began = time.process_time()
     verify(graph)
-    assert time.perf_counter() - began < 0.15
+    assert time.process_time() - began < 0.15

@@ -23,7 +23,7 @@ from chainrule.graph.names import find_value
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import tensors_in
 from chainrule.recording import Recording, record
-from chainrule.verify_function import numbers_restored
+from chainrule.verify_function import numbers_restored, without_keys
 
 GIVEN, RESULT = "given_to_the_assertion", "result_of_the_assertion_"  # names that no model has
 FEW = 8
@@ -78,7 +78,7 @@ def _asserted(
 
     def call(data: Tensor) -> list[Tensor]:
         with nothing_left_behind(), code.restored(), numbers_restored(written_to), torch.enable_grad():
-            return tensors_in(_listed(model(data, *others, **keywords)))
+            return tensors_in(without_keys(model(data, *others, **keywords)))
 
     given = x.detach().clone().requires_grad_(x.requires_grad)
     names: dict[str, Any] = {GIVEN: given}
@@ -178,10 +178,6 @@ def _axis(name: str, which: str, tensor: Tensor, axis: int) -> int:
             f"chainrule.{name}: axis={axis}, but {which} has the shape {tuple(tensor.shape)}. Give one of its axes."
         )
     return axis % tensor.dim()
-
-
-def _listed(out: Any) -> Any:
-    return list(out.values()) if isinstance(out, dict) else out
 
 
 def _buffers(model: Any) -> list[Tensor]:

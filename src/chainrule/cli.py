@@ -248,7 +248,12 @@ def verify(
 @commands.command(cls=ScriptCommand)
 @script_arguments
 @click.option(
-    "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N", help="Watch each N-th step."
+    "--every",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Watch step 1 and each N-th step.",
 )
 @click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Write what is seen to a file (run.db).")
 @click.option(
@@ -279,8 +284,8 @@ def watch(
     """Run SCRIPT as python would, and watch its whole training.
 
     Some steps are recorded as they run: loss, learning rates, and the size of every gradient, weight and update. What
-    is unhealthy is said while it runs. The script is not changed, and its exit status is passed on, but for the 1 of
-    --fail-on.
+    is unhealthy is said while it runs. The script is not changed, and its exit status is passed on. The status is
+    2 if no step was watched, and 1 where --fail-on says so.
 
     \b
     Examples:
@@ -302,7 +307,8 @@ def watch(
         "watch", script, summary=outcome.sentence(script), steps=outcome.steps, watched=outcome.watched,
         file=outcome.kept, findings=issues_of(outcome.findings),
     )  # fmt: skip
-    sys.exit(reporter.finish(reporter.accept(result), outcome.status))
+    looked = outcome.watched or outcome.findings or rank()
+    sys.exit(reporter.finish(reporter.accept(result), outcome.status or (0 if looked else NOTHING)))
 
 
 @commands.command()

@@ -78,10 +78,11 @@ def _value(value: Value) -> Section:
 
 
 def _tensor(symbol: str, snapshot: Snapshot, role: Role) -> Tensor:
+    from chainrule.graph.snapshot import type_name
     from chainrule.graph.statistics_cache import StatisticsCache
     from chainrule.report.context import ELEMENTS, entries, pairs
 
-    data, dtype = snapshot.data, str(snapshot.dtype).removeprefix("torch.")
+    data, dtype = snapshot.data, type_name(snapshot.dtype)
     if data is not None and data.numel() <= ELEMENTS:
         return Tensor(symbol, snapshot.shape, dtype, role, entries(data.detach().to_dense()))
     known = StatisticsCache().of(snapshot)

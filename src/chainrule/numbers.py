@@ -32,6 +32,11 @@ def number(value: float | complex, decimals: int = 4) -> str:
     return mantissa.rstrip("0").rstrip(".") + power + exponent
 
 
+def real_part(value: float | complex) -> float:
+    """The real part of a complex number; any other as it is."""
+    return value.real if isinstance(value, complex) else float(value)
+
+
 def rounded(value: float | complex, decimals: int) -> float | complex:
     """The number that is written."""
     if isinstance(value, complex):

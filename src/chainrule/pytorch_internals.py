@@ -50,6 +50,7 @@ __all__ = [
     "_is_any_autocast_enabled",
     "_is_functional_tensor",
     "_is_fwd_grad_enabled",
+    "_is_tracing",
     "_len_torch_dispatch_stack",
     "_len_torch_function_stack",
     "_neg_view",
@@ -107,6 +108,7 @@ try:
         _is_any_autocast_enabled,
         _is_fwd_grad_enabled,
         _is_key_in_tls,
+        _is_tracing,
         _len_torch_dispatch_stack,
         _len_torch_function_stack,
         _pop_torch_dispatch_stack,
@@ -156,6 +158,7 @@ ATTRIBUTES = {
     "torch.nn.Module": ("_compiled_call_impl",),
     "torch._dynamo.eval_frame": ("_set_stance", "_stance"),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
+    "torch._library.custom_ops.CustomOpDef": ("_init_fn",),
     "torch._ops.OpOverload": ("_opname", "_overloadname", "_schema"),
     "torch.amp.GradScaler": ("_maybe_opt_step",),
     "torch.distributed.ProcessGroup": ("_get_sequence_number_for_group",),
@@ -233,6 +236,12 @@ def in_higher_order_compilation() -> bool:
     """Whether PyTorch compiles what it hands to a higher-order operator; False in versions that do not (2.11)."""
     operators = sys.modules.get("torch._higher_order_ops.utils")
     return bool(getattr(operators, "_in_hop_compile", bool)())
+
+
+def body_of(operator: OpOverload) -> Any:
+    """The Python function of an operator that `torch.library.custom_op` made; None for another."""
+    made = getattr(sys.modules.get("torch._library.custom_ops"), "OPDEFS", {}).get(operator._schema.name)
+    return getattr(made, "_init_fn", None)
 
 
 def process_groups() -> list[Any]:

@@ -28,8 +28,8 @@ class Verification(GradientCheck):
     def document(self) -> Document:
         """The check for any view: a summary, a table of all nodes, and each disagreement with its wrong elements."""
         from chainrule.document import Paragraph
-        from chainrule.report.context import spans
         from chainrule.report.gradient_check import gradient_check
+        from chainrule.report.verdicts import spans
 
         found = gradient_check(self)
         return replace(found, summary=(*found.summary, Paragraph(spans(self.tried), "note"))) if self.tried else found

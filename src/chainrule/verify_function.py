@@ -204,7 +204,7 @@ class _Function:
                     if first:
                         raise _failed(self.name, "on these inputs", raised) from raised
                     return None
-                wanted = [each for each in tensors_in(_values(out)) if each.requires_grad]
+                wanted = [each for each in tensors_in(without_keys(out)) if each.requires_grad]
                 outs = [each for each in wanted if each.grad_fn is not None] or wanted
                 if not outs and first:
                     raise RecordingError(_nothing(self.name, tensors_in((arguments, keywords)), out))
@@ -324,7 +324,8 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
     return fn  # type: ignore[no-any-return]
 
 
-def _values(out: Any) -> Any:
+def without_keys(out: Any) -> Any:
+    """The values of a dictionary; anything else unchanged."""
     return list(out.values()) if isinstance(out, dict) else out
 
 
@@ -340,7 +341,7 @@ def _nothing(name: str, inputs: list[Tensor], out: Any) -> str:
         return f"chainrule.verify: {name} got no tensor. Give its inputs after it: chainrule.verify(fn, x, y)."
     if not any(each.requires_grad for each in inputs):
         return f"chainrule.verify: no input of {name} has real or complex numbers, so there is no derivative to verify."
-    if not list(tensors_in(_values(out))):
+    if not list(tensors_in(without_keys(out))):
         return f"chainrule.verify: {name} returned {type(out).__name__}, and no tensor."
     return (
         f"chainrule.verify: what {name} returned does not depend on its inputs for autograd. It may detach them, run "

@@ -277,6 +277,19 @@ def test_steps_are_those_of_the_optimizer(open_page: Any, runs: Document) -> Non
     assert shown.locator("#lab-loss").inner_text() == "loss 0.1952"
 
 
+def test_rows_out_of_sight_are_written_too(open_page: Any, runs: Document) -> None:
+    page = open_page(runs)
+    page.set_viewport_size({"width": 1400, "height": 320})
+    shown = lab(page)
+    last = shown.locator("#lab-body > tr").last
+    assert not last.evaluate("(row) => row.getBoundingClientRect().top < innerHeight")
+    shown.get_by_label("W1[0,1]", exact=True).fill("3")
+    page.wait_for_selector("#lab[aria-busy=false]")
+    loss = shown.locator("#lab-loss b").inner_text()
+    assert loss != "0.1952"
+    assert last.locator(".now").first.text_content() == loss
+
+
 def test_a_page_whose_program_is_wrong_has_no_lab(open_page: Any, runs: Document) -> None:
     assert runs.program is not None
     broken = tuple(

@@ -279,7 +279,8 @@ def test_an_update_that_replaced_its_weight_is_dated_by_itself():
             optimizer.zero_grad()
             F.mse_loss(model(x), x @ w).backward()
             optimizer.step()
-    (found,) = [each for each in watch.findings if each.id == "update-too-large"]
+    # An examination on the way may have met the largest update in the other weight.
+    (found,) = [each for each in watch.findings if each.id == "update-too-large" and each.severity == "warning"]
     assert found.since is not None
     assert found.since > 40
     assert found.because.startswith("learning-rate-jump")

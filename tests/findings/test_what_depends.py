@@ -51,6 +51,30 @@ def of_letters(output: Tensor, y: Tensor) -> Tensor:
 # -- samples that mix -------------------------------------------------------------------------------------------------
 
 
+def test_rows_that_are_not_those_of_the_samples() -> None:
+    x, y = rows()
+    layer, wide = nn.LSTM(C, C, batch_first=True, bidirectional=True), nn.Linear(2 * C, 3)
+    merged = found(lambda: F.cross_entropy(wide(layer(x)[1][0].view(N, -1)), y))["samples-mix"]
+    assert "view" in merged.sentence
+    assert "parts of several into one row" in merged.sentence
+    assert "samples-mix" not in found(lambda: F.cross_entropy(wide(layer(x)[1][0].transpose(0, 1).reshape(N, -1)), y))
+    x = torch.randn(N, N, C)
+    last = found(lambda: F.cross_entropy(wide(layer(x)[0][-1]), y))["samples-mix"]
+    assert "takes one of them for all" in last.sentence
+    assert "samples-mix" not in found(lambda: F.cross_entropy(wide(layer(x)[0][:, -1]), y))
+
+
+def test_halves_of_a_batch_that_are_compared_are_no_mixture() -> None:
+    x, y = torch.randn(2 * N, C), torch.arange(2 * N).roll(N)
+
+    def loss() -> Tensor:
+        first, second = HEAD(x).view(2, N, 3).unbind()
+        both = torch.cat((first, second))
+        return F.cross_entropy(both @ both.T - 9 * torch.eye(2 * N), y)
+
+    assert "samples-mix" not in found(loss)
+
+
 def test_attention_along_the_batch() -> None:
     (x, y), layer = rows(), encoder(batch_first=False)
     mixed = found(lambda: F.cross_entropy(HEAD(layer(x).mean(1)), y))["samples-mix"]

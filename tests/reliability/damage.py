@@ -1,7 +1,7 @@
-"""Damages files at random and reads them: `python -m tests.reliability.damage KIND COUNT SEED FOLDER`.
+"""Damages files at random and reads them: `python -m tests.reliability.damage SEED FOLDER KIND=COUNT...`.
 
-Prints as JSON how many ended in an error of chainrule, how many were read and equal, and what else happened. It is a
-process of its own, with a limit of memory, so that a crash, a hang or a huge allocation shows.
+Prints as JSON, by kind, how many ended in an error of chainrule, how many were read and equal, and what else happened.
+It is a process of its own, with a limit of memory, so that a crash, a hang or a huge allocation shows.
 """
 
 import json
@@ -171,13 +171,12 @@ class Resumed(Runs):
         return "went on"
 
 
-def main():
-    kind, number_of, seed, folder = sys.argv[1:]
-    made = {"recording": Recordings, "run": Runs, "log": Logs, "resumed": Resumed}[kind](Path(folder))
+def tried(kind, number_of, seed, folder):
+    made = {"recording": Recordings, "run": Runs, "log": Logs, "resumed": Resumed}[kind](folder)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    chance, found, others = random.Random(int(seed)), {"error": 0, "equal": 0, "different": 0}, []
-    for number in range(int(number_of)):
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    chance, found, others = random.Random(seed), {"error": 0, "equal": 0, "different": 0}, []
+    for number in range(number_of):
         for beside in (f"{made.path}-wal", f"{made.path}-shm"):
             Path(beside).unlink(missing_ok=True)
         for place, (path, content) in enumerate(made.files.items()):
@@ -188,7 +187,16 @@ def main():
             found["error"] += 1
         except BaseException:
             others.append(f"number {number}: {traceback.format_exc()[-1500:]}")
-    print(json.dumps({**found, "others": others}))
+    return {**found, "others": others}
+
+
+def main():
+    seed, folder, *asked = sys.argv[1:]
+    found = {}
+    for kind, _, number_of in (each.partition("=") for each in asked):
+        (here := Path(folder, kind)).mkdir()
+        found[kind] = tried(kind, int(number_of), int(seed), here)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import hashlib
 import importlib
@@ -13,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -35,7 +37,7 @@ import chainrule
 from tests.reliability.trainings import TRAININGS, Training
 
 Prints = dict[str, str]  # what was found where, as a hash or as text
-SECONDS = 240  # after which a training counts as stuck
+SECONDS = 240  # without any work, after which a training counts as stuck
 LOADED = ("torch._dynamo", "chainrule.recording", "chainrule.monitor.watcher")  # by any training; slow to import
 
 
@@ -197,43 +199,72 @@ def outcomes(names: Iterable[str], ways: Iterable[str], processes: int = 2) -> I
         importlib.import_module(module)
     context = multiprocessing.get_context("fork")
     waiting = deque((name, way) for name in names for way in ways)
-    running: dict[Any, tuple[Any, str, str]] = {}
+    running: dict[Any, Running] = {}
     while waiting or running:
         while waiting and len(running) < processes:
             name, way = waiting.popleft()
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_send, args=(theirs, name, way))
+            stacks = Path(tempfile.mkdtemp()) / "stacks"
+            process = context.Process(target=_send, args=(theirs, stacks, name, way))
             process.start()
             theirs.close()
-            running[ours] = process, name, way
-        ready = wait(running, timeout=SECONDS) or list(running)
-        for each in ready:
-            process, name, way = running.pop(each)
-            yield _outcome(each, process, name, way)
+            running[ours] = Running(process, stacks, name, way)
+        ready = wait(running, timeout=SECONDS / 20)
+        for each in ready or [pipe for pipe, each in running.items() if each.is_stuck()]:
+            yield running.pop(each).outcome(each)
 
 
-def _send(pipe: Any, name: str, way: str) -> None:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+class Running:
+    """A training in its process."""
+
+    def __init__(self, process: Any, stacks: Path, name: str, way: str) -> None:
+        self.process, self.stacks, self.name, self.way = process, stacks, name, way
+        self.used, self.since = self._processor_time(), time.monotonic()
+
+    def _processor_time(self) -> int:
+        """In ticks of the system's clock; 0 where the system does not tell."""
         try:
-            sent: Any = left_by(name, way)
-        except BaseException:
-            sent = traceback.format_exc()
-    pipe.send(sent)
-    pipe.close()
+            text = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return 0
+        return sum(map(int, text.rpartition(")")[2].split()[11:15]))  # with those of children that have ended
+
+    def is_stuck(self) -> bool:
+        """Whether it has done nothing for a while. A machine with much else to do makes it slow, not stuck."""
+        used = self._processor_time()
+        if used > self.used:
+            self.used, self.since = used, time.monotonic()
+        return time.monotonic() - self.since > SECONDS
+
+    def outcome(self, pipe: Any) -> Outcome:
+        """What came of it; if it is stuck, where it was."""
+        sent: Any = None
+        if not pipe.poll():
+            os.kill(self.process.pid, signal.SIGUSR2)
+            time.sleep(1)
+            self.process.kill()
+            failure = f"stuck for {SECONDS} seconds\n{self.stacks.read_text()}"
+        else:
+            try:
+                sent = pipe.recv()
+                failure = f"raised\n{sent}" if isinstance(sent, str) else ""
+            except EOFError:
+                failure = "died with exit code "
+        self.process.join()
+        failure += str(self.process.exitcode) if failure.startswith("died") else ""
+        return Outcome(self.name, self.way, None if failure else sent, failure)
 
 
-def _outcome(pipe: Any, process: Any, name: str, way: str) -> Outcome:
-    if not pipe.poll():
-        process.kill()
-        process.join()
-        return Outcome(name, way, None, f"stuck for {SECONDS} seconds")
-    try:
-        sent = pipe.recv()
-    except EOFError:
-        process.join()
-        return Outcome(name, way, None, f"died with exit code {process.exitcode}")
-    process.join()
-    return Outcome(name, way, None, f"raised\n{sent}") if isinstance(sent, str) else Outcome(name, way, sent)
+def _send(pipe: Any, stacks: Path, name: str, way: str) -> None:
+    with stacks.open("w") as shown, open(os.devnull, "w") as nowhere:
+        faulthandler.register(signal.SIGUSR2, shown)
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            try:
+                sent: Any = left_by(name, way)
+            except BaseException:
+                sent = traceback.format_exc()
+        pipe.send(sent)
+        pipe.close()
 
 
 def harm(names: Iterable[str], ways: Iterable[str] = WAYS, processes: int = 2) -> Iterator[tuple[str, str, str]]:

@@ -97,7 +97,7 @@ def sweep(name: str, interrupted: bool, share: int, expected: dict[str, Any]) ->
 @pytest.mark.parametrize("name", OBSERVERS)
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_some_functions_may_fail(name: str, interrupted: bool, expected: dict[str, Any]) -> None:
-    assert sweep(name, interrupted, 24, expected) == {}
+    assert sweep(name, interrupted, 48, expected) == {}
 
 
 @pytest.mark.slow

@@ -135,6 +135,9 @@ WAYS: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
 }
 
 
+QUICK = {"record", "watch-2"}  # whose watched steps keep statistics, beside steps that are not watched
+
+
 def trained(
     setup: Callable[[Net, torch.optim.Optimizer], None], recorded: Callable[[], Any], watched: Callable[..., Any]
 ) -> list[Any]:
@@ -172,7 +175,7 @@ def _as_it_was() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("setup", SETUPS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_a_mode_in_a_hook(setup: Setup, way: str) -> None:
     for name in NAMES:
         results = []

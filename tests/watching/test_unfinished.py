@@ -14,9 +14,8 @@ import chainrule
 from chainrule import runs
 from chainrule.cli import commands
 from chainrule.errors import ChainruleWarning
-from tests.watching.test_watch import nothing_is_left  # noqa: F401 (holds here too)
 
-pytestmark = pytest.mark.trains
+pytestmark = [pytest.mark.trains, pytest.mark.usefixtures("nothing_is_left")]
 NAN = torch.nan
 
 

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from chainrule import runs
 from chainrule.cli import commands
-from chainrule.errors import ChainruleWarning
 from chainrule.graph.history import StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor import dashboard
@@ -110,7 +109,7 @@ def test_a_script_that_changes_its_folder_keeps_its_steps_beside_the_run(script,
 
 def test_a_script_without_training(script):
     result = invoke("watch", script("print('nothing')"))
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     assert "train.py ended without a training step." in result.stderr
 
 
@@ -131,11 +130,14 @@ def test_a_file_that_is_no_run_is_refused(tmp_path, monkeypatch):
     assert "it is a database of another program" in result.stderr
 
 
-def test_what_is_not_kept_is_not_pointed_to(script, tmp_path):
-    (tmp_path / "run.db").write_bytes(b"no database")
-    with pytest.warns(ChainruleWarning, match="The training is watched without a file"):
-        result = invoke("watch", script(), "--to", "run.db", "--", "1")
-    assert result.stderr.endswith("chainrule: 1 of 1 steps were watched: 0 findings.\n")
+@pytest.mark.parametrize("path", ["photos.txt", "no/run.db"])
+def test_a_file_that_cannot_be_written_is_said_before_the_script_runs(script, tmp_path, path):
+    (tmp_path / "photos.txt").write_bytes(b"no database")
+    result = invoke("watch", script(), "--to", path, "--", "1")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {path} ")
+    assert result.stdout == ""
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
 
 
 def test_a_run_goes_into_no_file_of_a_step(script):

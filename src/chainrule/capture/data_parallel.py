@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from chainrule.capture.module_tree import named_parameters
 from chainrule.graph.snapshot import type_of_reduction
 from chainrule.graph.trees import tensors_in
 
@@ -135,7 +136,7 @@ def _sharded_group(module: nn.Module) -> Any:
 def _leaves(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(module, DistributedDataParallel):
         ignored = module.parameters_to_ignore
-        for name, parameter in module.module.named_parameters():
+        for name, parameter in named_parameters(module.module):
             if parameter.requires_grad and name not in ignored:
                 yield parameter, parameter
     elif (group := _sharded_group(module)) is not None:

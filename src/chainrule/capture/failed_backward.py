@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.failure import RawFailure
+from chainrule.capture.module_tree import named_parameters
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.saved_tensors import FREED, OVERWRITTEN, behind, unusable
 from chainrule.capture.source import Site, entries, is_library, locals_of
@@ -26,7 +27,7 @@ from chainrule.capture.step_log import number_of
 from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Failure, GivenTensor, Place
-from chainrule.graph.trees import tensors_in
+from chainrule.graph.trees import is_a, tensors_in
 from chainrule.rules.facts import base_name
 
 SETITEM = "__setitem__"
@@ -225,11 +226,11 @@ def variable_of(wanted: Any, error: BaseException) -> str:
 
 def _path_of(wanted: Any, name: str, item: Any) -> str | None:
     """The path of a tensor in a variable: the variable itself, an item of a list, or a parameter of a module."""
-    if isinstance(item, Tensor):
+    if is_a(item, Tensor):
         return name if item is wanted or item.grad_fn is wanted else None
     if type(item) in (list, tuple) and len(item) <= FEW:
         members = (_path_of(wanted, f"{name}[{place}]", each) for place, each in enumerate(item))
         return next((found for found in members if found is not None), None)
-    if isinstance(item, nn.Module) and isinstance(wanted, nn.Parameter):
-        return next((f"{name}.{path}" for path, each in item.named_parameters() if each is wanted), None)
+    if is_a(item, nn.Module) and isinstance(wanted, nn.Parameter):
+        return next((f"{name}.{path}" for path, each in named_parameters(item) if each is wanted), None)
     return None

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from chainrule.capture.failed_backward import failed_backward, given_tensor
 from chainrule.capture.failure import RawFailure
 from chainrule.capture.guard import Guard
+from chainrule.capture.module_tree import named_modules
 from chainrule.capture.raw_records import RawCall
 from chainrule.capture.source import Site, entries, exception_site, is_library, without_our_frames
 from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Failure, GivenTensor
 from chainrule.graph.reexecution import apart, unobserved
-from chainrule.graph.trees import reach, tensors_in
+from chainrule.graph.trees import is_a, reach, tensors_in
 
 MEASURED = 2**20  # elements up to which the smallest and the largest are looked for
 _FUNCTIONAL = (torch.nn.functional.__file__, torch.functional.__file__)
@@ -75,7 +76,7 @@ def _module(inner: Sequence[TracebackType]) -> nn.Module | None:
         if _is_users(entry):
             return None
         owner = entry.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
+        if is_a(owner, nn.Module):
             return owner
     return None
 
@@ -92,9 +93,9 @@ def _described(module: nn.Module) -> str:
 def _path(module: nn.Module, inner: Sequence[TracebackType]) -> str:
     """The path of a layer in the outermost module on the stack, or its variable's name."""
     owners = (entry.tb_frame.f_locals.get("self") for entry in inner)
-    models = (each for each in owners if isinstance(each, nn.Module))
+    models = (each for each in owners if is_a(each, nn.Module))
     for model in models:
-        for path, each in model.named_modules():
+        for path, each in named_modules(model):
             if each is module and path:
                 return str(path)
     for entry in inner:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from chainrule.capture.compiler import compiles_for_itself
 from chainrule.capture.global_hooks import before_forward
 from chainrule.capture.guard import Guard
-from chainrule.capture.own_mode import OwnMode, go_on, is_higher_order, run_inside
+from chainrule.capture.own_mode import NUMBERS, OwnMode, go_on, is_higher_order, run_inside, with_tensors
+from chainrule.capture.replaced import original
 from chainrule.capture.traits import Traits
 from chainrule.graph.reexecution import ModeStack, dispatch_modes, function_modes
 from chainrule.pytorch_internals import (
@@ -25,13 +26,14 @@ from chainrule.pytorch_internals import (
     _are_functorch_transforms_active,
     _current_graph_task_id,
     _get_dispatch_stack_at,
+    _is_tracing,
     _len_torch_dispatch_stack,
     _pop_mode,
     _push_mode,
     compiler_is_loaded,
 )
 
-BACKWARD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+BACKWARD = frozenset({"torch._tensor.Tensor.backward", "torch.autograd.backward", "torch.autograd.grad"})
 
 _KINDS = frozenset({Tensor, nn.Parameter, int, float, bool})
 
@@ -39,14 +41,14 @@ _KINDS = frozenset({Tensor, nn.Parameter, int, float, bool})
 class DispatchBypass:
     """Functions known to run one elementwise operation on their own arguments, so that the function mode sees enough.
 
-    `known.get((function, *map(type, arguments)))` is that operation. Which functions these are is learnt from calls
-    that went through both modes; the operation of an elementwise one depends on the types of its arguments alone. The
-    dispatch mode costs several times more than a tiny operation: without the bypass a step of 1,000 tiny operations
-    takes 35 % longer to record.
+    `known.get((id(function), *map(type, arguments)))` is that operation, and the function. Which functions these are is
+    learnt from calls that went through both modes; the operation of an elementwise one depends on the types of its
+    arguments alone. The dispatch mode costs several times more than a tiny operation: without the bypass a step of
+    1,000 tiny operations takes 35 % longer to record.
     """
 
     def __init__(self) -> None:
-        self.known: dict[tuple[Any, ...], Any] = {}
+        self.known: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def learn(self, function: Any, arguments: tuple[Any, ...], out: Any, operations: list[tuple[Any, ...]]) -> None:
         """Look at a call for which these operations of the tape ran."""
@@ -56,9 +58,9 @@ class DispatchBypass:
         # Autograd detaches the result of a function whose derivative needs it.
         if any(not Traits.of(each[0]).detaches or each[1][0] is not out for each in operations[1:]):
             return
-        key = (function, *map(type, arguments))
+        key = (id(function), *map(type, arguments))
         if _KINDS.issuperset(key[1:]) and all(map(_same, arguments, given)) and bypass_applies():
-            self.known[key] = func
+            self.known[key] = func, function  # which keeps its id
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -66,12 +68,17 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def bypass_applies() -> bool:
-    """Whether a call runs as it did when it was learnt: no other mode, no transform, no backward pass around it."""
+    """Whether a call runs as it did when it was learnt: no other mode, no transform, no backward pass around it.
+
+    A trace for TorchScript notes the line that runs each operation, and PyTorch compares two traces with one another:
+    all of their operations run by the same line of ours.
+    """
     return (
         _len_torch_dispatch_stack() == 1
         and type(_get_dispatch_stack_at(0)) is DispatchMode  # not a mode of PyTorch's, which takes ours off to trace
         and _current_graph_task_id() == -1
         and not _are_functorch_transforms_active()
+        and not _is_tracing()
     )
 
 
@@ -123,6 +130,8 @@ class DispatchMode(OwnMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if args and type(args[0]) in NUMBERS:
+            args = with_tensors(func, args)
         observer = self.observer
         return func(*args, **(kwargs or {})) if observer is None else observer.dispatch(func, args, kwargs)
 
@@ -142,19 +151,21 @@ class FunctionMode(TorchFunctionMode):
         observer = self.observer
         if observer is None:
             return func(*args, **(kwargs or {}))
-        operation = None
+        known = None
         try:
             if not kwargs:
-                operation = observer.bypass.known.get((func, *map(type, args)))
-                if operation is not None and not bypass_applies():
-                    operation = None
+                known = observer.bypass.known.get((id(func), *map(type, args)))
+                if known is not None and not bypass_applies():
+                    known = None
+            if known is None:
+                func = original(func, sys._getframe(1))
         except BaseException as error:
             observer.guard.failed(error)
-        if operation is not None:
-            return observer.call_bypassing(operation, func, args)
+        if known is not None:
+            return observer.call_bypassing(known[0], func, args)
         if is_higher_order[type(func)]:  # what the user calls are the functions that it runs
             return go_on(func, args, kwargs or {}, self)
-        if func in BACKWARD:
+        if type(func) is FunctionType and f"{func.__module__}.{func.__qualname__}" in BACKWARD:
             return observer.backward(func, args, kwargs or {})
         return observer.call(func, args, kwargs or {})
 

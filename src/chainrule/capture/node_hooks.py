@@ -33,7 +33,6 @@ from chainrule.rules.facts import facts_of_node
 AccumulateGrad: type = type(torch.ones(1, requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
 Gradients = tuple[Any, ...]
-_create_graph_position = {Tensor.backward: 3, torch.autograd.backward: 3, torch.autograd.grad: 4}
 
 
 @dataclass(slots=True)
@@ -79,7 +78,7 @@ class NodeHooks:
             return
         try:
             with guard:
-                if func is torch.autograd.grad and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
+                if _gives(func) and (args[6:7] or (kwargs.get("is_grads_batched"),))[0]:
                     self._begin_batched(ends)
                 else:
                     self._begin(func, args, kwargs, given, ends)
@@ -95,12 +94,12 @@ class NodeHooks:
                 ends.close()
 
     def _begin(self, func: Any, args: Any, kwargs: Any, given: list[Any], ends: ExitStack) -> None:
-        tape, accumulates = self._tape, func is not torch.autograd.grad
+        tape, accumulates = self._tape, not _gives(func)
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         backward, leaves = self._prepare(getattr(func, "__name__", "backward"), roots, accumulates)
         tape.backwards.append(backward)
         first, running = len(tape.executions), len(self._running)
-        place = _create_graph_position.get(func, 3)
+        place = 3 if accumulates else 4
         create_graph = kwargs.get("create_graph", len(args) > place and args[place])
 
         def end(kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -316,3 +315,8 @@ def _differs(kept: Tensor, now: Tensor) -> bool:
         return True
     with unobserved():
         return kept.shape != now.shape or not torch.equal(kept, now)
+
+
+def _gives(func: Any) -> bool:
+    """Whether this function of `BACKWARD` returns the gradients; the user may have put a wrapper in its place."""
+    return bool(func.__name__ == "grad")

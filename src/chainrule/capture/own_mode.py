@@ -6,6 +6,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+import torch
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 
@@ -62,6 +63,30 @@ def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cast
         excluded = excluded - (_autocast - outside)
     with _ForceDispatchKeyGuard(_dispatch_tls_local_include_set(), excluded):
         return func(*args, **kwargs)
+
+
+NUMBERS = frozenset({bool, int, float, complex})
+_take_numbers = frozenset({"add", "sub", "mul", "div", "subtract", "multiply", "divide", "true_divide"}) | frozenset(
+    {"floor_divide", "fmod", "remainder", "_conj"}
+)
+_dtypes = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+
+
+def with_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an operation of which the first is a number: as tensors, where it takes nothing else.
+
+    PyTorch hands a dispatch mode a number for a tensor that it made of one itself. A traced function keeps such tensors
+    (`h * 2`), and reads and compares them by operations that take no numbers.
+    """
+    schema = getattr(func, "_schema", None)
+    if schema is None or schema.name.removeprefix("aten::").removesuffix("_") in _take_numbers:
+        return args
+    return tuple(
+        torch.scalar_tensor(given, dtype=_dtypes[type(given)], device="cpu")
+        if type(given) in NUMBERS and isinstance(argument.type, torch.TensorType)
+        else given
+        for given, argument in zip(args, schema.arguments, strict=False)
+    )
 
 
 class _IsHigherOrder(dict[type, bool]):

@@ -37,12 +37,14 @@ from chainrule.errors import RecordingError
 from chainrule.graph.reexecution import close_interrupted, unobserved
 from chainrule.graph.trees import tensors_in
 from chainrule.pytorch_internals import _current_graph_task_id, _DisableTorchDispatch, compiler_is_loaded
+from chainrule.rules.facts import PYTORCH
 
 _apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
 _data: Any = Tensor.data
 _setitem: Any = Tensor.__setitem__
 _unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # they write, or let others write, without an operation
+_writers = frozenset(map(type, _unseen_writes))
 
 
 class Recorder:
@@ -167,6 +169,8 @@ class Recorder:
             out = func(*args, **kwargs) if kwargs else func(*args)
         if seen:
             try:
+                if state is not None and func.namespace not in PYTORCH and _drew_nothing(state):
+                    state = None
                 tape = self.tape
                 tape.operations.append((func, args, kwargs, out, len(tape.calls) if self._in_call else None, state))
                 if self._eviction is not None:
@@ -179,7 +183,7 @@ class Recorder:
         """Run one torch function that the user's code called, and record it if operations ran for it."""
         operations = self.tape.operations
         first = len(operations)
-        if func in _unseen_writes:
+        if type(func) in _writers and func in _unseen_writes:
             with self.guard:
                 self._evict()
                 if func == _data.__set__:
@@ -406,6 +410,12 @@ class Recorder:
 def _differs_inside(traits: Traits, args: tuple[Any, ...]) -> bool:
     """Whether what a composite operation calls would run differently because a dispatch mode is on."""
     return bool(args) and isinstance(args[0], Tensor) and (traits.casts or args[0].is_complex())
+
+
+def _drew_nothing(state: Tensor) -> bool:
+    """Whether PyTorch's generator still is as it was."""
+    with unobserved():
+        return torch.equal(state, torch.get_rng_state())
 
 
 def _library_function() -> str:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.module_tree import named_modules, parameters_of
 from chainrule.capture.policy import Policy
 from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, shaped_like, type_of
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
@@ -161,13 +162,13 @@ class Retention:
 
         `h.3.*` chooses the block `h.3` and all in it: the block itself makes inputs of its parts.
         """
-        for path, module in root.named_modules() if self.policy.patterns else ():
+        for path, module in named_modules(root) if self.policy.patterns else ():
             patterns = self.policy.patterns
             named = {each for each in patterns if fnmatchcase(path, each) or fnmatchcase(path, each.removesuffix(".*"))}
             if named:
                 self.unmet -= named
                 self._chosen_modules.add(id(module))
-                for leaf in module.parameters():
+                for leaf in parameters_of(module):
                     self.choose_leaf(leaf)
 
     def choose_leaf(self, leaf: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from chainrule.capture.module_tree import parameters_of
 from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 
 FOREIGN = -1  # the key of optimizers that do not concern the watch
@@ -189,7 +190,7 @@ def besides(
 ) -> list[Optimizer]:
     """The optimizers of other parameters of a step: of modules that ran in it, or with a gradient from it."""
     own = {id(each) for each in _parameters(optimizer)}
-    used = {id(each) for module in modules for each in module.parameters()}
+    used = {id(each) for module in modules for each in parameters_of(module)}
     return [
         other
         for other in living()

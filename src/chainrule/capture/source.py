@@ -215,12 +215,19 @@ def _name(target: ast.expr) -> str:
 
 
 def locals_of(frame: FrameType) -> dict[str, Any]:
-    """A frame's local variables. Before Python 3.13 a function's frame would keep alive what `f_locals` has shown."""
+    """A frame's local variables.
+
+    Before Python 3.13 a function's frame would keep alive what `f_locals` has shown. It is the dictionary that
+    `locals()` gave the user's code, if that was called: then it is the user's, and stays.
+    """
     shown = frame.f_locals
     found = dict(shown)
-    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict):
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(shown, dict) and sys.getrefcount(shown) <= _OURS:
         shown.clear()
     return found
+
+
+_OURS = 3  # references to what `f_locals` shows: the frame's, the variable's, and that of the call which counts
 
 
 def entries(trace: TracebackType | None) -> Iterator[TracebackType]:

@@ -197,9 +197,8 @@ def contributions_of(
                 gradient, summed = rules.reduce_to_shape(gradient, graph.values[edge.value].shape)
             except RuleError as error:
                 where = f" ({node.place})" if node.place else ""
-                raise RuleError(
-                    f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
-                ) from None
+                said = f"{node.name}, node {node.index}{where}, with respect to `{edge.argument}`: {error}"
+                raise RuleError(said) from None
             if recorded is not None and recorded.is_complex() == gradient.is_complex():
                 gradient = gradient.to(recorded.dtype)  # under autocast the other operands may be wider
         yield Contribution(edge.argument, edge.item, edge.value, gradient, recorded, summed)
@@ -348,9 +347,8 @@ def _call_step(graph: Graph, index: int) -> Step | None:
     out = graph.values[call.outputs[0]]
     for rule in rules.all_for_call(call.name):
         names = [*rule.wrt, *rule.constants]
-        arguments: dict[str, Any] = (
-            dict.fromkeys(names) | dict(zip(names, call.arguments, strict=False)) | call.keywords
-        )
+        arguments: dict[str, Any] = dict.fromkeys(names)
+        arguments |= dict(zip(names, call.arguments, strict=False)) | call.keywords
         kept = all(graph.values[v].has_numbers for *_, v in references(arguments)) and out.has_numbers
         op = Applied(graph.filled(arguments, kept), (graph.filled(Ref(out.index), kept),), call.name)
         # Under autocast a call computes with other numbers than its arguments: then its nodes are the steps.

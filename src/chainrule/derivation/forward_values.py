@@ -20,6 +20,7 @@ from chainrule.derivation.contributions import indices, row_of
 from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, element
+from chainrule.graph.snapshot import type_name
 from chainrule.numbers import enough, number, rounded
 from chainrule.rules import Applied, Factor, Rule, Stage
 from chainrule.rules.element import MOST, Element, Elements, TooManyError, call, let, of, total
@@ -177,7 +178,7 @@ class Forward:
         """The whole calculation in one line."""
         data = self.graph.values[value].data
         assert data is not None
-        own, dtype = element(self.notation.plain(value), index), str(data.dtype).removeprefix("torch.")
+        own, dtype = element(self.notation.plain(value), index), type_name(data.dtype)
         return sides(own, found, data[index].item(), dtype, self.named(value))
 
 

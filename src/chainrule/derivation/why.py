@@ -33,6 +33,7 @@ from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, check_index, element, find_value
 from chainrule.numbers import enough, number, rounded
 
+SPELLED = 8  # terms up to which those that are 0 are written too
 LISTED = 64  # terms of one use that are shown one by one; the rest as their sum
 FOLLOWED = 200  # elements that are visited in search of what made a gradient zero
 CAUSES = 3  # different causes of one zero that are shown
@@ -141,7 +142,12 @@ class Why:
 
     def _sum(self) -> str:
         recorded = f" (recorded: {number(self.value)})" if self.is_rounded and self.value is not None else ""
-        return " = ".join([self.gradient, *_sides(self.terms, self.total), number(self.total)]) + recorded
+        shown = self.terms if len(self.terms) <= SPELLED else tuple(term for term in self.terms if term.value)
+        rest = len(self.terms) - len(shown)
+        zeros = f" ({rest} more terms are 0)" if shown and rest > 1 else " (1 more term is 0)" if shown and rest else ""
+        return (
+            " = ".join([self.gradient, *_sides(shown or self.terms, self.total), number(self.total)]) + zeros + recorded
+        )
 
     def _equation(self) -> str:
         products = [r" \cdot ".join(f.latex for f in term.factors) or rf"\text{{({term.text})}}" for term in self.terms]

@@ -127,11 +127,12 @@ def _is_mixed(walk: Reaches) -> Callable[[int], bool]:
 MIXED = Check(
     "samples-mix", "Samples of a batch mix", "warning",
     what="The prediction for one sample depends on other samples of the batch: attention, a recurrent network or a "
-    "reshape runs along the axis of the batch, and the axis of positions is lost later. Statistics of a batch, graphs "
-    "and contrastive losses are not meant.",
+    "reshape runs along the axis of the batch, and the axis of positions is lost later; a reshape puts several samples "
+    "into one row, or an index takes one sample for all. Statistics of a batch, graphs and contrastive losses "
+    "are not meant.",
     why="When the network is used the other samples are different ones, or none, and so are its predictions.",
     advice="Pass batch_first=True to the layer, or transpose its input; use transpose or permute to swap axes, not "
-    "view or reshape.",
+    "view or reshape. The last step of batch-first states is states[:, -1].",
     source="Karpathy, A recipe for training neural networks, 2019: use backprop to chart dependencies; PyTorch's "
     "documentation of nn.LSTM and nn.MultiheadAttention: batch_first")  # fmt: skip
 
@@ -148,17 +149,17 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
         if size < 2 or not target.shape or target.shape[0] != size or target.index not in context.data:
             continue
         for given in inputs_of(context, found.index):
-            if given.shape[0] != size or given.index == target.index or _is_a_graph(context, size):
+            if given.shape[0] != size or given.index == target.index:
                 continue
             walk = walk_of(context, given.index, 0, found.index)
-            if not _is_mixed(walk)(found.index) or not (mixing := _mixing(context, walk, given, found.index)):
+            mixing = _mixing(context, walk, given, found.index) or _taken_apart(context, walk, given, found.index)
+            if mixing is None:
                 continue
             if witness := moved_in_words(context, walk, found, _of_another):
                 name, path = context.name(given.index), mixing[1]
                 yield MIXED.found(
                     context.name(found.index),
-                    f"The prediction for one sample depends on other samples of the batch: {mixing[0]} brings them "
-                    "together.",
+                    f"The prediction for one sample depends on other samples of the batch: {mixing[0]}.",
                     (
                         f"Axis 0 of {name} {given.shape} is the batch, as axis 0 of {context.name(target.index)} is.",
                         witness,
@@ -203,21 +204,46 @@ def _of_another(seen: Bounds, of: Value, size: int) -> Tensor:
 
 def _mixing(context: StepContext, walk: Reaches, given: Value, until: int) -> tuple[str, list[int], int] | None:
     """What mixes samples where positions are still apart, if these are lost later: in words, the path, its place."""
+    if not _is_mixed(walk)(until) or _is_a_graph(context, walk.size):
+        return None
     path, first = walk.path(until, _is_mixed(walk))
     made = context.values[path[first]].operation
     if made is None or not _may_not_mix(context, walk, operation := context.graph.operations[made]):
         return None
     if _is_augmented(context, walk, path):
         return None
-    others = [axis for axis, size in enumerate(given.shape) if axis and size > 1]
     apart = False
-    for axis in others:
+    for axis in _other_axes(given):
         across = walk_of(context, given.index, axis, until)
         if across.relation(until)[0] == "own":
             return None  # that axis is the batch
         known = [across.relation(each)[0] for each in operands(operation) if across.of(each) is not None]
         apart = apart or bool(known and all(each in ("own", "one") for each in known))
-    return (step_of(context.graph, path[first]), path, first) if apart else None
+    return (f"{step_of(context.graph, path[first])} brings them together", path, first) if apart else None
+
+
+def _taken_apart(context: StepContext, walk: Reaches, given: Value, until: int) -> tuple[str, list[int], int] | None:
+    """What takes the axis of the batch apart before a layer runs over a part of it, or takes one sample for all."""
+    path, first = walk.path(until, lambda value: walk.relation(value)[0] != "own")
+    operation, bounds = context.producer(path[first]), walk.of(until)
+    if operation is None or bounds is None or path[first] in context.data or len(operands(operation)) > 1:
+        return None
+    if any(walk_of(context, given.index, axis, until).relation(until)[0] == "own" for axis in _other_axes(given)):
+        return None  # that axis is the batch
+    words = step_of(context.graph, path[first])
+    if bool((bounds.last == bounds.last.max()).all()) and not bool(bounds.mixed(walk.size).any()):
+        return f"{words} takes one of them for all", path, first
+    if not facts_of(operation.name).only_reshapes or not _is_mixed(walk)(until) or _is_a_graph(context, walk.size):
+        return None
+    after, mixed = walk.path(until, _is_mixed(walk))
+    layer = context.producer(after[mixed])
+    if layer is None or not facts_of(layer.name).weighs or walk.relation(path[first])[0] != "one":
+        return None
+    return f"{words} puts parts of several into one row", path, first
+
+
+def _other_axes(given: Value) -> list[int]:
+    return [axis for axis, size in enumerate(given.shape) if axis and size > 1]
 
 
 def _is_augmented(context: StepContext, walk: Reaches, path: list[int]) -> bool:

@@ -12,8 +12,9 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.forward_errors import explained
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, operands, type_name
+from chainrule.diagnostics.step_context import StepContext, operands
 from chainrule.graph.graph import Failure, GivenTensor, Operation, Place
+from chainrule.graph.snapshot import type_name
 from chainrule.rules.facts import base_name, facts_of
 
 BACKWARD_FAILED = Check(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from chainrule.diagnostics.step_context import type_name
 from chainrule.graph.graph import Failure, GivenTensor
+from chainrule.graph.snapshot import type_name
 from chainrule.numbers import number
 
 Explained = tuple[str, tuple[str, ...], str, bool]

@@ -19,7 +19,8 @@ ITSELF = Check(
     "compared-with-itself", "A loss compares something with itself", "warning",
     what="The scores of a cross-entropy are products of some rows with the same rows, and each row is to find itself. "
     "Or predictions are equal to targets that are not constant, so that the loss is exactly 0: over a run it is so "
-    "from the first watched step on, and in one step it is a note.",
+    "from the first watched step on, and in one step it is a note. Or the difference of two values that the network "
+    "computed, as between an anchor and its positive, is 0 everywhere.",
     why="There is nothing to learn: a row is most like itself in any case, and so is a network.",
     advice="Compare the two views, or the two towers, with each other; make a teacher by copy.deepcopy(model).",
     source="Chen et al., SimCLR, 2020; Tarvainen and Valpola, Mean teachers, 2017", lasts=3)  # fmt: skip
@@ -55,6 +56,30 @@ def _product(context: StepContext, scores: int) -> Operation | None:
     return maker if len(set(map(context.source, operands(maker)))) == 1 else None
 
 
+@ITSELF.in_step
+def _no_difference(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.difference):
+        taken, out = operands(operation), next(iter(operation.outputs), None)
+        made = [context.source(each) for each in taken]
+        if len(taken) != 2 or out is None or made[0] == made[1] or not is_zero(context.statistics(out)):
+            continue
+        known, shapes = context.statistics(taken[0]), [context.values[each].shape for each in taken]
+        learned = all(
+            context.values[each].requires_grad and context.values[each].operation is not None for each in made
+        )
+        if learned and known is not None and known.std and known.elements >= FEWEST and shapes[0] == shapes[1]:
+            names = [context.name(each) for each in taken]
+            yield ITSELF.found(
+                names[1], f"{names[0]} and {names[1]} are equal in all {known.elements} numbers, and their difference "
+                "is measured.", f"The difference is exactly 0, and {context.between(taken[0])}",
+                place=context.place(operation), title="Two values that are compared are the same",
+                advice="Look at how the pairs are drawn: another sample of the same class, or another view of the same "
+                "sample.",
+            )  # fmt: skip
+            return
+
+
+FEWEST = 8  # numbers
 EQUAL = "The targets are what the network predicts"
 
 

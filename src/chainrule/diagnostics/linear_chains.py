@@ -135,7 +135,7 @@ def _splits(operation: Operation) -> bool:
 def _is_linear(context: StepContext, operation: Operation) -> bool:
     """Whether it keeps the numbers of one value, drops some, scales them, or adds a bias to them."""
     facts = facts_of(operation.name)
-    if facts.keeps_numbers or _is_dropout(context, operation):
+    if facts.keeps_numbers or _is_dropout(context, operation) or operation.arguments.get("negative_slope") == 1:
         return True
     if facts.scales:
         return len(operands(operation)) == 1

@@ -14,9 +14,10 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.loss_curve import rate_too_high
 from chainrule.diagnostics.optimizer import too_large
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, operands, type_name
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.document import Code
 from chainrule.graph.graph import Call, Operation, Ref, Value
+from chainrule.graph.snapshot import type_name
 from chainrule.numbers import number
 from chainrule.rules.facts import Facts, base_name, facts_of, facts_of_call
 
@@ -94,6 +95,31 @@ def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
             place=a.place,
             advice=f"Pass {_logits(context, softmax)} to cross_entropy and drop the softmax; the loss applies it.",
         )  # fmt: skip
+
+
+SOFTMAX_BEFORE_BCE = Check(
+    "softmax-before-bce", "A softmax where a sample may have several labels", "warning",
+    what="`binary_cross_entropy` takes the output of a softmax, and the rows of its targets do not add up to 1.",
+    why="The probabilities of a row add up to 1, so they can't all be near 1, nor all near 0: the loss stays high.",
+    advice="Drop the softmax, and pass the logits to binary_cross_entropy_with_logits.",
+    source="PyTorch's documentation of BCEWithLogitsLoss: several labels for each sample")  # fmt: skip
+OF_ONE = 0.2  # how far the mean sum of a row may be from 1
+
+
+@SOFTMAX_BEFORE_BCE.in_step
+def _softmax_before_bce(context: StepContext) -> Iterator[Finding]:
+    for operation, a, softmax in context.fed_by("probabilities", lambda facts: facts.softmax):
+        target = context.statistics(argument(operation, "target"))
+        classes = a.shape[softmax.arguments.get("dim", -1)] if a.shape else 1
+        total = math.nan if target is None else target.mean * classes
+        if abs(total - 1) > OF_ONE:
+            name = context.name(a.index)
+            yield SOFTMAX_BEFORE_BCE.found(
+                name, f"{name} is the output of a softmax, and binary cross-entropy takes it for {classes} labels of "
+                "their own.", f"A row of probabilities adds up to 1, and a row of targets to {number(total)} "
+                "on average.", place=a.place, advice=f"Pass {_logits(context, softmax)} to "
+                "binary_cross_entropy_with_logits, and drop the softmax.",
+            )  # fmt: skip
 
 
 NO_LOGARITHM = Check(

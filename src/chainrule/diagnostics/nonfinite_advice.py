@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from chainrule.diagnostics.step_context import StepContext, argument, type_name
+from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.graph import Operation
+from chainrule.graph.snapshot import type_name
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
 

@@ -158,9 +158,9 @@ TOO_LARGE = Check(
     "update-too-large", "Updates are too large for their weights", "warning",
     what="The norm of a weight's update over the norm of the weight, as the median over the last watched steps, is "
     "too large, and the updates so far make up most of the weight even as independent steps. A weight that begins "
-    "small grows with its first updates, which point the same way. In one step it is a note if the ratio is above ten "
-    "times that threshold. An update that is withdrawn does not count, and it is a note if the weights are changed by "
-    "something else every few steps, as by Reptile.",
+    "small grows with its first updates, which point the same way. A run that goes on is judged by a full window. In "
+    "one step it is a note if the ratio is above ten times that threshold. An update that is withdrawn does not count, "
+    "and it is a note if the weights are changed by something else every few steps, as by Reptile.",
     why="The weight is replaced every few steps: what it learns is overwritten before it is used.",
     advice="Lower this group's rate, warm it up, or clip the gradient; or start from a larger initial weight.",
     source=SOURCE, thresholds=("update_ratio_large", "window", "enough"))  # fmt: skip
@@ -194,11 +194,12 @@ def too_large(run: Run) -> Iterator[Finding]:
     if not run.enough and not lost:
         return
     limit, window, over = run.thresholds.update_ratio_large, int(run.thresholds.window), []
+    least = run.thresholds.enough if run.ended else window  # the first steps may pass
     judged = {
         name: ratios if run.began_at_its_size(name) else _grown(ratios, limit) for name, ratios in run.ratios.items()
     }
     for name, ratios in judged.items():
-        enough = len(ratios) >= run.thresholds.enough
+        enough = len(ratios) >= least
         if enough or lost:
             last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]]) if enough else 0.0
             peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0

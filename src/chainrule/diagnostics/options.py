@@ -44,7 +44,7 @@ def _option(context: StepContext) -> Iterator[Finding]:
                 )  # fmt: skip
         roots = [(each, root) for each in update.parameters if (root := second_moment(each))]
         under = [each for each, root in roots if _is_drowned(context, each, root)]
-        if under and 2 * len(under) > len(roots):
+        if 2 * len(under) > len(roots) and all(root < _eps(each) for each, root in roots):
             eps, root = _eps(under[0]), second_moment(under[0]) or 0.0
             yield OPTIMIZER.found(
                 update.optimizer, f"The gradients of {listed([each.name for each in under])} are far smaller than the "
@@ -97,7 +97,7 @@ def _is_drowned(context: StepContext, member: ParameterUpdate, root: float) -> b
 
 NORM = Check(
     "norm-option", "An option of a norm is far from usual", "warning",
-    what="A norm in train mode has a momentum of 0, or of 0.9 or more, at three examined steps in a row, or its eps "
+    what="A norm in train mode has a momentum of 0, or of 0.95 or more, at three examined steps in a row, or its eps "
     "is 0.1 or more and not small next to the variance.",
     why="PyTorch's momentum is the share of the new batch: with 0 the statistics of eval mode never move from mean 0 "
     "and variance 1, and with 0.99 they are those of the last batch. A large eps takes the place of the variance.",
@@ -105,7 +105,7 @@ NORM = Check(
     "argument of nn.BatchNorm2d is eps, and the third is the momentum.",
     source="PyTorch's documentation of BatchNorm1d: its momentum differs from that of optimizers and of other "
     "libraries", lasts=3)  # fmt: skip
-NEARLY_ALL, LARGE_EPS, SMALL_SHARE = 0.9, 0.1, 0.1
+NEARLY_ALL, LARGE_EPS, SMALL_SHARE = 0.95, 0.1, 0.1
 
 
 @NORM.in_step

@@ -13,7 +13,7 @@ from chainrule.diagnostics.dependence import Compared, for_all, inputs_of, last_
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation, Value
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import base_name, facts_of
 
 OF_OTHERS = Check(
     "targets-of-others", "Predictions are compared with the targets of other samples", "warning",
@@ -79,6 +79,47 @@ def _rows(walk: Reaches, of: Value) -> Tensor | None:
         return None
     last = bounds.last.expand(of.shape).reshape(of.shape[0], -1) - 1
     return last[:, 0] if bool((last == last[:, :1]).all() and (last >= 0).all()) else None
+
+
+SWAPPED = Check(
+    "view-swaps-axes", "A view in place of a transpose", "warning",
+    what="view or reshape gives data, or a value that is computed from it, the lengths of its axes in another order, or "
+    "moves the positions behind the heads that it splits off: (samples, positions, features) becomes (samples, heads, "
+    "positions, features of a head).",
+    why="The numbers stay in their order in memory, so what was one position becomes parts of several.",
+    advice="Use transpose or permute to swap axes: x.view(B, T, heads, -1).transpose(1, 2), and back in the same way.",
+    source="PyTorch's documentation of Tensor.view: the order of the elements stays")  # fmt: skip
+
+
+@SWAPPED.in_step
+def _swapped(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.only_reshapes or facts.keeps_numbers):
+        given, out = argument(operation, "self"), next(iter(operation.outputs), None)
+        if base_name(operation.name) not in RESHAPES or given is None or out is None:
+            continue
+        if out not in context.from_data or not _swaps(context.values[given].shape, context.values[out].shape):
+            continue
+        name = context.name(out)
+        yield SWAPPED.found(
+            name, f"{name} has the numbers of {context.name(given)} in the same order, and its axes in another.",
+            f"The shape {context.values[given].shape} becomes {context.values[out].shape}.",
+            place=context.place(operation),
+        )  # fmt: skip
+        return
+
+
+RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias")
+
+
+def _swaps(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    old, new = ([each for each in shape if each > 1] for shape in (before, after))
+    if len(old) == len(new) > 2:
+        return sorted(old) == sorted(new) and old != new
+    # (samples, positions, features) to (samples, heads, positions, features of a head)
+    if len(before) == 3 and len(after) == 4 and min(*before[1:], *after[1:]) > 1:
+        (samples, positions, features), (count, heads, moved, part) = before, after
+        return samples == count and positions == moved and heads * part == features and positions != heads
+    return False
 
 
 OF_PLACE = Check(

@@ -9,14 +9,16 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output, looked_up
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import base_name, facts_of
 
 OVER_BATCH = Check(
     "softmax-axis", "A softmax over the samples of a batch", "warning",
     what="A softmax (or log_softmax) whose result is compared with targets runs along another axis than the classes; "
-    "or one inside the network runs along the axis of the samples.",
+    "or one inside the network runs along the axis of the samples. Or cross_entropy gets the features of the last "
+    "layer on its last axis, and takes another of the same length for the classes. Or the softmax of scores that two "
+    "learned values make (attention) runs along the other axis than the product with its weights adds up.",
     why="The probabilities of a sample do not add up to 1, and depend on which other samples are in its batch.",
     advice="Give the axis of the classes: softmax(dim=-1), or dim=1 for (samples, classes, ...). Without dim, "
     "nn.Softmax takes axis 0 for operands of one or three axes.",
@@ -40,6 +42,76 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             continue
         if len(shape) > 1 and not context.data.isdisjoint(context.graph.ancestors([given])):
             yield _wrong_axis(context, operation, given, axis, "each sample depends on all others of its batch")
+
+
+MOVING = ("t", "transpose")
+
+
+@OVER_BATCH.in_step
+def _not_the_features(context: StepContext) -> Iterator[Finding]:
+    """Of a linear layer's result, (samples, positions, classes), cross_entropy takes axis 1 for the classes."""
+    made = {out: weight for _, weight, out in context.weighed}
+    for comparison in comparisons(context):
+        given = context.producer(context.source(comparison.prediction))
+        scores = argument(given, "self") if given is not None and facts_of(given.name).takes == "scores" else None
+        if scores is None or comparison.axis is None or given is None:
+            continue
+        shape, value = context.values[scores].shape, scores
+        while value not in made and (maker := context.producer(value)) is not None:
+            taken, facts = argument(maker, "self"), facts_of(maker.name)
+            if taken is None or base_name(maker.name) in MOVING or not (facts.only_reshapes or facts.adds):
+                break
+            value = taken
+        features = context.values[made[value]].shape[0] if value in made else 0
+        flat = value in made and len(context.values[value].shape) == 2
+        if flat and len(shape) == 3 and features == shape[-1] and comparison.axis != len(shape) - 1:
+            yield _wrong_axis(context, given, scores, comparison.axis, "those lie along the last one, as a linear "
+                              "layer made them")  # fmt: skip
+            return
+
+
+@OVER_BATCH.in_step
+def _over_queries(context: StepContext) -> Iterator[Finding]:
+    for operation, given, axis in _softmaxes(context):
+        maker, out = context.producer(context.source(given)), first_output(operation)
+        while maker is not None and facts_of(maker.name).scales and len(operands(maker)) == 1:
+            maker = context.producer(context.source(operands(maker)[0]))
+        if maker is None or out is None or not _of_two_learned(context, maker):
+            continue
+        last = len(context.values[out].shape) - 1
+        for weights, use in _used_whole(context, out):
+            first = argument(use, "self") == weights and facts_of(use.name).matrix_product
+            if first and axis == last - 1 and context.values[weights].shape[-2:] == context.values[out].shape[-2:]:
+                name, shape = context.name(out), context.values[given].shape
+                yield OVER_BATCH.found(
+                    name, f"{name} is a softmax along axis {axis} of {shape}, and the product with the values adds up "
+                    f"along axis {last}.",
+                    f"The weights of a query do not add up to 1; along axis {axis} {shape[axis]} numbers do.",
+                    place=context.place(operation), advice="Take softmax(dim=-1) of queries @ keys.transpose(-2, -1).",
+                )  # fmt: skip
+                return
+
+
+def _of_two_learned(context: StepContext, maker: Operation) -> bool:
+    """Whether it is a product of two values that the network computed, as of queries and keys."""
+    taken = operands(maker)
+    return facts_of(maker.name).matrix_product and len(taken) == 2 and all(
+        context.values[each].requires_grad and context.values[context.source(each)].kind != "parameter"
+        for each in taken
+    )  # fmt: skip
+
+
+KEPT = ("view", "_unsafe_view", "reshape", "expand", "native_dropout", "clone")
+
+
+def _used_whole(context: StepContext, value: int) -> Iterator[tuple[int, Operation]]:
+    """(value, use) of what takes a value, also under another shape or after a dropout."""
+    for use in context.uses.get(value, ()):
+        out = first_output(use)
+        if out is not None and base_name(use.name) in KEPT:
+            yield from _used_whole(context, out)
+        else:
+            yield value, use
 
 
 def _wrong_axis(context: StepContext, operation: Operation, given: int, axis: int, why: str) -> Finding:

@@ -14,9 +14,9 @@ from torch import Tensor
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, Severity, listed, plural
 from chainrule.diagnostics.run_context import BEGINNING, SECOND_MOMENTS, Run
-from chainrule.diagnostics.step_context import StepContext, is_zero, rate_of, type_name
+from chainrule.diagnostics.step_context import StepContext, is_zero, rate_of
 from chainrule.graph.graph import Graph
-from chainrule.graph.snapshot import ParameterUpdate, Update
+from chainrule.graph.snapshot import ParameterUpdate, Update, type_name
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 

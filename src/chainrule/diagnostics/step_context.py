@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, Derivation, Step
@@ -298,11 +297,6 @@ def argument(operation: Operation, name: str) -> int | None:
 def operands(operation: Operation) -> list[int]:
     """The values that an operation takes."""
     return [value for _, _, value in references(operation.arguments)]
-
-
-def type_name(dtype: torch.dtype) -> str:
-    """`float32` of `torch.float32`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def sent_by(contribution: Contribution) -> Tensor | None:

@@ -23,6 +23,7 @@ from chainrule.capture.source import Site
 from chainrule.execution.call_tape import Called, CallTape, Replay
 from chainrule.execution.central_differences import Probe
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, pick, put, real
+from chainrule.execution.operator_function import function_of
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in
@@ -63,7 +64,7 @@ class FunctionTrace:
     def __init__(self, experiment: Experiment, edges: list[Edge], moved: dict[str, Any], upstream: dict[int, Tensor]):
         self.experiment = copy.copy(experiment)
         self.experiment.wide, self.experiment.upstream = moved, upstream
-        self.function: Any = experiment.function.function
+        self.function = function_of(experiment.function.function)
         self.edges = {edge.position: edge for edge in edges}
         arguments = {
             name: value.detach().clone().requires_grad_() if name in self._wanted() else value
@@ -374,7 +375,7 @@ def forward_gradient(experiment: Experiment, edge: Edge) -> Tensor | None:
     def forward_and_back() -> Tensor:
         with torch.enable_grad():
             given = [_writable(each) for each in arguments.values()]
-            outs = list(tensors_in(_plain_forward(experiment.function.function, given)))
+            outs = list(tensors_in(_plain_forward(function_of(experiment.function.function), given)))
             pairs = [(outs[place], g.to(outs[place].dtype)) for place, g in experiment.upstream.items()]
             pairs = [(out, g) for out, g in pairs if out.requires_grad]
             return torch.autograd.grad([out for out, _ in pairs], leaf, [g for _, g in pairs])[0]

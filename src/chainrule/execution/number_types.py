@@ -50,12 +50,13 @@ class DrawsAsRecorded(OwnMode):
             return dtype if leaf is torch.float64 else leaf
 
         given, named = map_leaves(narrow, args), map_leaves(narrow, kwargs or {})
-        out = map_leaves(_wide, func(*given, **named))
+        out = map_leaves(wide, func(*given, **named))
         written = list(zip(traits.written(args, kwargs or {}), traits.written(given, named), strict=True))
         for own, drawn in written:
             own.copy_(drawn)
         return written[0][0] if written else out
 
 
-def _wide(leaf: Any) -> Any:
+def wide(leaf: Any) -> Any:
+    """A tensor of real numbers in double precision; all else unchanged."""
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

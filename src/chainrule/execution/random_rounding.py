@@ -1,10 +1,10 @@
 """Random rounding: how far the rounding of a number type moves a result, measured and not derived.
 
 The operation runs in float64. Whatever each of its steps gives is moved by up to a last place of the recorded type at
-random and rounded to it, since kernels are accurate to about that. The inputs move by a last place. Kernels hide their
-steps, so the operation also runs in the recorded type on moved inputs. How far the result moves over a few runs
-estimates its rounding (J. Vignes, A stochastic arithmetic for reliable scientific computation, Math. Comput. Simul. 35,
-1993).
+random and rounded to it, since kernels are accurate to about that; one run rounds to the nearest. The inputs move by a
+last place. Kernels hide their steps, so the operation also runs in the recorded type on moved inputs. How far the
+result moves over a few runs estimates its rounding (J. Vignes, A stochastic arithmetic for reliable scientific
+computation, Math. Comput. Simul. 35, 1993).
 No run depends on the result that is judged, so a wrong one earns no tolerance.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from chainrule.capture.own_mode import OwnMode, is_higher_order, run_inside
 from chainrule.capture.traits import Traits
+from chainrule.graph.comparison import last_place
 from chainrule.graph.trees import map_leaves, tensors_in
 
 RUNS = 8  # of each kind
@@ -27,9 +28,9 @@ Run = Callable[["RandomRounding | None", bool], Tensor | None]
 
 
 class RandomRounding(OwnMode):
-    """Rounds the float64 results of all operations to a coarser type at random."""
+    """Rounds the float64 results of all operations to a coarser type: at random, or to the nearest without a seed."""
 
-    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int | None) -> None:
         super().__init__()
         self._dtype, self._seed = dtype, seed
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -46,9 +47,10 @@ class RandomRounding(OwnMode):
 
     def _round_(self, tensor: Tensor) -> None:
         plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        known = torch.finfo(self._dtype)
-        place = torch.ldexp(torch.full_like(plain, known.eps), torch.frexp(plain)[1] - 1)
-        place = place.clamp(min=known.smallest_normal * known.eps)  # below, numbers lie no closer
+        if self._seed is None:
+            plain.copy_(plain.to(self._dtype))
+            return
+        place = last_place(plain, self._dtype)
         noise = torch.rand(plain.shape, dtype=plain.dtype, device=plain.device, generator=self._generator(plain.device))
         if self._dtype == torch.float64:  # nothing is between its numbers: those beside it are taken
             noise = noise.round()
@@ -56,6 +58,8 @@ class RandomRounding(OwnMode):
 
     def moved(self, tree: Any) -> Any:
         """The same tree with each number moved by a last place (of the coarser type, if it is float64), or not."""
+        if self._seed is None:
+            return tree
 
         def move(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
@@ -72,7 +76,7 @@ class RandomRounding(OwnMode):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed or 0)
         return self._generators[device]
 
 
@@ -82,9 +86,9 @@ def spread(run: Run, dtype: torch.dtype, wide: Tensor, coarse: Tensor | None) ->
     Infinitely far where a run gives no number.
     """
     most = torch.zeros_like(wide.abs())
-    for seed in range(RUNS):
+    for seed in (None, *range(RUNS)):
         for still, in_float64 in ((wide, True), (coarse, False)):
             again = None if still is None else run(RandomRounding(dtype, seed), in_float64)
             if again is not None and still is not None:
-                most = torch.maximum(most, (again - still).abs().nan_to_num(torch.inf))
+                most = torch.maximum(most, (again - still).abs().nan_to_num(torch.inf, torch.inf))
     return most

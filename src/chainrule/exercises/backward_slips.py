@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.derivation.forward_values import name_of
+from chainrule.execution.number_types import wide
 from chainrule.exercises.activations import ACTIVATIONS, called
-from chainrule.exercises.chain import Change, Part, by_rule, wide
+from chainrule.exercises.chain import Change, Part, by_rule
 from chainrule.exercises.loss_slips import loss_slips, mean_of
 from chainrule.exercises.slip import Slip, listed, written
 from chainrule.graph.graph import Graph, Value

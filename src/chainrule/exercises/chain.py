@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, Step
+from chainrule.execution.number_types import wide
 from chainrule.graph.comparison import UNKNOWN_SUMS, compare, identical, rounding
 from chainrule.graph.graph import Graph, Ref
 from chainrule.graph.reexecution import apart
@@ -67,11 +68,6 @@ class Change:
     back: Back | None = None
     forward: Callable[[Tensor], Tensor] | None = None
     given: Values = field(default_factory=dict)
-
-
-def wide(leaf: Any) -> Any:
-    """A tensor of real numbers in double precision; all else as it is."""
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def wide_op(op: Applied) -> Applied:

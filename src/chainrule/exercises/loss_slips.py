@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Step
-from chainrule.exercises.chain import wide
+from chainrule.execution.number_types import wide
 from chainrule.graph.graph import Graph
 from chainrule.rules import Applied
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chainrule.exercises.chain import wide
+from chainrule.execution.number_types import wide
 from chainrule.graph.graph import Graph
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.numbers import number

@@ -177,6 +177,13 @@ def rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
+def last_place(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance of each real number to the next one of this type, in float64."""
+    known, wide = torch.finfo(dtype), numbers.double()
+    place = torch.ldexp(torch.full_like(wide, known.eps), torch.frexp(wide)[1] - 1)
+    return place.clamp(min=known.smallest_normal * known.eps)  # below, numbers lie no closer
+
+
 def identical(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same number for number; NaN is NaN."""
     if one is other:

@@ -71,6 +71,11 @@ class Snapshot:
         return replace(self, held=data)
 
 
+def type_name(dtype: torch.dtype) -> str:
+    """`float32` of `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def has_numbers(tensor: Tensor | None) -> TypeGuard[Tensor]:
     """Whether this is a tensor with numbers: neither None, nor a placeholder, nor the user's own without any."""
     return tensor is not None and not is_opaque(tensor) and not tensor.is_meta

@@ -263,6 +263,7 @@ class _Packer:
             key = self._keys[id(tensor)] = str(len(self._keys))
             data = tensor.detach()
             data = data if data.layout is torch.strided else data.to_dense()
+            data = data.clone() if data._is_zerotensor() else data  # autograd's zeros, which have no memory
             data = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
             data = data.resolve_neg().cpu().contiguous()
             self._read.append(tensor)  # or its id would be reused, as one of an earlier version is made to be read

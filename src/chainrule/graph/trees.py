@@ -6,7 +6,7 @@ The recorder gathers the tensors of every operation, so `leaves` does no more th
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from torch import Tensor
 Leaf = TypeVar("Leaf")
 Place = TypeVar("Place", bound=Hashable)
 _nested = (tuple, list, dict)
+
+
+def is_a(item: Any, kind: type[Leaf]) -> TypeGuard[Leaf]:
+    """Whether an object of the user's is of a class, by its type alone.
+
+    `isinstance` asks the object too, and what stands for another one may raise (`weakref.proxy`, `flask.request`).
+    """
+    return issubclass(type(item), kind)
 
 
 def reach(start: Iterable[Place], step: Callable[[Place], Iterable[Place]]) -> Iterator[Place]:

@@ -28,11 +28,11 @@ from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding, unravel
 from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.names import Notation
 from chainrule.graph.reexecution import apart
-from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.snapshot import ParameterUpdate, type_name
 from chainrule.lab.instructions import numbers
 from chainrule.lab.leaves import leaves_of
 from chainrule.lab.questions import BEGUN, WHOLE, Question, understood
-from chainrule.numbers import number
+from chainrule.numbers import number, real_part
 from chainrule.rules.optimizers import as_complex, changeable, default_scalar, hyperparameters, worked_out
 from chainrule.verification.update_check import compare_update
 
@@ -343,7 +343,7 @@ class Rerun:
             "gradient": _number(gradient.reshape(-1)[place].item()),
             "terms": [_term(each) for each in shown],
             "more": len(why.terms) - len(shown),
-            "total": _number(_real(why.total)),
+            "total": _number(real_part(why.total)),
             **self._measured(found, self._leaves(question.base, question.changes), value, place),
         }
 
@@ -375,7 +375,7 @@ class Rerun:
             "step": step,
             "rounding": rounding(dtype) * max(map(abs, losses)),
             "scale": size,
-            "precise": str(dtype).removeprefix("torch."),
+            "precise": type_name(dtype),
         }
 
     @cached_property
@@ -428,14 +428,10 @@ def _read(graph: Graph, operation: Operation) -> float | None:
 def _term(term: Term) -> dict[str, Any]:
     reason = "; ".join(each.reason for each in term.factors if each.reason)
     return {
-        "factors": [[each.name, _number(_real(each.value))] for each in term.factors],
-        "value": _number(_real(term.value)),
+        "factors": [[each.name, _number(real_part(each.value))] for each in term.factors],
+        "value": _number(real_part(term.value)),
         "text": term.text or reason,
     }
-
-
-def _real(value: complex) -> float:
-    return value.real if isinstance(value, complex) else float(value)
 
 
 def _number(value: float) -> Any:

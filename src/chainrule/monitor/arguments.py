@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.module_tree import modules_of, named_buffers, named_parameters, parameters_of
 from chainrule.capture.source import is_library, locals_of
 from chainrule.errors import RequestError
+from chainrule.graph.trees import is_a
 from chainrule.monitor.step_series import without_wrappers
 
 
@@ -29,15 +31,15 @@ class WatchedModels:
         """The given models; otherwise the user's modules that have parameters and are not part of another module."""
         if self.given:
             return self.given
-        named = {id(item): item for item in self.named().values() if any(True for _ in item.parameters())}
-        parts = {id(part) for item in named.values() for part in item.modules() if part is not item}
+        named = {id(item): item for item in self.named().values() if any(True for _ in parameters_of(item))}
+        parts = {id(part) for item in named.values() for part in modules_of(item) if part is not item}
         return [item for key, item in named.items() if key not in parts]
 
     def meet(self, roots: Iterable[nn.Module]) -> None:
         """Name the parameters as a recording does, once their model has run."""
-        models = self.whole() or [root for root in roots if any(True for _ in root.parameters())]
+        models = self.whole() or [root for root in roots if any(True for _ in parameters_of(root))]
         for prefix, model in self._prefixed(models):
-            for path, parameter in model.named_parameters():
+            for path, parameter in named_parameters(model):
                 self.names.setdefault(id(parameter), prefix + without_wrappers(path))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -45,7 +47,7 @@ class WatchedModels:
         return {
             prefix + path: tensor
             for prefix, model in self._prefixed(self.whole())
-            for path, tensor in (*model.named_parameters(), *model.named_buffers())
+            for path, tensor in (*named_parameters(model), *named_buffers(model))
         }
 
     def _prefixed(self, models: list[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -60,7 +62,7 @@ class WatchedModels:
 
 def modules_in(names: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The modules among named objects."""
-    return {name: item for name, item in names.items() if isinstance(item, nn.Module)}
+    return {name: item for name, item in names.items() if is_a(item, nn.Module)}
 
 
 def modules_around(frame: Any) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_forward
 from chainrule.capture.lowering.naming import drops
+from chainrule.capture.module_tree import is_compiled, modules_of, parameters_of
 from chainrule.graph.reexecution import hidden, unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.pytorch_internals import _BatchNorm
@@ -60,7 +61,7 @@ class Evaluations:
     def see(self, module: nn.Module) -> None:
         """The forward pass of a module begins without gradients. The modes of a model are looked at in its first."""
         if id(module) not in self._within:
-            self._within |= {id(each) for each in module.modules()}
+            self._within |= {id(each) for each in modules_of(module)}
             if self._trains(module):
                 self._counted.add(id(module))
             elif self.curious and self._is_off(module):
@@ -80,8 +81,8 @@ class Evaluations:
 
     def _is_off(self, model: nn.Module) -> bool:
         """Whether a model that an optimizer trains is in eval mode, with all its parts, and none was compiled."""
-        parts = list(model.modules())
-        compiled = any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in parts)
+        parts = list(modules_of(model))
+        compiled = any(map(is_compiled, parts))
         return not compiled and not any(each.training for each in parts) and self._is_held(model)
 
     def began(self, models: Iterable[nn.Module], done: int) -> None:
@@ -131,7 +132,7 @@ class Evaluations:
         norm = self._norm() if self._norm is not None else None
         if norm is None:
             held = self._held()
-            norms = (each for model in models for each in model.modules() if isinstance(each, _BatchNorm))
+            norms = (each for model in models for each in modules_of(model) if isinstance(each, _BatchNorm))
             norm = next((each for each in norms if id(each.weight) in held), None)
             self._norm, self._after = (weakref.ref(norm) if norm is not None else None), None
         with hidden():
@@ -140,13 +141,13 @@ class Evaluations:
 
     def _trains(self, model: nn.Module) -> bool:
         """Whether an optimizer holds parameters of it, and a dropout or a batch norm in it is in train mode."""
-        if not any(each.training and (isinstance(each, _BatchNorm) or drops(each)) for each in model.modules()):
+        if not any(each.training and (isinstance(each, _BatchNorm) or drops(each)) for each in modules_of(model)):
             return False
         return self._is_held(model)
 
     def _is_held(self, model: nn.Module) -> bool:
         held = self._held()
-        return any(id(parameter) in held for parameter in model.parameters())
+        return any(id(parameter) in held for parameter in parameters_of(model))
 
     def _held(self) -> set[int]:
         groups = (group for optimizer in self._optimizers() for group in optimizer.param_groups)
@@ -155,7 +156,7 @@ class Evaluations:
 
 def _random_state(model: nn.Module) -> Tensor | None:
     """The state of the random numbers of a model's device; None if it cannot be read now."""
-    device = next((each.device for each in model.parameters()), None)
+    device = next((each.device for each in parameters_of(model)), None)
     if device is None or device.type not in ("cpu", "cuda"):
         return None
     if device.type == "cpu":

@@ -27,7 +27,7 @@ from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserv
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
 from chainrule.monitor.backward_pass import KNOWN, loss_of_pass
-from chainrule.monitor.updates_by_hand import some_bits
+from chainrule.monitor.updates_by_hand import same_bits, some_bits
 from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 from chainrule.pytorch_internals import _set_grad_enabled
 
@@ -74,7 +74,7 @@ class EveryStep:
     def _passed(self, parameter: Tensor, scaled: bool) -> float | None:
         if self._left is not None:
             same = self._parameter is None or self._parameter() is not parameter
-            self.rewritten, self._left = not (same or torch.equal(self._left, some_bits(parameter))), None
+            self.rewritten, self._left = not (same or same_bits(self._left, some_bits(parameter))), None
         first = not self._losses or self._parameter is None or self._parameter() is not parameter
         self._version = parameter._version if first else self._version
         elsewhere = parameter._version != self._version  # SAM climbs first

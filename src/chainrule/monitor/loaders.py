@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from chainrule.capture.source import locals_of
+from chainrule.graph.trees import is_a
 
 Restart = tuple[tuple[str, ...], str]
 """The names that the batch is assigned to, and the line with the number of batches: `train.py:12, of 57 batches`."""
@@ -30,7 +31,7 @@ def _found(frame: FrameType) -> Iterator[Restart]:
     for targets, line, loader in _assignments(code.co_filename, frame.f_lineno, code.co_firstlineno):
         known = _value(loader, frame)
         try:
-            count = len(known) if isinstance(known, DataLoader) else 0
+            count = len(known) if is_a(known, DataLoader) else 0
         except TypeError:  # of a stream
             continue
         if count > 1:

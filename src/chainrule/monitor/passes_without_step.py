@@ -16,7 +16,7 @@ from chainrule.graph.graph import Graph
 from chainrule.graph.reexecution import hidden, unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.monitor.every_step import NEAR, first_small
-from chainrule.monitor.updates_by_hand import some_bits
+from chainrule.monitor.updates_by_hand import same_bits, some_bits
 
 ENDED, RUNNING, MORE = 20, 100, 8  # passes at the end of the watch, before it, and as a multiple of an earlier step's
 LOOK = 10  # the pass at which the parameter is read, to see later whether anything else has moved it
@@ -88,9 +88,8 @@ class PassesWithoutStep:
         passes, usual = self._passes + recorded, max(self._usual, 1)
         if not self._steps or self._parameter is None or passes < max(ENDED if ended else RUNNING, MORE * usual):
             return None
-        with unobserved():
-            if self._bits is not None and not torch.equal(self._bits, some_bits(self._parameter)):
-                return None
+        if self._bits is not None and not same_bits(self._bits, some_bits(self._parameter)):
+            return None
         return passes, usual
 
     def _count(self, parameter: Tensor) -> None:

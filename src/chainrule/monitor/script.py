@@ -11,6 +11,7 @@ from rich.console import Console
 
 from chainrule.monitor.dashboard import Dashboard, Lines
 from chainrule.monitor.runs import Found
+from chainrule.monitor.runs.format import check_target
 from chainrule.monitor.runs.found import lines
 from chainrule.monitor.watcher import watch
 from chainrule.script import Namespace, run_inside
@@ -66,8 +67,11 @@ def watch_script(
 ) -> Outcome:
     """Run `script` as python would, watched with these options; the dashboard goes to stderr.
 
-    With `module` it is the name of a module, as for `python -m`. Raises RecordingError if it cannot be read.
+    With `module` it is the name of a module, as for `python -m`. Raises RecordingError if it cannot be read, and
+    StorageError if the file of the run cannot be written: the training may last for hours.
     """
+    if options.get("to") is not None:
+        check_target(options["to"])
     console = Console(stderr=True)
     outcome = Outcome(options.get("every", 1))
 

@@ -31,6 +31,7 @@ from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
+from chainrule.capture.module_tree import inside_compiled, modules_of
 from chainrule.capture.optimizer_step import closure_of
 from chainrule.capture.rounds import PATIENCE, Rounds
 from chainrule.graph.reexecution import apart
@@ -140,7 +141,7 @@ class Boundaries:
         # If the step ended in compiled code, modes are left on; the next forward pass may run outside it.
         if not self._armed and left_on.take_off() and not self._by_hand.known and not self.evaluations.curious:
             return
-        self._members = {id(module) for model in self._models for module in model.modules()}
+        self._members = {id(module) for model in self._models for module in modules_of(model)}
         self._missed = "no forward pass ran in it in the thread of the watch"
         if self._armed and not in_backward() and (self._without_modules or self._compiled()):
             self._open(None, None)
@@ -193,12 +194,12 @@ class Boundaries:
 
     def _perhaps_begin(self, module: nn.Module, args: Any) -> None:
         """Begin to record if the step begins with this forward pass."""
-        compiled = getattr(module, "_orig_mod", None)  # of torch.compile, whose own call is not compiled
+        compiled = inside_compiled(module)  # whose wrapper's own call is not compiled
         self._wrapped = self._wrapped or compiled is not None
         if self._members and id(module) not in self._members and id(compiled) not in self._members:
             self._missed = "none of the given models ran in it"
             return
-        trains = module.training or any(part.training for part in module.modules())
+        trains = module.training or any(part.training for part in modules_of(module))
         if not torch.is_grad_enabled() and not (trains and _in_custom_function()):
             self.evaluations.see(module)
             self._missed = "its forward pass ran without gradients"

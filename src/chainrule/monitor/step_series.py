@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -22,7 +21,7 @@ from chainrule.capture.data_parallel import own_part
 from chainrule.diagnostics.loss_scale import CLIPS, unscaled_by
 from chainrule.graph.graph import UNSCALE, Backward, Event, Graph, Value, references
 from chainrule.graph.history import Kind, RankFacts, StepFacts
-from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of
+from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, data_of, type_name
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, measured, measured_samples
 from chainrule.graph.trees import reach
@@ -178,7 +177,7 @@ def _of_inputs(graph: Graph, context: WatchContext, unused: Collection[int]) -> 
             continue
         statistics = context.statistics(value.snapshot)
         if statistics is not None:
-            yield Figure("input", value.name, layer, "", _short(value.dtype), statistics)
+            yield Figure("input", value.name, layer, "", type_name(value.dtype), statistics)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
@@ -230,7 +229,7 @@ def _of_values(named: Iterable[NamedValue], context: WatchContext) -> Iterator[F
     for short, type_, value in named:
         runs[short] += 1
         path = short if runs[short] == 1 else f"{short}#{runs[short]}"
-        dtype = _short(value.dtype)
+        dtype = type_name(value.dtype)
         statistics = context.statistics(value.snapshot)
         gradient = context.statistics(value.gradient)
         if statistics is not None:
@@ -328,10 +327,6 @@ def _number(value: Value) -> float | None:
         return None
     number: Any = value.data.item()
     return float(number.real if isinstance(number, complex) else number)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from chainrule.execution.other_inputs import leaves_of_loss, with_other_inputs
 from chainrule.graph.graph import Graph, Value
 from chainrule.graph.opaque import is_opaque
 from chainrule.graph.reexecution import apart
+from chainrule.graph.trees import is_a
 from chainrule.monitor.arguments import WatchedModels
 from chainrule.monitor.backward_pass import users_frames
 from chainrule.recording import Recording
@@ -106,6 +107,6 @@ def _variables(names: Iterable[str]) -> dict[str, Tensor]:
     for frame in users_frames():
         for variables in (locals_of(frame), frame.f_globals):
             for name in wanted - found.keys():
-                if isinstance(each := variables.get(name), Tensor):
+                if is_a(each := variables.get(name), Tensor):
                     found[name] = each
     return found

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from chainrule.capture.data_parallel import own_part
+from chainrule.capture.module_tree import parameters_of
 from chainrule.capture.rounds import living
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
+from chainrule.pytorch_internals import _DisableFuncTorch
 
 PARAMETERS = 16  # that are looked at, spread evenly over all
 
@@ -35,7 +37,7 @@ class UpdatesByHand:
     def begin(self, root: nn.Module | None) -> None:
         """Look at the parameters of the models, or of the one that runs."""
         models = [*self._models()] or ([] if root is None else [root])
-        trained = [each for model in models for each in model.parameters() if each.requires_grad]
+        trained = [each for model in models for each in parameters_of(model) if each.requires_grad]
         trained = [each for each in trained if has_numbers(own_part(each))]
         self._seen = [(each, some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
 
@@ -48,7 +50,7 @@ class UpdatesByHand:
         changed = False
         for place, (parameter, before) in enumerate(self._seen):
             now = some_bits(parameter)
-            if not torch.equal(now, before):
+            if not same_bits(now, before):
                 self._seen[place], changed = (parameter, now), True
         if not changed or self.known:
             return changed
@@ -70,5 +72,11 @@ class UpdatesByHand:
 
 def some_bits(parameter: Tensor) -> Tensor:
     """A copy of some of its numbers, as bytes: a NaN equals itself."""
-    with unobserved():
+    with unobserved(), _DisableFuncTorch():  # what is made inside of `vmap` has no memory
         return part_of(own_part(parameter)).view(torch.uint8)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether these are the same."""
+    with unobserved(), _DisableFuncTorch():
+        return torch.equal(one, other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,9 @@ from chainrule.derivation.forward_values import Forward
 from chainrule.derivation.repeated_blocks import RepeatedBlocks
 from chainrule.derivation.why import Search
 from chainrule.diagnostics import Finding
-from chainrule.document import Code, Histogram, Measured, Role, Sketch, Span, Tensor, Text, Verdict
-from chainrule.execution.experiment import FINEST
+from chainrule.document import Code, Histogram, Role, Sketch, Span, Tensor, Text, Verdict
 from chainrule.execution.other_inputs import loss_after
-from chainrule.graph.comparison import Comparison, compare
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Place
 from chainrule.graph.names import Notation
 from chainrule.graph.snapshot import (
@@ -30,20 +29,22 @@ from chainrule.graph.snapshot import (
     data_of,
     has_numbers,
     statistics_of,
+    type_name,
 )
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import StatisticsCache, distance, histogram, memory, sketch
 from chainrule.numbers import number
+from chainrule.report.verdicts import UNKEPT, of_check
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import base_name
 from chainrule.verification.gradient_check import Rows
-from chainrule.verification.rows import Differences, GradientCheck, Row, StepCheck, StepChecks, updates_of
+from chainrule.verification.rows import GradientCheck, Row, StepChecks, updates_of
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out
 ROWS = 36  # of such a Jacobian, at most
 PUT_IN = 12  # operands of up to this many elements are written as matrices in a formula
-UNKEPT = Verdict("not checked", ("not checked: the numbers were not kept",))
+TURNS = 24  # single elements that are worked out
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Context:
             return Tensor(symbol, (), "", role, None, label=label or "not kept")
         if not has_numbers(data):
             return _unkept(symbol, Snapshot.of(data), role, label)
-        shape, dtype = tuple(data.shape), str(data.dtype).removeprefix("torch.")
+        shape, dtype = tuple(data.shape), type_name(data.dtype)
         data = data.detach() if data.requires_grad else data
         data = data.to_dense() if data.layout is not torch.strided else data
         limit = JACOBIAN if role == "jacobian" else ELEMENTS
@@ -182,6 +183,11 @@ class Context:
     def forward(self) -> Forward:
         """What gives the formula of one element of a result."""
         return Forward(self.graph, self.derivation, self.notation)
+
+    @cached_property
+    def turns(self) -> Iterator[int]:
+        """How often a single element is worked out, as that takes time: of a large step for its first tensors alone."""
+        return iter(range(TURNS))
 
     @cached_property
     def search(self) -> Search:
@@ -353,44 +359,18 @@ class Context:
         return of_check(check, text)
 
 
-def spans(reason: str) -> Text:
-    """A reason with its `names` as code."""
-    parts = re.split("`([^`]*)`", reason)
-    return tuple(Code(part) if place % 2 else part for place, part in enumerate(parts) if part)
-
-
-def of_comparison(found: Comparison, text: Text) -> Verdict:
-    """A comparison alone."""
-    return Verdict("agrees" if found.agrees else "disagrees", text, found.largest, found.tolerance)
-
-
-def of_check(check: StepCheck, text: Text) -> Verdict:
-    """What the gradient check says; `text` is what was compared, where that is all that there is to say."""
-    found = check.comparison
-    if check.verdict in ("disagrees", "not checked") or not check.has_rule:
-        text = spans(check.reason)
-    elif check.reason:
-        text = (*text, "; ", *spans(check.reason))
-    measured = None if check.measured is None else of_differences(check.measured)
-    if found is None or (measured is not None and not check.has_rule):
-        return Verdict(check.verdict, text, measured=measured)
-    return Verdict(check.verdict, text, found.largest, found.tolerance, measured)
-
-
-def of_differences(known: Differences) -> Measured:
-    """Central differences as a document has them; what is below their precision is 0."""
-    least = FINEST * max((abs(each) for each in known.central if each is not None), default=0.0)
-    elements = tuple(each if each is None or abs(each) > least else 0.0 for each in known.central)
-    return Measured(elements, known.count, known.taken, known.found.largest, known.found.tolerance)
-
-
 def _unkept(symbol: str, snapshot: Snapshot, role: Role, label: str) -> Tensor:
     """A tensor of which at most the statistics were kept."""
-    dtype, known = str(snapshot.dtype).removeprefix("torch."), snapshot.statistics
+    dtype, known = type_name(snapshot.dtype), snapshot.statistics
     statistics = pairs(known) if known is not None else (("elements", math.prod(snapshot.shape)),)
     note = "numbers not kept" if known is not None else "not kept"
     label = f"{label}; {note}" if label else note
     return Tensor(symbol, snapshot.shape, dtype, role, None, statistics, label=label)
+
+
+def sentence(text: str) -> str:
+    """The text with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def group(symbol: str) -> str:

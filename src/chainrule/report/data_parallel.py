@@ -8,7 +8,8 @@ from chainrule.document import Block, Code, Equation, Kind, Paragraph, Section, 
 from chainrule.graph.comparison import compare_mean, rounding
 from chainrule.graph.names import escape
 from chainrule.graph.snapshot import Reducer, Reduction
-from chainrule.report.context import Context, of_comparison, shape_text
+from chainrule.report.context import Context, shape_text
+from chainrule.report.verdicts import of_comparison
 
 NAMES = {"all-reduce": "All-reduce", "reduce-scatter": "Reduce-scatter"}
 

@@ -11,8 +11,8 @@ from chainrule.document import Code, Text
 from chainrule.graph.comparison import Comparison, worst
 from chainrule.graph.names import element
 from chainrule.numbers import number
-from chainrule.report.context import spans
 from chainrule.report.headline import headline
+from chainrule.report.verdicts import spans
 from chainrule.verification.rows import GradientCheck, Row, Wrong
 
 LISTED = 6  # nodes that are named one by one, of those with the same verdict and reason

@@ -12,7 +12,7 @@ from chainrule.document import Code, Text, Verdict
 from chainrule.graph.graph import Graph, Node
 from chainrule.graph.names import element
 from chainrule.numbers import number
-from chainrule.report.context import spans
+from chainrule.report.verdicts import spans
 from chainrule.verification.rows import FORWARD, GradientCheck, Row
 
 NAMED = 3  # nodes that are named one by one

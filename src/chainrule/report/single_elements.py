@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from chainrule.derivation.backprop import Contribution, Step
 from chainrule.derivation.contributions import indices
 from chainrule.derivation.forward_values import CHOOSING, WRITTEN, is_short
-from chainrule.derivation.why import Term
-from chainrule.document import Block, Code, Equation, Paragraph, Table
+from chainrule.derivation.why import Term, Why
+from chainrule.diagnostics.finding import listed
+from chainrule.document import Block, Code, Paragraph, Table
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import has_numbers
@@ -24,8 +25,10 @@ ENTRIES = 2**16  # of a Jacobian, up to which one of its elements is worked out
 
 def winners(context: Context, step: Step) -> Iterator[Block]:
     """Which element each of a small result is, where it is the largest or smallest of several, and ties."""
-    rows, tied = [], []
-    for value in context.results(step) if step.rule is not None and step.rule.structure != "elementwise" else ():
+    rule, rows, tied = step.rule, [], []
+    if rule is None or rule.structure == "elementwise" or rule.kink is None or next(context.turns, None) is None:
+        return
+    for value in context.results(step):
         data = context.graph.values[value].data
         if not has_numbers(data) or not data.is_floating_point() or not 0 < data.numel() <= WRITTEN:
             continue
@@ -43,9 +46,8 @@ def winners(context: Context, step: Step) -> Iterator[Block]:
             tied += [own] * (len(same) > 1)
     if rows:
         yield Table(("element", "number", "taken from"), tuple(rows))
-    if tied and step.rule is not None and step.rule.kink is not None:
-        more = f" and {len(tied) - TERMS} more" if len(tied) > TERMS else ""
-        said = f"Tied, so that the derivative is undefined: {', '.join(tied[:TERMS])}{more}; {step.rule.kink.choice}."
+    if tied:
+        said = f"Tied, so that the derivative is undefined: {listed(tied, TERMS)}; {rule.kink.choice}."
         yield Paragraph((said,), "note")
 
 
@@ -54,6 +56,8 @@ def of_result(context: Context, step: Step) -> Iterator[Block]:
     value = step.outputs[0]
     data = context.graph.values[value].data
     if step.rule is None or step.rule.structure == "elementwise" or not has_numbers(data) or not data.numel():
+        return
+    if next(context.turns, None) is None:
         return
     index = unravel(0, tuple(data.shape))
     try:
@@ -69,36 +73,36 @@ def one(context: Context, contribution: Contribution, entries: int) -> Iterator[
     value, gradient = contribution.value, contribution.gradient
     if value is None or entries > ENTRIES or not has_numbers(gradient) or not context.is_whole(contribution):
         return
-    if gradient.is_complex() or not context.search.has_numbers(value):
+    if gradient.is_complex() or next(context.turns, None) is None or not context.search.has_numbers(value):
         return
-    best: tuple[list[Term], int, str] | None = None
+    best: tuple[Why, list[Term]] | None = None
     for place in gradient.reshape(-1).nonzero().reshape(-1)[:TRIED].tolist():
         why = context.search.why(value, unravel(place, tuple(gradient.shape)))
         terms = [term for term in why.terms if term.value]
         if why.sentence or why.is_rounded or not all(term.factors for term in terms):
             continue
-        if best is None or len(terms) < len(best[0]):
-            best = terms, len(why.terms), why.latex
+        if best is None or len(terms) < len(best[1]):
+            best = why, terms
         if len(terms) <= TERMS:
             break
-    if best is None:
-        return
-    terms, count, left = best
+    if best is not None:
+        yield Paragraph(("One element: ", Code(_written(*best)), "."))
+
+
+def _written(why: Why, terms: list[Term]) -> str:
+    """The largest terms of a sum, what the others add up to, and how many are 0."""
     largest = sorted(terms, key=lambda term: -abs(term.value))[:TERMS]
     shown = [term for term in terms if term in largest]
     total = sum(term.value for term in terms)
     rest = total - sum(term.value for term in shown)
-    factors = [[factor.value for factor in term.factors if factor.latex != "1"] for term in shown]
+    factors = [[factor.value for factor in term.factors if factor.name != "1"] for term in shown]
     decimals = enough(lambda n: sum(math.prod(rounded(x, n) for x in each) for each in factors) + rest, total)
-    others = rf" + \text{{{len(terms) - len(shown)} more}}" if len(terms) > len(shown) else ""
-    symbols = " + ".join(r" \cdot ".join(f.latex for f in term.factors if f.latex != "1") for term in shown)
-    written = " + ".join(r" \cdot ".join(_bracketed(number(x, decimals)) for x in each) for each in factors)
-    yield Equation(f"{left} = {symbols}{others}", "one element")
-    added = f" + {_bracketed(number(rest, decimals))}" if others else ""
-    yield Equation(f"{left} = {written}{added} = {number(total)}", "numbers")
-    if zeros := count - len(terms):
-        yield Paragraph((f"{zeros} more of its terms {'are' if zeros > 1 else 'is'} 0.",))
-
-
-def _bracketed(text: str) -> str:
-    return f"({text})" if text.startswith("-") else text
+    symbols = [" * ".join(factor.name for factor in term.factors if factor.name != "1") for term in shown]
+    numbers = [" * ".join(number(x, decimals) for x in each) for each in factors]
+    if len(terms) > len(shown):
+        symbols.append(f"{len(terms) - len(shown)} more")
+        numbers.append(number(rest, decimals))
+    zeros = len(why.terms) - len(terms)
+    ending = f" ({zeros} more terms are 0)" if zeros > 1 else " (1 more term is 0)" if zeros else ""
+    sides = dict.fromkeys([why.gradient, " + ".join(symbols), " + ".join(numbers), number(total)])
+    return " = ".join(sides) + ending

@@ -4,56 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution, Step
-from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
 from chainrule.diagnostics.finding import listed
-from chainrule.document import Block, Code, Equation, Margin, Math, Paragraph, Section, Span, Tensor
+from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Tensor
 from chainrule.graph.names import element
-from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.report import block_tables, digits, single_elements, workings
-from chainrule.report.context import JACOBIAN, ROWS, Context, entries, group, put_in
-from chainrule.rules import Applied, Rule, Wrt, reduce_to_shape
+from chainrule.graph.snapshot import has_numbers
+from chainrule.report import block_tables, digits, jacobians, single_elements, workings
+from chainrule.report.context import Context, group, put_in, sentence
+from chainrule.report.jacobians import Operand, Pullback
+from chainrule.rules import Applied, Rule, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
 
-LISTED_KINKS, LISTED_ZEROS = 6, 4
-DIAGONAL = 4  # elements up to which the Jacobian of an elementwise operation is written out
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One side of a local derivative: its symbols, its names, and its data."""
-
-    symbol: str
-    gradient: str
-    name: str
-    gradient_name: str
-    data: Data
-
-
-@dataclass(frozen=True)
-class Pullback:
-    """A rule that computes one contribution from the upstream gradient.
-
-    `output` is the output whose gradient arrives (None: several do); `operand` is what the contribution belongs to.
-    """
-
-    rule: Rule
-    op: Applied
-    symbols: dict[str, str]
-    contribution: Contribution
-    operand: Operand | None
-    output: Operand | None
-    upstream: tuple[Data | None, ...]
-
-    @property
-    def wrt(self) -> Wrt:
-        """The rule's entry for the operand."""
-        return self.rule.wrt[self.contribution.argument]
+LISTED = 6  # elements at a kink
 
 
 # -- forward ----------------------------------------------------------------------------------------------------------
@@ -142,7 +108,7 @@ def _kinks(context: Context, step: Step, with_choice: bool = True) -> Iterator[B
     argument = next((value for name, _, value in step.arguments if name == rule.kink.argument), None)
     if argument is not None and (places := rule.kink.where(op, 0.0).nonzero().tolist()):
         name = context.notation.plain(argument)
-        named = listed([element(name, place) for place in places], LISTED_KINKS)
+        named = listed([element(name, place) for place in places], LISTED)
         lie = "lies" if len(places) == 1 else "lie"
         choice = f" {sentence(rule.kink.choice)}" if with_choice or not step.nodes else ""
         yield Paragraph((f"{named} {lie} exactly at a kink, where the derivative is undefined.{choice}",), "note")
@@ -253,8 +219,8 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
         if local != target:  # at the loss itself the two are one symbol
             yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
         yield Equation(_stated(local, rule.latex(pullback.wrt.local, op, symbols)), "local derivative")
-        yield from _local_numbers(context, pullback, operand, output, local)
-        yield from _jacobian(context, pullback, operand, output)
+        yield from jacobians.local_numbers(context, pullback, operand, output, local)
+        yield from jacobians.written_out(context, pullback, operand, output)
     product = rule.latex(pullback.wrt.product, op, symbols)
     by_cases = r"\begin{cases}" in product  # which of them hold is what the local derivatives show
     is_bare = product == symbols.get("g")
@@ -307,105 +273,6 @@ def _result(context: Context, symbol: str, contribution: Contribution, label: st
     return context.gradient(symbol, contribution.value, contribution.gradient, label)
 
 
-def _local_numbers(
-    context: Context, pullback: Pullback, operand: Operand, output: Operand, symbol: str
-) -> Iterator[Block]:
-    """The local derivative of each element of an elementwise operation, where the Jacobian is not written out."""
-    shape = output.data.shape
-    if pullback.rule.structure != "elementwise" or operand.data.shape != shape or not pullback.op.has_numbers:
-        return
-    if shape.numel() <= JACOBIAN and not _is_written_out(pullback, shape.numel(), shape.numel()):
-        local = pullback.wrt.vjp(pullback.op, torch.ones_like(output.data))
-        if isinstance(local, Data) and local.shape == shape:
-            yield context.tensor(symbol, local, "value", "diagonal of the Jacobian")
-
-
-def _jacobian(context: Context, pullback: Pullback, operand: Operand, output: Operand) -> Iterator[Block]:
-    """The Jacobian of the tensors flattened in row-major order, and its product with the upstream gradient."""
-    rule, op, contribution, upstream = pullback.rule, pullback.op, pullback.contribution, pullback.upstream
-    rows, columns = output.data.numel(), operand.data.numel()
-    symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
-    shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
-    if rows * columns > JACOBIAN or rows > ROWS or not rows * columns or without:
-        yield Paragraph((Math(symbol), *_too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
-        if rule.structure != "elementwise" and not without:
-            yield from single_elements.one(context, contribution, rows * columns)
-        return
-    full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
-    if not _is_written_out(pullback, rows, columns):
-        yield from _zeros(context, pullback, full, operand, output)
-        return
-    row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
-    column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
-    flat = next(g for g in upstream if g is not None).reshape(-1)
-    product = flat.to(full.dtype) @ full
-    block = context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
-    yield replace(
-        block,
-        decimals=digits.of_calculation(lambda n: digits.written(flat, n) @ digits.written(full, n), product),
-        upstream=Margin(output.gradient, entries(flat)),
-        product=Margin(operand.gradient, entries(product)),
-    )
-    yield from _zeros(context, pullback, full, operand, output)
-
-
-def _is_written_out(pullback: Pullback, rows: int, columns: int) -> bool:
-    """Whether a Jacobian is shown entry by entry: a diagonal one only if it is very small, a tall one not at all."""
-    if rows > ROWS:
-        return False
-    most = DIAGONAL**2 if pullback.rule.structure == "elementwise" and rows == columns else JACOBIAN
-    return 0 < rows * columns <= most and pullback.op.has_numbers and all_have_numbers(*pullback.upstream)
-
-
-def _too_large(
-    rule: Rule, wrt: Wrt, op: Applied, symbols: dict[str, str], shape: tuple[int, int], item: int | None
-) -> Iterator[Span]:
-    """Describe a Jacobian that is not written out: its size and, where the rule knows it, its sparsity pattern."""
-    rows, columns = shape
-    size = f"{rows:,} x {columns:,} = {_count(rows * columns)} entries"
-    zeros = f" {sentence(why)}" if (why := wrt.why_zero(op)) else ""
-    pattern = wrt.pattern(op) if wrt.pattern is not None and item is None else None
-    if pattern is None or pattern.shape != shape:
-        yield f" has {size}: too many to write out.{zeros}"
-        return
-    yield f" is {pattern.words}"
-    if pattern.block:
-        yield " "
-        yield Math(rule.latex(pattern.block, op, symbols))
-    many = "all" if pattern.nonzero == rows * columns else _count(pattern.nonzero)
-    many = many if pattern.exact else f"at most {many}"
-    yield f": {many} of its {size} can be nonzero, too many to write out.{zeros}"
-
-
-def _count(number: int) -> str:
-    """A count in full, or a very large one by its order of magnitude: `98,304`, `9.7e9`."""
-    return f"{number:,}" if number < 10**7 else f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
-
-
-def _zeros(context: Context, pullback: Pullback, full: Data, operand: Operand, output: Operand) -> Iterator[Block]:
-    """Why entries are zero: by structure, whatever the numbers are, or because of the numbers of this step."""
-    zero = int((full == 0).sum())
-    if not zero:
-        return
-    found = zeros_by_value(
-        pullback.rule, pullback.op, pullback.contribution, full, output.data.shape, operand.data.shape
-    )
-    by_value = [f"{element(f'd{output.name}', i)}/{element(f'd{operand.name}', j)}" for i, j in found]
-    structural = zero - len(by_value)
-    words = []
-    if structural:
-        where, reason = f"d{output.name}/d{operand.name}", ""
-        if why := pullback.wrt.why_zero(pullback.op):
-            said = context.reasons.setdefault(why, where)
-            reason = f": {why}" if said == where else f", as in {said}"
-        words.append(f"{structural} of {full.numel()} entries are zero by structure{reason}.")
-    if by_value:
-        named = listed(by_value, LISTED_ZEROS)
-        also = " more" if structural else f" of {full.numel()} entries"
-        words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero for these values: {named}.")
-    yield Paragraph((" ".join(words),))
-
-
 def _stages_back(context: Context, step: Step, contribution: Contribution) -> Iterator[tuple[str, list[Block]]]:
     """Go back through a loss in two stages: from the cost to the loss of each sample, then to the input."""
     if step.rule is None or step.rule.stages is None or step.op is None or not step.op.has_numbers:
@@ -449,8 +316,3 @@ def _check(context: Context, step: Step, contribution: Contribution) -> Iterator
         is_said = is_shown and any(kink.choice in span for span in verdict.text if isinstance(span, str))
         yield from () if is_said else _kinks(context, step)
     yield from block_tables.backward(context, step, contribution)
-
-
-def sentence(text: str) -> str:
-    """The text with a capital letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

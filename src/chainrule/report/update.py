@@ -18,7 +18,8 @@ from chainrule.graph.names import element, escape
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Snapshot, Update, has_numbers
 from chainrule.numbers import number
 from chainrule.report import block_tables, digits
-from chainrule.report.context import PUT_IN, UNKEPT, Context, group, matrix, of_comparison, shape_text
+from chainrule.report.context import PUT_IN, Context, group, matrix, shape_text
+from chainrule.report.verdicts import UNKEPT, of_comparison
 from chainrule.rules.optimizers import SYMBOLS, Term, hyperparameters, terms
 from chainrule.verification.update_check import compare_update
 

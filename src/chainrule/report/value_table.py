@@ -21,7 +21,8 @@ from chainrule.derivation.why import Search, Term, Why
 from chainrule.document import Row, Source, Sum, Summand
 from chainrule.graph.comparison import unravel
 from chainrule.graph.names import Index, element
-from chainrule.numbers import number
+from chainrule.graph.snapshot import type_name
+from chainrule.numbers import number, real_part
 from chainrule.report.context import ELEMENTS, Context
 from chainrule.rules.element import Element, TooManyError
 from chainrule.rules.facts import facts_of
@@ -201,10 +202,12 @@ def _largest(context: Context, rows: dict[int, int], search: Search) -> Iterator
             continue
         largest = sorted(why.terms, key=lambda term: -abs(term.value))
         summands = [_summand(term, rows) for term in largest[:TERMS]]
-        rest = [_real(term.value) for term in largest[TERMS:]]
+        rest = [real_part(term.value) for term in largest[TERMS:]]
         if rest:
             summands.append(Summand(sum(rest), (), (), f"{len(rest)} smaller terms together"))
-        text = f"{why.gradient} = {number(_real(why.total))}, the largest element of {why.gradient.partition('[')[0]}"
+        text = (
+            f"{why.gradient} = {number(real_part(why.total))}, the largest element of {why.gradient.partition('[')[0]}"
+        )
         yield Sum(Source(rows[value], "gradient", index), text, tuple(summands))
 
 
@@ -229,7 +232,7 @@ def _gradients(context: Context, rows: dict[int, int], search: Search) -> Iterat
         for at in indices(value.shape):
             why = search.why(index, at)
             summands = tuple(_summand(term, rows) for term in why.terms)
-            rest = _rest(why, str(value.dtype).removeprefix("torch."))
+            rest = _rest(why, type_name(value.dtype))
             yield Sum(Source(row, "gradient", at), str(why).partition("\n")[0], (*summands, *rest))
             if value.grad.numel() > WHOLLY and len(summands) > WRITTEN:
                 break
@@ -240,15 +243,15 @@ def _rest(why: Why, dtype: str) -> Iterator[Summand]:
     if why.value is None or why.value != why.value:
         return
     if not why.uses:
-        yield Summand(_real(why.value), (), (), "the seed of the backward pass" if why.value == why.total else "")
+        yield Summand(real_part(why.value), (), (), "the seed of the backward pass" if why.value == why.total else "")
     elif why.sentence and why.terms:
-        yield Summand(_real(why.value - why.total), (), (), why.sentence)
+        yield Summand(real_part(why.value - why.total), (), (), why.sentence)
     elif why.is_rounded:
-        yield Summand(_real(why.value - why.total), (), (), f"rounding to {dtype}")
+        yield Summand(real_part(why.value - why.total), (), (), f"rounding to {dtype}")
 
 
 def _summand(term: Term, rows: dict[int, int]) -> Summand:
-    factors = tuple((factor.name, _real(factor.value)) for factor in term.factors)
+    factors = tuple((factor.name, real_part(factor.value)) for factor in term.factors)
     sources = tuple(
         Source(rows[value], "gradient" if gradient else "value", index)
         for factor in term.factors
@@ -257,11 +260,7 @@ def _summand(term: Term, rows: dict[int, int]) -> Summand:
         if value in rows
     )
     reason = "; ".join(factor.reason for factor in term.factors if factor.reason)
-    return Summand(_real(term.value), factors, sources, reason)
-
-
-def _real(value: float | complex) -> float:
-    return value.real if isinstance(value, complex) else float(value)
+    return Summand(real_part(term.value), factors, sources, reason)
 
 
 def _values(context: Context, rows: dict[int, int]) -> Iterator[Sum]:
@@ -308,7 +307,7 @@ def _value(context: Context, forward: Forward, step: Step, value: int, index: In
         depends = f"depends on {', '.join(listed)}{more}" if used else ""
         made_of = tuple(Source(rows[operand], "value", at) for operand, at in used)
         text = f"{own} = {number(result)}" + f", which {depends}" * bool(used)
-        return Sum(of, text, (Summand(_real(result), (), made_of, depends),))
+        return Sum(of, text, (Summand(real_part(result), (), made_of, depends),))
     name = forward.named(value)
 
     def sources(part: Element) -> tuple[Source, ...]:
@@ -325,7 +324,7 @@ def _value(context: Context, forward: Forward, step: Step, value: int, index: In
         together = Summand(sum(each.value for each in rest), (), (), f"{len(rest)} smaller terms together")
         summands = [*summands[:TERMS], together]
     if lost := rounding_of(found, result):
-        dtype = str(context.graph.values[value].dtype).removeprefix("torch.")
+        dtype = type_name(context.graph.values[value].dtype)
         summands.append(Summand(lost, (), (), f"rounding to {dtype}"))
     if is_short(found):
         chosen = [leaf for leaf in found.leaves() if leaf.source and leaf.value == found.value]
@@ -346,5 +345,5 @@ def _summand_of(term: Element, name: Named, sources: Callable[[Element], tuple[S
     factors = [(part, sources(part)) for part in term.factors]
     if not all(len(found) == 1 for _, found in factors):
         factors = [(term, sources(term))]
-    written = tuple((part.written(lambda leaf: symbol(leaf, name)), _real(part.value)) for part, _ in factors)
-    return Summand(_real(term.value), written, tuple(each for _, found in factors for each in found))
+    written = tuple((part.written(lambda leaf: symbol(leaf, name)), real_part(part.value)) for part, _ in factors)
+    return Summand(real_part(term.value), written, tuple(each for _, found in factors for each in found))

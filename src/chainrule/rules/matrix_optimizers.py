@@ -49,7 +49,7 @@ def adafactor(d: Derivation) -> None:
     adjust_gradient(d, decay=False)
     small = d.ep1
     if small.value is None:
-        least = written(torch.finfo(d.stored).eps)
+        least = written(torch.finfo(d.recorded).eps)
         small = d.add(r"\varepsilon_1", least, "the least second moment: a last place of 1 in the parameter's type")
     fresh = d.add("k_t", d.t**d.beta2_decay, "how much the new squares count")
     rate = d.add(r"\rho_t", smaller(1 / sqrt(d.t), d.lr), "the learning rate, bounded by the number of steps")

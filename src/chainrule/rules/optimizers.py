@@ -140,8 +140,9 @@ def chosen(cases: Mapping[str, tuple[Tensor, Any]], otherwise: Any) -> Written:
 class Derivation:
     """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now.
 
-    `after` is the optimizer's state after the step, as far as terms are a part of it. What is kept from step to step is
-    rounded to the number type `stored`: kernels work out coarse types in float32, and so do the terms.
+    `after` is the optimizer's state after the step, as far as terms are a part of it. Kernels work out coarse types in
+    float32, and so do the terms. What is kept from step to step is rounded to the number type `stored` before the terms
+    that follow read it; a `fused` kernel reads it unrounded. `recorded` is the type that the parameter had in the step.
     """
 
     theta: Written
@@ -149,6 +150,7 @@ class Derivation:
     state: dict[str, Any]
     hyper: dict[str, Any]
     stored: torch.dtype
+    recorded: torch.dtype
     terms: list[Term] = field(default_factory=list)
     after: dict[str, Any] = field(default_factory=dict)
     _kept: dict[str, tuple[str, torch.dtype]] = field(default_factory=dict)  # the symbol after the step -> in the state
@@ -180,9 +182,10 @@ class Derivation:
         """Write the next term; returns it under its symbol, for the terms that follow."""
         if symbol in self._kept:
             name, dtype = self._kept[symbol]
-            if isinstance(formula.value, Tensor):
-                formula = replace(formula, value=as_worked_out(formula.value.to(dtype)))
             self.after[name] = formula.value
+            if isinstance(formula.value, Tensor):
+                self.after[name] = as_worked_out(formula.value.to(dtype))
+                formula = formula if self.hyper.get("fused") else replace(formula, value=self.after[name])
         text = f"{symbol} {relation} {formula.text}{condition}"
         numbers = {name: number(each) for name, each in self.hyper.items() if type(each) in (int, float)}
         equation, with_numbers = (Template(text).safe_substitute(names) for names in (SYMBOLS, numbers))
@@ -248,7 +251,7 @@ def worked_out(
     hyper = hyperparameters(update.options, state) | dict(variables or {})
     before, grad = (as_real(each) for each in (update.before, update.grad))
     theta, g = Written("$theta", as_worked_out(before)), Written("$g", as_worked_out(grad))
-    derivation = Derivation(theta, g, state, hyper, before.dtype)
+    derivation = Derivation(theta, g, state, hyper, before.dtype, update.after.dtype.to_real())
     block(derivation)
     return derivation
 
@@ -503,7 +506,7 @@ def adagrad(d: Derivation) -> None:
     if d.lr_decay:
         decayed = d.lr / (1 + replace(d.s, binds=SUM) * d.lr_decay)
         rate = d.add(r"\eta_t", decayed, "the learning rate, decayed with the number of steps")
-    d.step(rate * (d.g / (sqrt(total) + d.eps)))
+    d.step(rate * d.g / (sqrt(total) + d.eps))
 
 
 @explains("Adadelta", options="lr rho eps weight_decay maximize")

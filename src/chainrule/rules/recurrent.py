@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Rule, Working, Wrt, rule, sample
+from chainrule.rules.linalg import given
 from chainrule.rules.linear import randn
 
 Steps = list[Tensor]
@@ -295,15 +296,11 @@ def _sequence(op: Any, steps: Steps) -> Tensor:
     return torch.stack(steps, 1 if op.batch_first else 0)
 
 
-def _given(g: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if g is None else g
-
-
 def _layer_gradients(op: Any, g: Any) -> dict[str, Any]:
     """Of oneDNN's kernel: one layer in one direction, whatever `num_layers` says."""
     one, entering, h_0, c_0 = _layer(op)
     network = Network([[one]], entering, h_0[None], c_0[None])
-    upstream = (list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_)[None], _given(g[2], op.cx_)[None])
+    upstream = (list(given(g[0], op.outs[0]).unbind(0)), given(g[1], op.hx_)[None], given(g[2], op.cx_)[None])
     steps, h, c, (found,) = network.back(*upstream)
     assert c is not None
     absent = {f"weight{n}": torch.zeros_like(op.arguments[f"weight{n}"]) for n in range(len(found), 4)}
@@ -329,7 +326,7 @@ def _layer_workings(op: Any) -> list[Working]:
 def _layer_workings_back(op: Any, g: Any) -> list[Working]:
     one, steps, h, c = _layer(op)
     met: dict[int, Tensor] = {}
-    one.back(steps, h, c, list(_given(g[0], op.outs[0]).unbind(0)), _given(g[1], op.hx_), _given(g[2], op.cx_), met)
+    one.back(steps, h, c, list(given(g[0], op.outs[0]).unbind(0)), given(g[1], op.hx_), given(g[2], op.cx_), met)
     gates = re.findall(r"(\w) = \w+\(z\[\d", one.cell.forward)
     times, columns = tuple(f"t = {t}" for t in range(len(steps))), ("dJ/dh", *(f"dJ/da of {gate}" for gate in gates))
     data = torch.stack([met[t] for t in range(len(steps))], 2)
@@ -531,8 +528,8 @@ def _stack_gradients(op: Any, g: Any) -> dict[str, Any]:
     passes = [Pass(CELLS[op.mode], group, each >= 4, bool(n % directions)) for n, group in enumerate(groups)]
     layers = [passes[start : start + directions] for start in range(0, len(passes), directions)]
     network = Network(layers, _steps(op, op.input), op.hx, op.cx if op.mode == LSTM else None)
-    c_bar = _given(g[2], op.cx) if op.mode == LSTM else None
-    steps, h, c, weights = network.back(_steps(op, _given(g[0], op.outs[0])), _given(g[1], op.hx), c_bar)
+    c_bar = given(g[2], op.cx) if op.mode == LSTM else None
+    steps, h, c, weights = network.back(_steps(op, given(g[0], op.outs[0])), given(g[1], op.hx), c_bar)
     return {"input": _sequence(op, steps), "hx": h, "cx": c, "weight": [w for group in weights for w in group]}
 
 
@@ -563,7 +560,7 @@ def _with_biases(op: Any) -> tuple[Tensor, Tensor]:
 
 def _cell_gradients(op: Any, g: Any, mode: int) -> dict[str, Any]:
     state, g = (op.cx if mode == LSTM else op.hx), (*g, None)
-    bar = CELLS[mode].step_back(*_with_biases(op), state, state, _given(g[0], state), _given(g[1], state))
+    bar = CELLS[mode].step_back(*_with_biases(op), state, state, given(g[0], state), given(g[1], state))
     return {
         **{"input_gates": bar.input_gates, "hidden_gates": bar.hidden_gates, "cx": bar.c, "hx": bar.h},
         **{"input_bias": bar.input_gates.sum(0), "hidden_bias": bar.hidden_gates.sum(0)},

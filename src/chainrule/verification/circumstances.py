@@ -17,6 +17,7 @@ from chainrule.execution.experiment import Experiment, pick, put, real, widened,
 from chainrule.graph.comparison import EPS, compare
 from chainrule.graph.graph import Edge, Graph, Node, Operation, Ref
 from chainrule.graph.reexecution import WriteThroughView
+from chainrule.graph.snapshot import type_name
 from chainrule.graph.trees import leaves, map_leaves, tensors_in
 from chainrule.verification.conditions import contiguous, laid_out
 from chainrule.verification.differences import ArgumentCheck
@@ -78,7 +79,7 @@ def _differing(experiment: Experiment) -> Iterator[tuple[Circumstance, str, Argu
         text = f"because output {outputs} got no upstream gradient (None): with zeros in its place it agrees"
         yield "undefined upstream", text, plain, plainly
     if experiment.eps > EPS:
-        narrow = next(str(t.dtype).removeprefix("torch.") for t in tensors_in([*sent.values()]))
+        narrow = next(type_name(t.dtype) for t in tensors_in([*sent.values()]))
         yield "number type", f"in {narrow}: in float64 it agrees", _contiguous(recorded), {**plainly, **undefined}
     together = "with the layouts, number types and upstream gradients of this step together, and in none of them alone"
     yield "layout", together, _as_recorded(recorded, recorded), {place: laid_out(g, g) for place, g in sent.items()}

@@ -16,7 +16,6 @@ Nothing global is changed, the state of the random generators included.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -26,11 +25,10 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError
-from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind, real
-from chainrule.graph.comparison import Comparison, compare, rounding, unravel
-from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation, Value
+from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind
+from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation
 from chainrule.graph.names import select_nodes
-from chainrule.graph.snapshot import all_have_numbers, snapshots_of, tensor_of
+from chainrule.graph.snapshot import snapshots_of
 from chainrule.pytorch_internals import LIBRARY, BackwardHookFunction
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
@@ -39,30 +37,29 @@ from chainrule.verification.coarse_differences import measure_coarsely
 from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
 from chainrule.verification.hook_changes import change_by_hook
+from chainrule.verification.leaf_sums import leaf_sums
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rounding import check_in_float64, settle
 from chainrule.verification.rows import (
     FORWARD,
     NO_GRADIENT,
-    NOT_ACCUMULATED,
     NOT_ASKED,
     RULE_ALONE,
+    UNKEPT,
     GradientCheck,
     Row,
-    Wrong,
     judged,
-    number_at,
+    unchecked,
     updates_of,
     worst_row,
 )
-from chainrule.verification.rule_comparison import LARGE, compare_rule, quick_check, slabs, unmeasured
+from chainrule.verification.rule_comparison import compare_rule, is_finite, quick_check, unmeasured
 from chainrule.verification.second_derivative import wrong_in_step
 from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default
 Senders = dict[int, list[tuple[Node, Edge]]]
 FUNCTION = "autograd.Function"
-UNKEPT = "its numbers were not kept: recording.recompute gives them"
 BEFORE = "its forward ran before the block began, or in another thread: put it inside"
 
 
@@ -184,13 +181,13 @@ def _row(
     differences: bool = True,
 ) -> Row:
     if node.leaf is not None:
-        row = worst_row(_sums(graph, node, senders.get(node.index, [])))
+        row = worst_row(leaf_sums(graph, node, senders.get(node.index, [])))
         if row.verdict == "disagrees" and (writer := overwritten_by(graph, node)) is not None:
-            return _unchecked(node, f"the backward of {writer.name} wrote to what came back to it")
+            return unchecked(node, f"the backward of {writer.name} wrote to what came back to it")
         return row
     if node.name == "AccumulateGrad":
         before = any(other.before for other, _ in senders.get(node.index, []))
-        return _unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
+        return unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unreached(graph, node, op, rule, memory)
     contexts = (NodeContext(graph, node, each, op, rule) for each in node.executions)
@@ -201,14 +198,14 @@ def _row(
         inside = [graph.nodes[index] for index in run_inside(graph, node)]
         rows = [_row(graph, each, *_meaning(graph, each), senders, memory, differences) for each in inside]
         if wrong := [each.node.name for each in rows if each.verdict == "disagrees"]:
-            return _unchecked(node, f"it runs other nodes again, of which {', '.join(wrong)} disagrees")
+            return unchecked(node, f"it runs other nodes again, of which {', '.join(wrong)} disagrees")
     return row
 
 
 def _unreached(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, memory: int) -> Row:
     """A node that no gradient flowed through; a user's function is given a random one."""
     if node.function_class is None or node.operation is None:
-        return _unchecked(node, NO_GRADIENT)
+        return unchecked(node, NO_GRADIENT)
     generator = torch.Generator().manual_seed(4)
     outs = [None if value is None else graph.values[value] for value in node.outputs]
     arrived = tuple(
@@ -221,105 +218,13 @@ def _unreached(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, 
         edges = [edge for edge in node.edges if edge.argument is not None]
         gradients = Experiment(graph, node, arrived, memory).replayed(edges, wide=False)
     except Exception:
-        return _unchecked(node, NO_GRADIENT)
+        return unchecked(node, NO_GRADIENT)
     sent: list[Tensor | None] = [None] * (1 + max((edge.position for edge in edges), default=-1))
     for edge, gradient in zip(edges, gradients, strict=True):
         sent[edge.position] = gradient
     execution = NodeExecution(len(graph.backwards), -1, snapshots_of(arrived), snapshots_of(tuple(sent)))
     row = _execution(NodeContext(graph, node, execution, op, rule), memory, differences=True)
     return replace(row, reason=f"{NO_GRADIENT} in this step; given a random one: {row.reason}")
-
-
-def _unchecked(node: Node, reason: str) -> Row:
-    return Row(node, node.place, "not checked", reason)
-
-
-# -- leaves -----------------------------------------------------------------------------------------------------------
-
-
-def _sums(graph: Graph, node: Node, senders: list[tuple[Node, Edge]]) -> list[Row]:
-    """What was accumulated in a leaf, and what each `torch.autograd.grad` gave as its gradient."""
-    assert node.leaf is not None
-    leaf = graph.values[node.leaf]
-    arrived: dict[int, list[Tensor]] = {}
-    for other, edge in senders:
-        for execution in other.executions:
-            contribution = tensor_of(execution.along(edge))
-            if contribution is not None:
-                arrived.setdefault(execution.backward, []).append(contribution)
-    given = [
-        _sum(node, leaf, arrived.get(backward.index, []), backward.given[node.leaf].tensor, it="the gradient that "
-             "torch.autograd.grad gave of it")
-        for backward in graph.backwards if node.leaf in backward.given
-    ]  # fmt: skip
-    contributions = [each for index in sorted(arrived) if graph.backwards[index].accumulates for each in arrived[index]]
-    if given and not contributions:
-        return given
-    known = next((each for each in graph.parameters.values() if each.value == node.leaf), None)
-    left, before = (None, None) if known is None else (graph.sent(known), tensor_of(known.left_over))
-    return [_sum(node, leaf, contributions, leaf.grad, left, before), *given]
-
-
-def _sum(
-    node: Node, leaf: Value, arrived: list[Tensor], gradient: Tensor | None, left: Tensor | None = None,
-    before: Tensor | None = None, it: str = "its gradient",
-) -> Row:  # fmt: skip
-    """Compare the sum of what the edges into a leaf sent with the gradient that arrived, and with `.grad`.
-
-    `left` is what `.grad` holds after the passes, `before` what it held before them.
-    """
-    if leaf.has_gradient and (gradient is None or not all_have_numbers(gradient, *arrived)):
-        return _unchecked(node, UNKEPT)
-    if gradient is None or not arrived:
-        return _unchecked(node, NOT_ACCUMULATED)
-    uses = "its only use" if len(arrived) == 1 else f"{len(arrived)} uses"
-    summed = f"{it} is the sum of what came back from {uses}"
-    if gradient.numel() > LARGE and (exact := _exactly(gradient, arrived, left)) is not None:
-        return Row(node, leaf.place, "agrees", summed, ("grad",), exact, tolerance=exact.tolerance)
-    sent = [real(contribution) for contribution in arrived]
-    recorded, total = real(gradient), sum(sent[1:], sent[0])
-    if not recorded.isfinite().all():
-        return _unchecked(node, "its gradient is not finite")
-    terms, eps = sum((contribution.abs() for contribution in sent), torch.zeros_like(total)), rounding(leaf.dtype)
-    found = compare(recorded, total, terms, count=len(sent), eps=eps, argument="grad")
-    pairs = 2 if leaf.dtype.is_complex else 1
-    index = unravel(found.index[0] // pairs, leaf.shape) if found.index else None
-    at = replace(found, index=index, off=())
-    row = Row(node, leaf.place, "agrees", "", ("grad",), at, tolerance=at.tolerance)
-    if not found.agrees:
-        places = dict.fromkeys(i // pairs for i in found.off[:8])
-        sides = [(unravel(i, leaf.shape), number_at(total, i, pairs), number_at(recorded, i, pairs)) for i in places]
-        wrong = tuple(Wrong("grad", index, ours, theirs, None) for index, ours, theirs in sides)
-        reason = f"{it} is not the sum of what came back from {uses}"
-        return replace(row, verdict="disagrees", reason=reason, wrong=wrong)
-    if left is not None and not _equals(left, total, terms, len(sent)):
-        if any(_equals(left, each, terms, len(sent)) for each in itertools.accumulate(reversed(sent))):
-            return replace(row, reason=f"{summed}; `.grad` was cleared in between, and holds what came after that")
-        if before is not None and not all_have_numbers(before):
-            return replace(row, verdict="not checked", reason=UNKEPT)
-        if before is not None and _equals(left, real(before) + total, real(before).abs() + terms, len(sent) + 1):
-            return replace(row, reason=f"{summed}; `.grad` holds that and the gradient that was there before")
-        reason = "`.grad` is neither what its uses sent nor that and what was there before: something wrote to it"
-        return replace(row, verdict="not checked", reason=reason)
-    return replace(row, reason=summed)
-
-
-def _equals(left: Tensor, total: Tensor, terms: Tensor, count: int) -> bool:
-    """Whether `.grad` is this sum."""
-    return compare(real(left), total, terms, count=count, eps=rounding(left.dtype)).agrees
-
-
-def _exactly(recorded: Tensor, arrived: list[Tensor], left: Tensor | None) -> Comparison | None:
-    """For a large leaf whose gradient, and whose `.grad`, is bit for bit the sum of what arrived."""
-    if any(g.layout != torch.strided for g in (recorded, *arrived)) or not _finite(recorded):
-        return None
-    if left is not None and left is not recorded and not torch.equal(left, recorded):
-        return None
-    if any(g.shape != recorded.shape for g in arrived):
-        return None
-    if not all(torch.equal(whole, sum(parts[1:], parts[0])) for whole, *parts in slabs(recorded, *arrived)):
-        return None
-    return compare(recorded, recorded, argument="grad")
 
 
 # -- one execution of one node ----------------------------------------------------------------------------------------
@@ -329,15 +234,15 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     graph, node, execution = context.graph, context.node, context.execution
     differences = differences or not context.trusts_rule
     if all(g is None for g in execution.upstream):
-        return _unchecked(node, NO_GRADIENT)
+        return unchecked(node, NO_GRADIENT)
     if not execution.has_numbers or (context.op is not None and not context.op.has_numbers):
-        return _unchecked(node, UNKEPT)
-    if not all(map(_finite, execution.upstream)):
-        return _unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
-    if not all(map(_finite, execution.downstream)):
-        return _unchecked(node, "the gradient that it gave is not finite (NaN or infinity)")
+        return unchecked(node, UNKEPT)
+    if not all(map(is_finite, execution.upstream)):
+        return unchecked(node, "the gradient that reached it is not finite (NaN or infinity)")
+    if not all(map(is_finite, execution.downstream)):
+        return unchecked(node, "the gradient that it gave is not finite (NaN or infinity)")
     if all(g is None for g in execution.downstream) and node.function_class is None:
-        return _unchecked(node, NOT_ASKED)
+        return unchecked(node, NOT_ASKED)
     try:
         contributions, broken = context.contributions(), ""
     except Exception as error:  # whatever a rule does wrong is a result to show
@@ -418,15 +323,6 @@ def _differentiated(context: NodeContext, experiment: Experiment, row: Row) -> R
     except Exception:  # what cannot be differentiated twice here was not, then
         return row
     return replace(row, verdict="disagrees", reason=reason) if reason else row
-
-
-def _finite(gradient: Tensor | None) -> bool:
-    """Whether nothing in it is NaN or infinite: one pass where its sum can tell."""
-    if gradient is None or gradient.layout != torch.strided:
-        return True
-    if gradient.numel() > LARGE and bool(gradient.sum().isfinite()):
-        return True  # a finite sum has finite terms, and takes no memory of its own
-    return bool(gradient.isfinite().all())
 
 
 def constraint_of(operation: Operation) -> str:

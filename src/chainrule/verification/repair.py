@@ -22,7 +22,7 @@ from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
 from chainrule.verification.differences import ArgumentCheck
-from chainrule.verification.repair_edits import edits
+from chainrule.verification.repair_edits import edits, tensors_of
 from chainrule.verification.repair_numbers import sizes
 from chainrule.verification.repair_reach import name_of, reaches
 from chainrule.verification.repair_regions import region
@@ -228,7 +228,7 @@ class _Search:
         places = set()
         for place in reversed(range(len(calls))):
             out = calls[place].out
-            reached = set().union(*(leads.get(id(each), set()) for each in _flat(out)))
+            reached = set().union(*(leads.get(id(each), set()) for each in tensors_of(out)))
             for each in calls[place].reads:
                 leads.setdefault(each, set()).update(reached)
             if reached and reached <= set(self.labels):
@@ -298,10 +298,6 @@ def _as_likely(other: Finding, best: Finding) -> bool:
 
 def _close(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and compare(real(left), real(right), eps=CLOSE).agrees
-
-
-def _flat(tree: Any) -> list[Tensor]:
-    return [each for each in (tree if isinstance(tree, (tuple, list)) else (tree,)) if isinstance(each, Tensor)]
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -32,7 +32,7 @@ def edits(
     """
     point = points[0]
     calls = point.steps.calls
-    made = {id(each): place for place, call in enumerate(calls) for each in _tensors(call.out)}
+    made = {id(each): place for place, call in enumerate(calls) for each in tensors_of(call.out)}
     reads: dict[int, list[tuple[int, Path, Tensor]]] = {}
     for place, call in enumerate(calls):
         for path, operand in operands_of(call):
@@ -88,7 +88,8 @@ def _of(change: TensorChange, place: int | None, works: dict[int, Step], more: f
     return Edit(change.cost + more, change.kind, change.problem, change.fix, place, works)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors that an operation returned: one, or several in a row."""
     return [each for each in (tree if isinstance(tree, (tuple, list)) else (tree,)) if isinstance(each, Tensor)]
 
 

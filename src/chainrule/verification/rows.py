@@ -31,6 +31,7 @@ from chainrule.verification.update_check import compare_update
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
 FORWARD = "forward pass"
 RULE_ALONE = "our rule and autograd agree"
+UNKEPT = "its numbers were not kept: recording.recompute gives them"
 NO_GRADIENT = "no gradient flowed through it"
 NOT_ASKED = "no gradient was asked of it for any of its inputs"
 NOT_ACCUMULATED = "no gradient was accumulated in it"
@@ -156,6 +157,11 @@ class GradientCheck:
 
 
 Checked = TypeVar("Checked", Row, UpdateCheck)
+
+
+def unchecked(node: Node, reason: str) -> Row:
+    """The row of a node that is not checked, with the reason."""
+    return Row(node, node.place, "not checked", reason)
 
 
 def worst_row(rows: Iterable[Checked]) -> Checked:

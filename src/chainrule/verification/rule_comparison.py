@@ -296,3 +296,12 @@ def _run(experiment: Experiment, arguments: Arguments, edge: Edge, x: Tensor) ->
     put(arguments, edge, x)
     outs = experiment.run(arguments)
     return {place: outs[place] for place in experiment.upstream if place < len(outs)}
+
+
+def is_finite(gradient: Tensor | None) -> bool:
+    """Whether nothing in it is NaN or infinite: one pass where its sum can tell."""
+    if gradient is None or gradient.layout != torch.strided:
+        return True
+    if gradient.numel() > LARGE and bool(gradient.sum().isfinite()):
+        return True  # a finite sum has finite terms, and takes no memory of its own
+    return bool(gradient.isfinite().all())

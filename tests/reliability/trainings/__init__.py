@@ -1,6 +1,6 @@
 """Ordinary trainings, as many kinds as people write: each is tried bare, recorded and watched (`tests.reliability`)."""
 
-from tests.reliability.trainings import architectures, loops
+from tests.reliability.trainings import architectures, loops, objects, surroundings
 from tests.reliability.trainings.base import TRAININGS, Training
 
-__all__ = ["TRAININGS", "Training", "architectures", "loops"]
+__all__ = ["TRAININGS", "Training", "architectures", "loops", "objects", "surroundings"]

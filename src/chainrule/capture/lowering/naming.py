@@ -15,12 +15,21 @@ from torch import Tensor
 
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
+from chainrule.capture.module_tree import (
+    children_of,
+    modules_of,
+    named_buffers,
+    named_modules,
+    named_parameters,
+    own_parameters,
+    parameters_of,
+)
 from chainrule.capture.raw_records import RawCall, RawModule
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
-from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.graph.trees import is_a, map_leaves, tensors_in
 from chainrule.pytorch_internals import _DropoutNd
 from chainrule.rules.facts import base_name
 
@@ -45,18 +54,18 @@ class Paths:
             if id(root) not in self._of_module:
                 self._enter(root, self._name_of(root) + "." if len(roots) > 1 or tape.models else "")
         for run in tape.modules:
-            if id(run.module) not in self._of_module and next(run.module.parameters(), None) is not None:
+            if id(run.module) not in self._of_module and next(parameters_of(run.module), None) is not None:
                 self._enter(run.module, self._unregistered(run) + ".")
         for leaf, (_, part) in tape.reducers.gathered.items():
             if id(part) in self.of_tensor:
                 self.of_tensor[leaf] = self.of_tensor[id(part)]
 
     def _enter(self, root: torch.nn.Module, prefix: str) -> None:
-        for path, module in root.named_modules():
+        for path, module in named_modules(root):
             self._of_module.setdefault(id(module), (prefix + path).rstrip("."))
-        for path, parameter in root.named_parameters():
+        for path, parameter in named_parameters(root):
             self.of_tensor.setdefault(id(parameter), prefix + path)
-        for path, buffer in root.named_buffers():
+        for path, buffer in named_buffers(root):
             self.of_tensor.setdefault(id(buffer), prefix + path)
             self.buffers.add(id(buffer))
 
@@ -95,7 +104,7 @@ class Paths:
             module = run.module
             if id(module) not in seen:
                 seen.add(id(module))
-                own = tuple(self.of_tensor.get(id(p), "") for p in module.parameters(recurse=False))
+                own = tuple(self.of_tensor.get(id(p), "") for p in own_parameters(module))
                 held = *own, *self._loose.get(id(module), ())
                 yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
 
@@ -335,23 +344,31 @@ def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
     parameters: set[int] = set()
     for name, item in list(names.items()):
         if type(item) in (list, tuple) and len(item) <= MEMBERS:
-            members = {f"{name}[{place}]": each for place, each in enumerate(item) if isinstance(each, Tensor)}
+            members = {f"{name}[{place}]": each for place, each in enumerate(item) if is_a(each, Tensor)}
             tape.scope.update({id(each): (name, each) for name, each in members.items() if id(each) not in tape.scope})
-        if isinstance(item, Tensor) and id(item) not in parameters:
+        if is_a(item, Tensor) and id(item) not in parameters:
             tape.scope[id(item)] = (name, item)
             if is_trained_leaf(item):
                 parameters.add(id(item))
-    modules = {name: item for name, item in names.items() if isinstance(item, torch.nn.Module)}
-    owned = getattr(names.get("self"), "__dict__", {})  # a trainer's `self.model`
-    known = {name: item for name, item in owned.items() if isinstance(item, torch.nn.Module)} | modules
+    modules = {name: item for name, item in names.items() if is_a(item, torch.nn.Module)}
+    owned = _owned(names.get("self"))  # a trainer's `self.model`
+    known = {name: item for name, item in owned.items() if is_a(item, torch.nn.Module)} | modules
     tape.names_of_modules.update({id(item): name for name, item in known.items()})
     ran = {id(run.module) for run in tape.modules}
     for name, module in known.items():  # one that is used without being called names its parameters all the same
-        if not any(id(each) in ran for each in module.modules()):
-            for path, parameter in module.named_parameters():
+        if not any(id(each) in ran for each in modules_of(module)):
+            for path, parameter in named_parameters(module):
                 tape.scope.setdefault(id(parameter), (f"{name}.{path}", parameter))
     if not tape.models:
         tape.models.extend(_whole_models(tape, known.values()))
+
+
+def _owned(item: Any) -> dict[str, Any]:
+    """The attributes of an object, without asking it."""
+    try:
+        return dict(object.__getattribute__(item, "__dict__"))
+    except Exception:  # it has none, or a property of that name
+        return {}
 
 
 def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
@@ -362,7 +379,7 @@ def _whole_models(tape: Tape, known: Iterable[torch.nn.Module]) -> Iterator[torc
     roots = {id(run.module) for run in tape.modules if run.parent is None}
     lone = roots - set(tape.names_of_modules)
     for model in known:
-        parts = lone.intersection(map(id, model.modules())) if lone and id(model) not in roots else set()
-        if parts and len([*model.children()]) > 1:
+        parts = lone.intersection(map(id, modules_of(model))) if lone and id(model) not in roots else set()
+        if parts and len(children_of(model)) > 1:
             lone -= parts
             yield model

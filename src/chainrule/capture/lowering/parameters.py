@@ -11,6 +11,7 @@ from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import Snapshots, data_after
+from chainrule.capture.module_tree import parameters_of
 from chainrule.capture.raw_records import RawUpdate
 from chainrule.graph.comparison import identical
 from chainrule.graph.graph import UNSCALE, Event
@@ -129,7 +130,7 @@ def _trained(lowering: Lowering, used: set[int]) -> Iterator[Tensor]:
     groups = [parameter for raw in lowering.tape.updates for parameter in raw.parameters]
     # A leaf that is read under `no_grad` alone (by a moving average of weights) is not trained here.
     leaves = [lowering.values[each].tensor for each in sorted(used) if lowering.values[each].kind == "parameter"]
-    for tensor in [*(p for root in roots for p in root.parameters()), *groups, *leaves]:
+    for tensor in [*(p for root in roots for p in parameters_of(root)), *groups, *leaves]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor

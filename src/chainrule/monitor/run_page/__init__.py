@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from html import escape
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ Edges = list[tuple[int, int]]
 
 def render(run: RunReader, links: dict[int, str] | None = None) -> str:
     """The run as one self-contained HTML file; `links` are the pages of steps recorded in full."""
-    style = page.read("base.css") + _read("run.css")
+    style = page.read("base.css") + page.read("run.css", __name__)
     script = _script()
     parts = {
         "policy": page.policy(script, [style]),
@@ -52,7 +51,7 @@ def render(run: RunReader, links: dict[int, str] | None = None) -> str:
         "data": page.embedded(data_of(run, links or {})),
         "script": script,
     }
-    return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], _read("run.html"))
+    return re.sub(r"<!--\s*put:(\w+)\s*-->", lambda place: parts[place[1]], page.read("run.html", __name__))
 
 
 def write(run: RunReader, path: Path) -> None:
@@ -75,13 +74,8 @@ def write(run: RunReader, path: Path) -> None:
 
 
 @cache
-def _read(name: str) -> str:
-    return (resources.files(__name__) / name).read_text(encoding="utf-8")
-
-
-@cache
 def _script() -> str:
-    return page.joined([*(page.read(name) for name in SHARED), *(_read(name) for name in MODULES)])
+    return page.joined([*(page.read(name) for name in SHARED), *(page.read(name, __name__) for name in MODULES)])
 
 
 # -- the data of the page ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
+from chainrule.graph.storage import check_writable
 
 APPLICATION = 0x63687264  # "chrd"
 VERSION = 4
@@ -182,6 +183,12 @@ def _opened(address: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise StorageError where a run cannot be written to `path`, as far as is known before the file is created."""
+    check_writable(path)
+    _check_header(path)
 
 
 def _check_header(path: str | os.PathLike[str]) -> None:

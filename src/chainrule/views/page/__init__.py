@@ -32,7 +32,7 @@ RUNNING = True
 MODULES = (
     "numbers.js", "dom.js", "store.js", "lines.js", "charts.js", "tensors.js", "blocks.js",
     "lanes.js", "values.js", "why.js", "closeup.js", "picture.js", "overview.js", "walk.js", "tour.js",
-    "program.js", "engine.js", "field.js", "lab.js", "ask.js", "main.js",
+    "program.js", "engine.js", "field.js", "lab_words.js", "lab.js", "ask.js", "main.js",
 )  # fmt: skip
 HEIGHT = "min(85vh, 900px); min-height: 480px"  # of the frame; the window's height may be unknown
 EXACT = ("float64", "complex128")
@@ -89,14 +89,15 @@ def _hash(text: str) -> str:
 
 
 @cache
-def read(name: str) -> str:
-    """The text of a file beside this one."""
-    return (resources.files(__name__) / name).read_text(encoding="utf-8")
+def read(name: str, package: str = __name__) -> str:
+    """The text of a file beside this one, or in another package."""
+    return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def joined(modules: list[str]) -> str:
-    """Modules joined into one, without the imports among them."""
+    """Modules joined into one, without the imports among them and the comments that have lines of their own."""
     text = re.sub(r'^import .*? from "\.[./\w]+\.js";\n', "", "\n".join(modules), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *(/\*\*((?!\*/).)*\*/|//[^\n]*)\n", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^export ", "", text, flags=re.MULTILINE)
 
 

@@ -1,13 +1,14 @@
 // The lab: every number that went into the step can be changed, and everything follows.
 
-import { byId, h, math, svg } from "./dom.js";
+import { byId, h, math } from "./dom.js";
 import { engineOfPage, indexAt, placeOf } from "./engine.js";
 import { changeableField } from "./field.js";
+import { curve, explained } from "./lab_words.js";
 import { number } from "./numbers.js";
 import { behind, rows } from "./store.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { LabAnswer, LabChosen, Row } from "./types.d.ts" */
+/** @import { LabAnswer, Row } from "./types.d.ts" */
 
 /** @typedef {{ base: number, changes: Map<string, [number, number, number]>, settings: number[], were: number[], losses: number[] }} State */
 /** @typedef {{ shown: HTMLElement, old: HTMLElement, side: "values" | "gradients" | "after", row: number, place: number }} Cell */
@@ -15,6 +16,7 @@ import { behind, rows } from "./store.js";
 const SHOWN_WHOLE = 64; // numbers up to which a row is shown whole, where the page has not its own program, which is small
 const BEGUN = 8; // numbers that are shown of a larger one, and those that the reader asks for; both as in questions.py
 const UNDONE = 200; // changes that can be undone
+const REST = 120; // milliseconds after the last change until rows out of sight are written
 
 /** @type {Engine} */
 let engine;
@@ -26,6 +28,12 @@ const past = [];
 let cells = [];
 /** @type {Map<string, HTMLInputElement>} by row and place */
 let fields = new Map();
+/** @type {Set<number>} the rows that are seen: these are written first, as a large table is slow to draw */
+const inSight = new Set();
+/** @type {IntersectionObserver | null} */
+let sight = null;
+/** @type {WeakMap<LabAnswer, Map<string, string[]>>} the numbers of an answer as they are written, by side and row */
+const writings = new WeakMap();
 /** @type {Map<number, HTMLInputElement>} by place among the settings */
 const knobs = new Map();
 /** @type {Map<number, number[]>} of large rows: the places that are shown */
@@ -88,9 +96,12 @@ function placesOf(row) {
 function queued(work) {
   byId("lab").setAttribute("aria-busy", "true");
   const mine = ++asked;
-  queue = queue.then(work).catch(failed).then(() => {
-    if (mine === asked) byId("lab").setAttribute("aria-busy", "false");
-  });
+  const rest = () => {
+    if (mine !== asked) return;
+    if (now) writeRows((row) => !inSight.has(row));
+    byId("lab").setAttribute("aria-busy", "false");
+  };
+  queue = queue.then(work).catch(failed).then(() => void (mine === asked && setTimeout(rest, REST)));
 }
 
 /**
@@ -199,36 +210,6 @@ function say(text) {
   byId("lab-said").textContent = text;
 }
 
-/**
- * The sum behind the chosen element's gradient, and what a measured difference says of it.
- * @param {LabChosen | undefined} found
- */
-function explained(found) {
-  const place = byId("lab-chosen");
-  if (!found) return place.replaceChildren();
-  const row = rows[found.row];
-  const index = indexAt(row.value.shape, found.place).join(",");
-  const more = found.more ? ` + ${found.more} more` : "";
-  return place.replaceChildren(
-    h("p", null, math(row.gradient_symbol), `${index ? `[${index}]` : ""} = ${number(found.gradient)}`, h("span", { class: `lab-verdict ${found.verdict === "agrees" ? "good" : ""}` }, ` ${verdictOf(found)}`)),
-    found.terms.length ? h("p", { class: "facts" }, "Its sum: what arrives, times the local derivative (an entry of the Jacobian)") : "",
-    found.terms.length
-      ? h("ol", { class: "terms" }, found.terms.map((term, k) => h("li", null, k ? "+ " : "= ", term.factors.map(([text, x]) => `${text} (${number(x)})`).join(" · "), term.factors.length ? ` = ${number(term.value)}` : number(term.value), term.text ? h("span", { class: "facts" }, ` ${term.text}`) : null)), more ? h("li", null, more) : null)
-      : "",
-  );
-}
-
-/** @param {LabChosen} found */
-function verdictOf(found) {
-  const how = `moving it by ±${number(found.step)} in ${found.precise}`;
-  if (found.verdict === "not measured") return `not measured: ${how} gives no finite loss`;
-  const measured = `measured by ${how}: ${number(found.measured)}`;
-  if (found.verdict === "agrees") return `agrees with ${number(found.measured)}, measured by ${how}`;
-  if (found.verdict === "corner") return `${measured}; from below ${number(found.sides[0])}, from above ${number(found.sides[1])}: there is a corner, where the gradient is a convention`;
-  if (found.verdict === "too coarse") return `${measured}, which is too coarse for a verdict`;
-  return `${measured}, which differs: a rule by convention (as straight through a rounding), or a wrong one`;
-}
-
 // -- drawing ----------------------------------------------------------------------------------------------------------
 
 function drawLab() {
@@ -262,7 +243,18 @@ function drawLab() {
 function drawRows() {
   cells = [];
   fields = new Map();
-  byId("lab-body").replaceChildren(...rows.map(line));
+  const lines = rows.map(line);
+  byId("lab-body").replaceChildren(...lines);
+  sight?.disconnect();
+  inSight.clear();
+  sight = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const row = lines.indexOf(/** @type {HTMLElement} */ (target));
+      if (!isIntersecting) inSight.delete(row);
+      else if (inSight.add(row) && now) writeRows((each) => each === row);
+    }
+  });
+  for (const each of lines) sight.observe(each);
 }
 
 /** @param {Row} row */
@@ -383,20 +375,7 @@ function valueAt(answer, side, row, place) {
 function showLab() {
   if (!before) return;
   const was = before.answer;
-  const texts = new Map([now, was].map((answer) => [answer, textsOf(answer)]));
-  for (const { shown, old, side, row, place } of cells) {
-    const [x, y] = [now, was].map((answer) => texts.get(answer)?.[side].get(row)?.[places.get(row)?.indexOf(place) ?? place] ?? "");
-    write(shown, now.holds ? x : "?");
-    write(old, x === y ? "" : y);
-  }
-  for (const [at, made] of fields) {
-    const [row, place] = at.split(" ").map(Number);
-    const [x, y] = [now, was].map((answer) => texts.get(answer)?.values.get(row)?.[places.get(row)?.indexOf(place) ?? place] ?? "");
-    if (document.activeElement !== made && made.value !== x) made.value = x;
-    made.classList.toggle("changed", state.changes.has(at));
-    const title = x === y ? "" : `was ${y}`;
-    if (made.title !== title) made.title = title;
-  }
+  writeRows((row) => inSight.has(row));
   for (const [place, made] of knobs) {
     if (document.activeElement !== made) made.value = number(state.settings[place]);
     made.classList.toggle("changed", state.settings[place] !== state.were[place]);
@@ -405,7 +384,32 @@ function showLab() {
   byId("lab-loss").replaceChildren("loss ", h("b", null, now.holds ? x : "?"), from === x ? "" : h("span", { class: "was" }, from));
   if (now.note) say(now.note);
   explained(now.holds ? now.chosen : undefined);
-  curve();
+  curve(state.losses);
+}
+
+/**
+ * Write the numbers of some rows.
+ * @param {(row: number) => boolean} wanted
+ */
+function writeRows(wanted) {
+  if (!before) return;
+  const both = [now, before.answer];
+  const texts = (/** @type {Cell["side"]} */ side, /** @type {number} */ row, /** @type {number} */ place) => both.map((answer) => textsOf(answer, side, row)[places.get(row)?.indexOf(place) ?? place] ?? "");
+  for (const { shown, old, side, row, place } of cells) {
+    if (!wanted(row)) continue;
+    const [x, y] = texts(side, row, place);
+    write(shown, now.holds ? x : "?");
+    write(old, x === y ? "" : y);
+  }
+  for (const [at, made] of fields) {
+    const [row, place] = at.split(" ").map(Number);
+    if (!wanted(row)) continue;
+    const [x, y] = texts("values", row, place);
+    if (document.activeElement !== made && made.value !== x) made.value = x;
+    made.classList.toggle("changed", state.changes.has(at));
+    const title = x === y ? "" : `was ${y}`;
+    if (made.title !== title) made.title = title;
+  }
 }
 
 /**
@@ -418,25 +422,16 @@ function write(element, text) {
 }
 
 /**
- * The numbers of an answer as they are written, by row.
+ * One side of a row of an answer as it is written.
  * @param {LabAnswer} answer
- * @returns {Record<Cell["side"], Map<number, string[]>>}
+ * @param {Cell["side"]} side
+ * @param {number} row
+ * @returns {string[]}
  */
-function textsOf(answer) {
-  const written = (/** @type {[number, number[]][]} */ listed) => new Map(listed.map(([row, found]) => [row, found.map((x) => number(x))]));
-  return { values: written(answer.values), gradients: written(answer.gradients), after: written(answer.after) };
-}
-
-/** The loss after each step that was taken. */
-function curve() {
-  const losses = state.losses;
-  const place = byId("lab-curve");
-  if (losses.length < 2) return place.replaceChildren();
-  const [low, high] = [Math.min(...losses), Math.max(...losses)];
-  const points = losses.map((each, i) => `${(100 * i) / (losses.length - 1)},${36 - (32 * (each - low)) / (high - low || 1)}`);
-  return place.replaceChildren(
-    svg("svg", { viewBox: "0 0 100 40", preserveAspectRatio: "none", role: "img", "aria-label": `loss over ${losses.length - 1} steps, from ${number(losses[0])} to ${number(losses[losses.length - 1])}` },
-      svg("polyline", { points: points.join(" "), class: "lab-line" })),
-    h("span", { class: "facts" }, `${losses.length - 1} ${losses.length === 2 ? "step" : "steps"}`),
-  );
+function textsOf(answer, side, row) {
+  const known = writings.get(answer) ?? new Map();
+  writings.set(answer, known);
+  const key = `${side} ${row}`;
+  if (!known.has(key)) known.set(key, (answer[side].find(([of]) => of === row)?.[1] ?? []).map((x) => number(x)));
+  return known.get(key);
 }
