@@ -2,7 +2,7 @@
 
 expect: real-as-made
 where: label
-source: [devnag/pytorch-generative-adversarial-networks#12](https://github.com/devnag/pytorch-generative-adversarial-networks/issues/12)
+source: Goodfellow et al., Generative adversarial nets, 2014, algorithm 1
 Goodfellow et al., 2014, algorithm 1
 """
 

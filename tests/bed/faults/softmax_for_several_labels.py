@@ -2,7 +2,7 @@
 
 expect: softmax-before-bce
 where: A2
-source: [Pilhyeon/BaSNet-pytorch#19](https://github.com/Pilhyeon/BaSNet-pytorch/issues/19), [torchgeo/torchgeo#791](https://github.com/torchgeo/torchgeo/pull/791)
+source: [torchgeo/torchgeo#791](https://github.com/torchgeo/torchgeo/pull/791)
 """
 
 import torch
