@@ -35,25 +35,28 @@ def _compared_with_others(context: StepContext) -> Iterator[Finding]:
         rows = each.target.shape[0] if each.target.shape else 0
         if not each.prediction.shape or each.prediction.shape[0] != rows or each.target.index not in context.data:
             continue
-        for given, of_given in _samples(context, each.prediction, inputs_of(context, each.prediction.index)):
-            for target, of_target in _samples(context, each.target, _before(context, each)):
-                if given.index == target.index or sorted(given.shape[:2]) != sorted(target.shape[:2]):
-                    continue
-                wrong = float((of_given != of_target).float().mean())
-                if len(of_given) == rows == len(of_target) and wrong > MOST and not _agree(given, target):
-                    shapes = " and ".join(f"{context.name(one.index)} {one.shape}" for one in (given, target))
-                    at = int((of_given != of_target).nonzero()[0])
-                    yield OF_OTHERS.found(
-                        context.name(each.prediction.index), f"{wrong:.0%} of the predictions are compared with the "
-                        f"target of another sample: {shapes} are flattened in different orders.",
-                        f"Prediction {at} is of sample {int(of_given[at])}, and target {at} of sample "
-                        f"{int(of_target[at])}.", place=context.place(each.loss),
-                    )  # fmt: skip
+        of_target = list(_followed(context, each.target, _before(context, each)))
+        for given, size, seen in _followed(context, each.prediction, inputs_of(context, each.prediction.index)):
+            for target, other_size, wanted in of_target:
+                wrong = float((seen != wanted).float().mean())
+                if size == other_size and sorted(given.shape[:2]) == sorted(target.shape[:2]) and wrong > MOST:
+                    yield _in_other_order(context, each, (given, seen), (target, wanted), size)
                     return
 
 
-def _agree(given: Value, target: Value) -> bool:
-    return given.shape[:2] == target.shape[:2]
+def _in_other_order(
+    context: StepContext, each: Compared, given: tuple[Value, Tensor], target: tuple[Value, Tensor], size: int
+) -> Finding:
+    (one, seen), (other, wanted) = given, target
+    differ = seen != wanted
+    at = int(differ.nonzero()[0])
+    shapes = " and ".join(f"{context.name(value.index)} {value.shape}" for value in (one, other))
+    return OF_OTHERS.found(
+        context.name(each.prediction.index), f"{float(differ.float().mean()):.0%} of the predictions are compared with "
+        f"the target of another place: {shapes} are flattened in different orders.",
+        f"Along the axes of {size}, prediction {at} is of place {int(seen[at])}, and its target of place "
+        f"{int(wanted[at])}.", place=context.place(each.loss),
+    )  # fmt: skip
 
 
 def _before(context: StepContext, each: Compared) -> list[Value]:
@@ -61,8 +64,8 @@ def _before(context: StepContext, each: Compared) -> list[Value]:
     return [value for value in found if len(value.shape) > 1]
 
 
-def _samples(context: StepContext, of: Value, given: list[Value]) -> Iterator[tuple[Value, Tensor]]:
-    """For data of two axes of different lengths or more: it, and the sample to which each row of a value belongs."""
+def _followed(context: StepContext, of: Value, given: list[Value]) -> Iterator[tuple[Value, int, Tensor]]:
+    """For data of two axes of different lengths: it, the length of one, and the place there of each row of a value."""
     for value in given:
         length = value.shape[0] * value.shape[1]
         if value.shape[0] == value.shape[1] or min(value.shape[:2]) < 2 or of.shape[0] != length:
@@ -70,7 +73,7 @@ def _samples(context: StepContext, of: Value, given: list[Value]) -> Iterator[tu
         for axis in (0, 1):
             walk = walk_of(context, value.index, axis, of.index)
             if walk.relation(of.index)[0] == "own" and (rows := _rows(walk, of)) is not None:
-                yield value, rows
+                yield value, value.shape[axis], rows
 
 
 def _rows(walk: Reaches, of: Value) -> Tensor | None:
@@ -83,8 +86,8 @@ def _rows(walk: Reaches, of: Value) -> Tensor | None:
 
 SWAPPED = Check(
     "view-swaps-axes", "A view in place of a transpose", "warning",
-    what="view or reshape gives data, or a value that is computed from it, the lengths of its axes in another order, or "
-    "moves the positions behind the heads that it splits off: (samples, positions, features) becomes (samples, heads, "
+    what="view or reshape gives data, or what is computed from it, the lengths of its axes in another order. Or it "
+    "puts the positions behind the heads that it splits off: (samples, positions, features) becomes (samples, heads, "
     "positions, features of a head).",
     why="The numbers stay in their order in memory, so what was one position becomes parts of several.",
     advice="Use transpose or permute to swap axes: x.view(B, T, heads, -1).transpose(1, 2), and back in the same way.",
@@ -167,9 +170,7 @@ def _tables(context: StepContext, given: Value) -> Iterator[tuple[Operation, int
     count = given.shape[0]
     for operation in context.graph.operations:
         taken = operands(operation)
-        if len(taken) != 2 or operation.call is None or not context.graph.calls[operation.call].module:
-            continue
-        if not (facts_of(operation.name).adds or facts_of(operation.name).multiplies):
+        if len(taken) != 2 or not (facts_of(operation.name).adds or facts_of(operation.name).multiplies):
             continue
         for table, batch in (taken, taken[::-1]):
             shape, other = context.values[table].shape, context.values[batch].shape
@@ -181,14 +182,14 @@ def _tables(context: StepContext, given: Value) -> Iterator[tuple[Operation, int
 
 
 def _cut_from_start(context: StepContext, value: int) -> int | None:
-    """The longer leaf whose first rows a value is."""
+    """The longer parameter or buffer whose first rows a value is."""
     while (made := context.producer(value)) is not None:
         facts, given = facts_of(made.name), argument(made, "self")
         if given is None or not (facts.slices or facts.keeps_numbers) or made.arguments.get("start"):
             return None
         if facts.slices and context.values[given].shape[0] > context.values[value].shape[0]:
             long = context.source(given)
-            return long if context.values[long].operation is None else None
+            return long if context.values[long].kind in ("parameter", "buffer") else None
         value = given
     return None
 

@@ -13,6 +13,9 @@ torch.manual_seed(0)
 m = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
 o = torch.optim.Adam(m.parameters(), lr=1e-3, betas=(0.999, 0.9))  # <- cause
 for _ in range(12):
-    x = torch.randn(32, 10); loss = F.mse_loss(m(x), x[:, :1] * 2)
-    o.zero_grad(); loss.backward(); o.step()
+    x = torch.randn(32, 10)
+    loss = F.mse_loss(m(x), x[:, :1] * 2)
+    o.zero_grad()
+    loss.backward()
+    o.step()
 print(loss.item())

@@ -2,7 +2,8 @@
 
 expect: zero-batch
 where: x
-source: Islam et al., 2019 (data bugs); Humbatova et al., 2020 (wrong tokenisation)
+source: Islam et al., 2019 (data bugs)
+Humbatova et al., 2020 (wrong tokenisation)
 """
 
 import torch

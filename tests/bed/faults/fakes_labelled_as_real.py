@@ -2,7 +2,8 @@
 
 expect: real-as-made
 where: label
-source: [devnag/pytorch-generative-adversarial-networks#12](https://github.com/devnag/pytorch-generative-adversarial-networks/issues/12); Goodfellow et al., 2014, algorithm 1
+source: [devnag/pytorch-generative-adversarial-networks#12](https://github.com/devnag/pytorch-generative-adversarial-networks/issues/12)
+Goodfellow et al., 2014, algorithm 1
 """
 
 import torch

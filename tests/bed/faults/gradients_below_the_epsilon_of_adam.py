@@ -2,7 +2,8 @@
 
 expect: optimizer-option
 where: Adam
-source: Kingma and Ba, Adam, 2015; TensorFlow's documentation of Adam on its epsilon
+source: Kingma and Ba, Adam, 2015
+TensorFlow's documentation of Adam on its epsilon
 """
 
 import torch

@@ -16,11 +16,11 @@ class Length(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(30, 16, padding_idx=0)
-        self.gru = nn.GRU(16, 24)
+        self.gru = nn.GRU(16, 24, batch_first=True)
         self.head = nn.Linear(24, 2)
 
     def forward(self, x):
-        _, state = self.gru(self.embedding(x.t()))  # <- cause
+        _, state = self.gru(self.embedding(x))  # <- cause
         return self.head(state[-1])
 
 

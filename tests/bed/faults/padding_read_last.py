@@ -20,15 +20,15 @@ class Sentiment(nn.Module):
         self.fc = nn.Linear(32, 1)
 
     def forward(self, x):
-        out, (h, c) = self.lstm(self.embedding(x))
+        out, _ = self.lstm(self.embedding(x))
         return self.fc(out[:, -1]).squeeze(1)  # <- cause
 
 
 def batch(n=16, length=120):
     lengths = torch.randint(5, 20, (n,))
     x = torch.zeros(n, length, dtype=torch.long)
-    for i, l in enumerate(lengths):
-        x[i, :l] = torch.randint(1, 50, (int(l),))
+    for i, count in enumerate(lengths):
+        x[i, :count] = torch.randint(1, 50, (int(count),))
     y = ((x > 25).sum(1) * 2 > lengths).float()
     return x, y
 

@@ -45,7 +45,7 @@ for step in range(100):
     if len(memory) < 64:
         continue
     batch = random.sample(memory, 32)
-    bs, ba, br, bs2, bd = zip(*batch)
+    bs, ba, br, bs2, bd = zip(*batch, strict=True)
     state = torch.tensor(np.stack(bs))
     next_state = torch.tensor(np.stack(bs2))
     action = torch.tensor(ba)

@@ -10,10 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 torch.manual_seed(0)
-m = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10)); o = torch.optim.Adam(m.parameters(), lr=1e-3); W = torch.randn(20, 10)
+m = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
+o = torch.optim.Adam(m.parameters(), lr=1e-3)
+W = torch.randn(20, 10)
 for _ in range(12):
-    x = torch.randn(64, 20); y = (x @ W).argmax(1)
+    x = torch.randn(64, 20)
+    y = (x @ W).argmax(1)
     logits = torch.tanh(m(x)) / 4  # <- cause
     loss = F.cross_entropy(logits, y)
-    o.zero_grad(); loss.backward(); o.step()
+    o.zero_grad()
+    loss.backward()
+    o.step()
 print(loss.item())

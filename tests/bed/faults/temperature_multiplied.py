@@ -2,7 +2,8 @@
 
 expect: scores-alike
 where: logits
-source: [bowang-lab/BLEEP#5](https://github.com/bowang-lab/BLEEP/issues/5); Chen et al., SimCLR, 2020
+source: [bowang-lab/BLEEP#5](https://github.com/bowang-lab/BLEEP/issues/5)
+Chen et al., SimCLR, 2020
 """
 
 import torch
