@@ -83,9 +83,9 @@ def _rows(walk: Reaches, of: Value) -> Tensor | None:
 
 SWAPPED = Check(
     "view-swaps-axes", "A view in place of a transpose", "warning",
-    what="view or reshape gives data, or a value that is computed from it, the lengths of its axes in another order, or "
-    "moves the positions behind the heads that it splits off: (samples, positions, features) becomes (samples, heads, "
-    "positions, features of a head).",
+    what="view or reshape gives data, or a value that is computed from it, the lengths of its axes in another order, "
+    "or moves the positions behind the heads that it splits off: (samples, positions, features) becomes (samples, "
+    "heads, positions, features of a head).",
     why="The numbers stay in their order in memory, so what was one position becomes parts of several.",
     advice="Use transpose or permute to swap axes: x.view(B, T, heads, -1).transpose(1, 2), and back in the same way.",
     source="PyTorch's documentation of Tensor.view: the order of the elements stays")  # fmt: skip
