@@ -86,6 +86,11 @@ def test_under_vmap_the_whole_forward_is_run_again(factor: float, own_rule: bool
         judged(chainrule.verify(each, x), factor == 2)
 
 
+def test_a_mistake_under_vmap_is_named() -> None:
+    check = chainrule.verify(vmap(squared(1.0, own_rule=False).apply), torch.randn(2, 3))
+    assert {repair.kind for row in check.failures for repair in row.repairs} == {"factor"}
+
+
 # -- writes -----------------------------------------------------------------------------------------------------------
 
 

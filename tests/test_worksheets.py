@@ -150,11 +150,14 @@ def test_nbgrader_finds_its_cells(homework):
 def test_a_script_has_one_sheet(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
-        "import torch\nw = torch.nn.Parameter(torch.tensor([0.3, -0.7]))\n"
+        "import torch\nw = torch.nn.Parameter(torch.tensor([0.3, -0.7]))\nx = torch.tensor([1.23456789, 2.0])\n"
         "optimizer = torch.optim.SGD([w], lr=0.1)\nfor step in range(3):\n    optimizer.zero_grad()\n"
-        "    p = torch.sigmoid(w)\n    J = (p * p).sum()\n    J.backward()\n    optimizer.step()\n"
+        "    p = torch.sigmoid(w)\n    J = (p * p * x).sum()\n    J.backward()\n    optimizer.step()\n"
     )
     assert run("exercise", "--network", script, "-o", tmp_path / "o").exit_code == 0
+    given = (tmp_path / "o" / "variant-01.md").read_text()
+    assert "0.3 & -0.7" in given
+    assert "1.23456788 & 2 " in given  # enough digits for those that are asked for
     found = key(tmp_path / "o")
     assert found["p"]["decimals"] == 4
     assert found["p"]["values"] == torch.sigmoid(torch.tensor([0.3, -0.7])).tolist()

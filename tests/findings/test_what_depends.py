@@ -288,3 +288,29 @@ def test_what_was_left_out_before_the_first_layer_is_a_choice() -> None:
     (x, y), layer = rows(), nn.Linear(C, C)
     assert not found(lambda: F.cross_entropy(HEAD(layer(x[:, -1]).tanh()), y))
     assert not found(lambda: F.cross_entropy(HEAD(layer(x).softmax(1)[:, -1]), y))
+
+
+class Attending(nn.Module):
+    def __init__(self, causal):
+        super().__init__()
+        self.qkv, self.causal = nn.Linear(8, 24), causal
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        scores = q @ k.mT
+        if self.causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1) > 0, -torch.inf)
+        return x + scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize(("batch", "length", "said"), [(2, 8, " in 2 lets positions"), (8, 32, ") lets positions")])
+def test_the_layer_without_a_mask_is_named_where_the_numbers_show_it(batch, length, said):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 8), Attending(True), Attending(False), nn.Linear(8, 11))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tokens = torch.randint(11, (batch, length + 1))
+    with chainrule.watch(model, optimizer) as watch:
+        F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+    (seen,) = (each for each in watch.findings if each.id == "sees-the-future")
+    assert said in str(seen)

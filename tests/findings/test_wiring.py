@@ -427,7 +427,7 @@ def test_a_weight_that_grows_with_its_first_updates_is_not_overwritten(grows, ex
     history, weight = course([1.0] * 16), torch.full((4, 4), 0.1)
     statistics, away = chainrule.graph.statistics.Statistics.of, torch.ones(4, 4)
     for step in range(16):
-        update = 0.02 * (1 + step) * (away if grows else away * (-1) ** step)
+        update = 0.004 * (1 + step) * (away if grows else away * (-1) ** step)
         history.add("parameter", "w", step, statistics(weight))
         history.add("update", "w", step, statistics(update))
         weight = weight + update

@@ -199,9 +199,9 @@ def too_large(run: Run) -> Iterator[Finding]:
         name: ratios if run.began_at_its_size(name) else _grown(ratios, limit) for name, ratios in run.ratios.items()
     }
     for name, ratios in judged.items():
-        enough = len(ratios) >= least
-        if enough or lost:
-            last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]]) if enough else 0.0
+        if len(ratios) >= run.thresholds.enough or lost:
+            whole = len(ratios) >= least
+            last = median([ratio for _, ratio in ratios[len(ratios) // 2 :][-window:]]) if whole else 0.0
             peak = _lasting_peak(run, name) if run.began_at_its_size(name) else 0.0
             if last > limit and _is_overwritten(run, name):
                 over.append((last, name, "in the median over the last watched steps", limit))

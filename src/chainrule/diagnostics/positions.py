@@ -292,7 +292,12 @@ def _layer_of(context: StepContext, walk: Reaches) -> int | None:
 
 
 def _module(context: StepContext, value: int) -> str:
-    """The module that made a value: ` in blocks.1`."""
+    """The module that made a value: ` in blocks.1`.
+
+    Without the numbers of what it takes, a mask may hide what the structure lets through, and a later module may do it.
+    """
     made = context.producer(value)
-    module = context.graph.calls[made.call].module if made is not None and made.call is not None else ""
+    if made is None or made.call is None or not all(context.values[each].has_numbers for each in operands(made)):
+        return ""
+    module = context.graph.calls[made.call].module
     return f" in {module}" if module else ""

@@ -17,6 +17,7 @@ from chainrule.capture.lowering.naming import function_name
 from chainrule.capture.source import Site, is_library, locals_of
 from chainrule.graph.graph import Place
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.pytorch_internals import is_functorch_wrapped_tensor
 
 _WRITING = frozenset(["setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor"])
 
@@ -67,15 +68,24 @@ class Called:
 
 
 class CallTape(TorchFunctionMode):
-    """Records the outermost calls of torch, with results in float64; `variables` are the user's names of tensors."""
+    """Records the outermost calls of torch, with results in float64; `variables` are the user's names of tensors.
+
+    Nothing is recorded of code with a transform inside, as of `vmap`: its tensors live no longer than it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Called] = []
         self.variables: dict[int, str] = {}
+        self._transformed = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = widened(function(*args, **(kwargs or {})))
+        if self._transformed or any(map(is_functorch_wrapped_tensor, tensors_in((args, out)))):
+            self._transformed = True
+            self.calls.clear()
+            self.variables.clear()
+            return out
         if any(True for _ in tensors_in(out)) or getattr(function, "__name__", "") == "__setitem__":
             value = map_leaves(lambda each: each.detach().clone() if isinstance(each, Tensor) else each, out)
             frame = sys._getframe(1)

@@ -71,7 +71,8 @@ class FunctionTrace:
             for name, value in moved.items()
         }
         with torch.enable_grad():
-            outs = list(tensors_in(self._run(lambda: self.function.apply(*map(_writable, arguments.values())))))
+            given = self._run(lambda: self.function.apply(*map(_writable, arguments.values())))
+        outs = list(tensors_in(given))
         self.outs = [out.detach() for out in outs]
         node = next(out.grad_fn for out in outs if out.requires_grad)
         self.context = _Context(node)
@@ -84,9 +85,11 @@ class FunctionTrace:
         self.read = [each for each in read if isinstance(each, Tensor)]
         sources = [(each, each.detach().clone()) for each in self.read]
         self.before = {id(each): pristine for each, pristine in sources}
+        upstreams = iter(self.upstream)  # backward is given None for a result that is no tensor
+        seeds = [next(upstreams) if isinstance(each, Tensor) else None for each in _in_a_tuple(given)]
         with torch.no_grad(), CallTape() as tape:
-            back = self._run(lambda: self.function.backward(self.context, *self.upstream), read)
-        self.back = back if isinstance(back, tuple) else (back,)
+            back = self._run(lambda: self.function.backward(self.context, *seeds), read)
+        self.back = _in_a_tuple(back)
         self.steps = Replay(tape.calls, sources, self.back)
         self.variables = {id(each): tape.variables[id(each)] for each in self.read if id(each) in tape.variables}
         self.got = {position: self.returned(self.back, position).clone() for position in self.edges}
@@ -314,6 +317,10 @@ class FunctionTrace:
         with torch.enable_grad():
             rows = [torch.autograd.grad(each, leaf, retain_graph=True)[0].reshape(-1) for each in out.reshape(-1)]
         return torch.stack(rows).diagonal().reshape(leaf.shape) * self.upstream[0]
+
+
+def _in_a_tuple(given: Any) -> tuple[Any, ...]:
+    return given if isinstance(given, tuple) else (given,)
 
 
 def _is_number(given: Any) -> bool:

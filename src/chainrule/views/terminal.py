@@ -219,7 +219,7 @@ def _parts(widths: Sequence[int], room: int, gap: int) -> Iterator[tuple[int, in
 
 
 def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> Iterator[list[Line]]:
-    """A matrix with a label for each row and column, once with whole labels, and once with their names said before.
+    """A matrix with a label for each row and column; if it is cut, also with their names said once before it.
 
     Columns whose labels share all but the last index stand together: in a Jacobian of row-major flattened tensors,
     these are the derivatives by one row. What multiplies each row stands before its label, what comes out below each
@@ -227,8 +227,8 @@ def _labelled(block: doc.Tensor, matrix: Grid, style: str, room: int) -> Iterato
     """
     rows = [printable(label) for label in matrix.row_labels] or [""] * len(matrix.rows)
     columns = [printable(label) for label in matrix.column_labels] or [""] * len(matrix.rows[0])
-    yield _grids(block, matrix, style, room, [*rows], columns)
-    if all("[" in label for label in (*rows, *columns)):
+    yield (whole := _grids(block, matrix, style, room, [*rows], columns))
+    if BLANK in whole and all("[" in label for label in (*rows, *columns)):
         names = f"rows: {rows[0].rpartition('[')[0]}, columns: {columns[0].rpartition('[')[0]}"
         bare = ([label[label.rindex("[") :] for label in labels] for labels in (rows, columns))
         yield [line(names, "dim"), *_grids(block, matrix, style, room, *bare)]

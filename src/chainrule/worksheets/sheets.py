@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
 from chainrule import document as doc
+from chainrule.numbers import rounded
 from chainrule.recording import Recording
 from chainrule.views import latex, markdown
 from chainrule.views.notebook import FORMAT, LANGUAGE, MINOR
@@ -17,6 +18,7 @@ from chainrule.worksheets.questions import Part, Question, many, nested
 from chainrule.worksheets.sealed import seal
 
 PARTS: dict[Part, str] = {"forward": "Forward pass", "backward": "Backward pass", "update": "Update"}
+GIVEN = 8  # decimals of what is given, so that what follows from it has the digits that are asked for
 BLANK = {"md": "___", "ipynb": "..."}
 
 
@@ -74,7 +76,7 @@ def _given(sheet: Sheet) -> Iterator[doc.Block]:
     yield doc.Paragraph(tuple(said))
     for row in sheet.document.rows:
         if row.kind in ("data", "parameter"):
-            yield replace(row.value, label="")
+            yield replace(row.value, label="", decimals=_decimals(row.value.entries or ()))
     for update in sheet.recording.graph.updates:
         settings = {name: it for each in update.parameters for name, it in each.options.items() if _is_number(it)}
         rates = {each.options.get("lr") for each in update.parameters}
@@ -83,6 +85,13 @@ def _given(sheet: Sheet) -> Iterator[doc.Block]:
             rate = (" with the learning rate ", doc.Math(rf"\eta = {settings['lr']:g}"))
         others = "".join(f", {name} {it}" for name, it in settings.items() if name != "lr")
         yield doc.Paragraph((f"The optimizer is {update.optimizer}", *rate, f"{others}."))
+
+
+def _decimals(given: Sequence[float | complex]) -> int:
+    """How many decimals numbers are given with: four, if that is all of each in float32."""
+    whole = (abs(rounded(each, GIVEN)) for each in given)
+    short = (abs(rounded(each, 4)) for each in given)
+    return 4 if all(abs(one - other) <= 1e-7 * one for one, other in zip(whole, short, strict=True)) else GIVEN
 
 
 def _is_number(option: object) -> bool:

@@ -26,7 +26,6 @@ import numpy.typing as npt
 
 from chainrule.errors import ChainruleError, MissingError, StorageError
 from chainrule.graph.statistics import Statistics
-from chainrule.graph.storage import check_writable
 
 APPLICATION = 0x63687264  # "chrd"
 VERSION = 4
@@ -187,6 +186,8 @@ def _opened(address: str) -> sqlite3.Connection:
 
 def check_target(path: str | os.PathLike[str]) -> None:
     """Raise StorageError where a run cannot be written to `path`, as far as is known before the file is created."""
+    from chainrule.graph.storage import check_writable  # it imports torch, which reading a run does not need
+
     check_writable(path)
     _check_header(path)
 
