@@ -227,7 +227,7 @@ def test_a_fused_update_of_a_coarse_type_rounds_only_what_it_stores(name: str, d
             before, w.grad = w.detach().clone(), torch.linspace(scale, 2 * scale, 40).to(dtype)
             verdict = checked(optimizer, w, moved)
             step = (w - before).detach()
-            # In PyTorch 2.12 and 2.13 the fused SGD leaves whole vectors of a coarse type as they were (pytorch#191763).
+            # Fused SGD of PyTorch 2.12 and 2.13 leaves whole vectors of coarse types as they were (pytorch#191763).
             assert verdict == ("disagrees" if moved or not step.all() else "agrees")
 
 

@@ -316,15 +316,15 @@ def test_ranks_that_part_after_the_first_step_may_be_meant_to(two, folder):
     assert {(severity, since) for _, _, severity, since in found} == {("note", 2)}
 
 
-@pytest.mark.parametrize("name", ["alone", "replicated", "sharded"])
-@pytest.mark.usefixtures("two")
-def test_one_rank_alone_looks_at_an_unfinished_step(folder, name):
+def test_one_rank_alone_looks_at_an_unfinished_step(tmp_path):
     """The other one closes its watch only when rank 0 has looked at its step, and so takes part in nothing."""
-    with runs.open(folder / f"left-{name}.db") as run:
-        (found,) = [each for each in run.findings() if each.id.startswith("non-finite")]
-        assert [facts.step for facts in run.steps()] == [1, 2, 3]
-    assert found.since == 4
-    assert found.evidence[-1] == "Step 4 ended before its update."
+    workers.start(2, workers.leave_one_by_one, tmp_path)
+    for name in ("alone", "replicated", "sharded"):
+        with runs.open(tmp_path / f"{name}.db") as run:
+            (found,) = [each for each in run.findings() if each.id.startswith("non-finite")]
+            assert [facts.step for facts in run.steps()] == [1, 2, 3]
+        assert found.since == 4
+        assert found.evidence[-1] == "Step 4 ended before its update."
 
 
 @pytest.mark.slow

@@ -119,7 +119,6 @@ def record_steps(rank, ranks, folder):
         "by hand": _by_hand(rank, ranks, folder, "by-hand"),
         "parted": _by_hand(rank, ranks, folder, "parted", left_out=["2.bias"], since=2),
         "apart": _by_hand(rank, ranks, folder, "apart", left_out=["0.weight", "0.bias", "2.weight", "2.bias"]),
-        "left": _leave_one_by_one(rank, ranks, folder),
     }
 
 
@@ -366,13 +365,13 @@ def _watch_nan(rank, ranks, folder):
             step_of(model, optimizer, x, y)
 
 
-def _leave_one_by_one(rank, ranks, folder):
+def leave_one_by_one(rank, ranks, folder):
     """Each training ends in the middle of a step; rank 1 closes its watch when rank 0 has."""
     store = dist.distributed_c10d._get_default_store()
     for name, wrap in (("alone", lambda model: model), ("replicated", DDP), ("sharded", sharded)):
         model = wrap(built())
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        watch = chainrule.watch(model, optimizer, to=folder / f"left-{name}.db")
+        watch = chainrule.watch(model, optimizer, to=folder / f"{name}.db")
         for step in range(4):
             x, y = data(step, rank, ranks)
             optimizer.zero_grad()

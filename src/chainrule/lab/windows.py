@@ -62,7 +62,7 @@ def convolution_backward(
         "input": input, "weight": weight, "bias": bias, "stride": stride, "padding": padding, "dilation": dilation,
         "transposed": transposed, "output_padding": output_padding, "groups": groups,
     }  # fmt: skip
-    op = Applied(arguments, (grad_output,), "aten.convolution.default")
+    op = Applied(arguments, (grad_output,), str(aten.convolution.default))
     rule = for_operation(op)
     if rule is None:
         return NotImplemented
