@@ -11,7 +11,7 @@ import chainrule
 from chainrule.errors import ChainruleWarning
 
 pytestmark = pytest.mark.trains
-SAID = r"was not watched: a `chainrule\.record\(\)` of your own began in it"
+SAID = r"was not watched: a `chainrule\.record\(\)` of your own ran in it"
 
 
 def train(inner: str, **options: int):

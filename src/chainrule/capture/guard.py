@@ -18,7 +18,7 @@ from chainrule.errors import RecordingError, brief, warn
 from chainrule.graph.reexecution import close_interrupted
 from chainrule.pytorch_internals import _current_graph_task_id, stash, stashed, unstash
 
-GAVE_WAY = "a `chainrule.record()` of your own began in it"
+GAVE_WAY = "a `chainrule.record()` of your own ran in it"
 _KEY = "chainrule"  # of what autograd's own threads carry for us during a pass
 _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

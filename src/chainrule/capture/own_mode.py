@@ -79,7 +79,9 @@ def with_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     (`h * 2`), and reads and compares them by operations that take no numbers.
     """
     schema = getattr(func, "_schema", None)
-    if schema is None or schema.name.removeprefix("aten::").removesuffix("_") in _take_numbers:
+    if schema is None or not schema.name.startswith("aten::"):
+        return args
+    if schema.name.removeprefix("aten::").removesuffix("_") in _take_numbers:
         return args
     return tuple(
         torch.scalar_tensor(given, dtype=_dtypes[type(given)], device="cpu")

@@ -117,7 +117,10 @@ RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 def _swaps(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     old, new = ([each for each in shape if each > 1] for shape in (before, after))
     if len(old) == len(new) > 2:
-        return sorted(old) == sorted(new) and old != new
+        one, other = next((pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]), (1, 1))
+        # (positions, samples, heads * part) to (positions, samples * heads, part), and back, is no swap.
+        splits = len(old) == 3 and max(one, other) % min(one, other) == 0
+        return sorted(old) == sorted(new) and old != new and not splits
     # (samples, positions, features) to (samples, heads, positions, features of a head)
     if len(before) == 3 and len(after) == 4 and min(*before[1:], *after[1:]) > 1:
         (samples, positions, features), (count, heads, moved, part) = before, after

@@ -10,7 +10,7 @@ from torch import Tensor
 from chainrule.errors import ReplayError
 from chainrule.execution.experiment import nothing_left_behind, widened
 from chainrule.execution.recomputation_plan import RecomputationPlan
-from chainrule.execution.recompute import Reexecution
+from chainrule.execution.recompute import Reexecution, is_users_own
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.snapshot import Parameter, Snapshot
@@ -63,8 +63,9 @@ AGAIN = 10**6  # numbers of the leaves up to which a loss is computed again unas
 def loss_after(graph: Graph) -> float | None:
     """The loss that the operations of the step give with the parameters after it; None where that is not known.
 
-    It is not where a step has several passes or losses, where not all numbers were kept, where no parameter moved, and
-    where the recorded loss does not come out again from the recorded numbers.
+    It is not where a step has several passes or losses, where not all numbers were kept, where no parameter moved,
+    where the user's own code would have to run, and where the recorded loss does not come out again from the recorded
+    numbers.
     """
     after = {each.value: each.after for each in graph.parameters.values() if each.after is not None}
     begun = max((each.position for each in graph.backwards), default=0)
@@ -75,6 +76,8 @@ def loss_after(graph: Graph) -> float | None:
     numbers = {each.index: each.snapshot.tensor for each in leaves if each.has_numbers}
     moved = {index: after[index] for index in numbers if index in after}
     small = sum(each.numel() for each in numbers.values()) <= AGAIN
+    if any(is_users_own(each) for each in graph.operations):
+        return None
     if len(numbers) < len(leaves) or not moved or not small or any(each.position < begun for each in graph.updates):
         return None
     try:

@@ -112,6 +112,9 @@ class Reexecution:
         if operation.function is None:
             raise ReplayError(f"{_called(self.old, operation)}: the recording does not hold what it ran. {NO_WAY}")
         arguments: dict[str, Any] = self.working.filled(operation.arguments)
+        if arguments.get("dtype", "") is None and not tensors_in(arguments):  # it took the default type of then
+            made_there = (self.values[each].snapshot.dtype for each in operation.outputs if each is not None)
+            arguments["dtype"] = next(made_there, None)
         written = [name for name in arguments if name in written_by(operation.function)]
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
         arguments |= {name: cloned(arguments[name]) for name in written}
@@ -308,10 +311,15 @@ class Reexecution:
         return replace(value, gradient=value.gradient.filled(gradient))
 
 
+def is_users_own(operation: Operation) -> bool:
+    """Whether an operation is an `autograd.Function` of the user's."""
+    return isinstance(getattr(operation.function, "function", None), type)
+
+
 def run_again(operation: Operation, arguments: dict[str, Any]) -> Any:
     """What an operation gives on these arguments; what it writes to is overwritten."""
     function: Any = operation.function
-    if isinstance(getattr(function, "function", None), type):  # a user's own
+    if is_users_own(operation):
         return UserCode(function.function, arguments).run(lambda: function(arguments), arguments)
     return function(arguments, gradients=operation.node is not None)
 

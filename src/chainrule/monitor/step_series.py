@@ -75,7 +75,7 @@ def facts_of(graph: Graph, context: WatchContext) -> StepFacts:
     backwards = graph.accumulating
     passes = len(backwards) // attempts  # without those of skipped attempts
     counted = backwards[max(len(backwards) - passes, context.passes_before) :]
-    at_start = [each for each in counted if not _is_elsewhere(graph, each, counted[0])]
+    at_start = [each for each in counted if context.closure or not _is_elsewhere(graph, each, counted[0])]
     losses = [_number(graph.values[each.loss]) for each in at_start if each.loss is not None]
     known = [loss for loss in losses if loss is not None][: 1 if context.closure else None]
     return StepFacts(
