@@ -248,13 +248,9 @@ def verify(
 @commands.command(cls=ScriptCommand)
 @script_arguments
 @click.option(
-    "--every",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    metavar="N",
+    "--every", type=click.IntRange(min=1), default=50, show_default=True, metavar="N",
     help="Watch step 1 and each N-th step.",
-)
+)  # fmt: skip
 @click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Write what is seen to a file (run.db).")
 @click.option(
     "--full-every",
