@@ -99,21 +99,15 @@ class Why:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why factors are zero: each once, in order."""
-        reasons = (
-            f"{f.name} = 0: {f.reason}" if not f.reason.startswith(f"{f.name} = 0") else f.reason
-            for term in self.terms
-            for f in term.factors
-            if f.reason
-        )
-        return tuple(dict.fromkeys(reasons))
+        zeros = [(f"{f.name} = 0", f.reason) for term in self.terms for f in term.factors if f.reason]
+        return tuple(dict.fromkeys(why if why.startswith(name) else f"{name}: {why}" for name, why in zeros))
 
     def __str__(self) -> str:
         lines = [self._sum()] if self.terms else []
         lines += [self.sentence] if self.sentence else []
         if len(self.uses) > 1:
             lines += [
-                f"  {use.result}: {' = '.join(_sides(use.terms, use.subtotal))} = {number(use.subtotal)}"
-                for use in self.uses
+                f"  {u.result}: {' = '.join([*_sides(u.terms, u.subtotal), number(u.subtotal)])}" for u in self.uses
             ]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.reasons)])
 
@@ -142,12 +136,11 @@ class Why:
 
     def _sum(self) -> str:
         recorded = f" (recorded: {number(self.value)})" if self.is_rounded and self.value is not None else ""
-        shown = self.terms if len(self.terms) <= SPELLED else tuple(term for term in self.terms if term.value)
+        nonzero = tuple(term for term in self.terms if term.value)
+        shown = nonzero if nonzero and len(self.terms) > SPELLED else self.terms
         rest = len(self.terms) - len(shown)
-        zeros = f" ({rest} more terms are 0)" if shown and rest > 1 else " (1 more term is 0)" if shown and rest else ""
-        return (
-            " = ".join([self.gradient, *_sides(shown or self.terms, self.total), number(self.total)]) + zeros + recorded
-        )
+        zeros = f" ({rest} more {'term is' if rest == 1 else 'terms are'} 0)" if rest else ""
+        return " = ".join([self.gradient, *_sides(shown, self.total), number(self.total)]) + zeros + recorded
 
     def _equation(self) -> str:
         products = [r" \cdot ".join(f.latex for f in term.factors) or rf"\text{{({term.text})}}" for term in self.terms]
