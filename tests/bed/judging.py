@@ -32,8 +32,8 @@ def judge(script: Script, result: Result, healthy: bool = False) -> Verdict:
     """Compare what was found with what the script says of itself."""
     if re.search(r'File ".*chainrule/.*\.py"|ChainruleWarning.*(ended|failed)', result.said):
         return Verdict(script, result, FAILED, result.said.strip()[-200:])
-    if not script.faulty and "ended without a training step" in result.said:
-        return Verdict(script, result, NO_STEP, "")  # the command says that it needs an optimizer
+    if not script.faulty and re.search(r"ended without a training step|\b0 of \d+ steps were watched", result.said):
+        return Verdict(script, result, NO_STEP, "")  # the command says that it needs an optimizer, or gradients
     raises = not {"backward-failed", "forward-failed"}.isdisjoint([*script.ids("expect"), *script.ids("effects")])
     if result.status not in (0, 1) or (result.status == 1 and not raises):
         return Verdict(script, result, FAILED, f"status {result.status}: {result.said.strip()[-200:]}")
@@ -107,7 +107,7 @@ def _totals(verdicts: list[Verdict], how: str) -> tuple[list[str], list[str]]:
         if counts[ALARM] > (goal := 0 if watched else ALARMS_GOAL):
             missed.append(f"{how}: {counts[ALARM]} healthy trainings raise an alarm; the goal is at most {goal}")
     if counts[NO_STEP]:
-        lines.append(f"{how}: {counts[NO_STEP]} without an optimizer, so that the command finds no step")
+        lines.append(f"{how}: {counts[NO_STEP]} without an optimizer or gradients, so that the command finds no step")
     if counts[FAILED]:
         missed.append(f"{how}: {counts[FAILED]} scripts failed")
     return lines, missed
