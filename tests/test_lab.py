@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +258,16 @@ def test_an_idle_server_ends() -> None:
 def test_the_command_ends_with_ctrl_c(tmp_path: Path) -> None:
     worked().save(tmp_path / "step.safetensors")
     line = [sys.executable, "-m", "chainrule", "lab", str(tmp_path / "step.safetensors")]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts what is in the background with Ctrl-C ignored.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         assert process.stderr is not None
         assert "the lab is at http://127.0.0.1:" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
         assert process.stderr.read() == "chainrule: the lab has ended.\n"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires
 from textwrap import dedent
 
@@ -90,7 +91,8 @@ def test_five_tools_answer_a_client(tmp_path):
             late = await refuse("verify_script", script="endless.py", folder=str(tmp_path), timeout=2)
             assert "did not come that far in 2 seconds" in late
 
-    anyio.run(converse)
+    with ThreadPoolExecutor(1) as thread:  # the browser of another test keeps an event loop in this one
+        thread.submit(anyio.run, converse).result()
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
