@@ -68,7 +68,7 @@ def test_five_tools_answer_a_client(tmp_path):
 
             script = {"script": "train.py", "folder": str(tmp_path)}
             step = await ask("explain_script", **script, step=2)
-            assert step["report"].startswith("# One training step, in brief")
+            assert step["report"].startswith("# Training step 2 of train.py, in brief")
             assert (step["step"], step["verdict"]) == (2, "disagrees")
             term = (await ask("why", recording=step["recording"], name="weight", index=[0, 1]))["why"]
             assert term.startswith("dJ/dweight[0,1] = dJ/dlinear[0,0] * X[0,1] + ")
