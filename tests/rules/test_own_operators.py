@@ -182,3 +182,18 @@ def test_a_broken_plugin_is_named_and_breaks_nothing(tmp_path, monkeypatch):
     assert "'no_view' of broken-plugin 1.5 (chainrule.views: failing) is left out: a view states" in done.stdout
     assert "the finding 'fails' of the plug-in module failing failed and is left out" in done.stdout
     assert "the plug-in 'Broken' of broken-plugin 1.5 (chainrule.callbacks: broken) cannot be loaded" in done.stdout
+
+
+def test_code_of_ones_own_does_not_run_for_the_loss_after_the_step():
+    @torch.library.custom_op("chainrule_test::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    doubled.register_autograd(lambda ctx, upstream: upstream * 2)
+    for call, known in ((torch.square, True), (doubled, False), (function().apply, False)):
+        w = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=0.1)
+        with chainrule.record() as recording:
+            call(w).sum().backward()
+            optimizer.step()
+        assert ("after the step, on the same data" in str(recording)) == known

@@ -311,15 +311,10 @@ class Reexecution:
         return replace(value, gradient=value.gradient.filled(gradient))
 
 
-def is_users_own(operation: Operation) -> bool:
-    """Whether an operation is an `autograd.Function` of the user's."""
-    return isinstance(getattr(operation.function, "function", None), type)
-
-
 def run_again(operation: Operation, arguments: dict[str, Any]) -> Any:
     """What an operation gives on these arguments; what it writes to is overwritten."""
     function: Any = operation.function
-    if is_users_own(operation):
+    if isinstance(getattr(function, "function", None), type):  # a user's own
         return UserCode(function.function, arguments).run(lambda: function(arguments), arguments)
     return function(arguments, gradients=operation.node is not None)
 
