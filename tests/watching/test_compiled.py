@@ -82,8 +82,8 @@ def test_a_step_that_ends_in_compiled_code(path, training, every):
 
 
 @pytest.mark.parametrize("closure", [False, True])
-def test_a_step_is_told_the_same_whatever_else_was_compiled_in_the_process(tmp_path, closure):
-    def told(name):
+def test_a_step_has_the_same_figures_whatever_else_was_compiled_in_the_process(tmp_path, closure):
+    def figures(name):
         model, optimizer = built()
 
         def backward(x):
@@ -107,6 +107,6 @@ def test_a_step_is_told_the_same_whatever_else_was_compiled_in_the_process(tmp_p
             assert chainrule.load(full.file).is_whole
             return {(t.kind, t.name): run.series(t.kind, t.name).statistics for t in run.tensors()}
 
-    before = told("before.db")
+    before = figures("before.db")
     torch.compile(lambda x: x + 1, backend="eager")(X)
-    assert told("after.db") == before
+    assert figures("after.db") == before

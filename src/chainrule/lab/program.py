@@ -134,7 +134,7 @@ class _Tracing:
         with self.tracer:  # on copies, as an operation may write to a leaf
             values = self._forward({each: found.clone() for each, found in variables.items()})
             for each in self.read:
-                values[each].item()  # a guard: what Python made of it stays as long as it is the same
+                values[each].item()  # as Python read it: the program holds while this number stays the same
             gradients = self._gradients(values)
         return (
             {each: values[each] for each in self.rows if each in values},

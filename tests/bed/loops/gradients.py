@@ -16,6 +16,14 @@ from tests.bed.loops.shared import batches, mlp, points, train
 # -- gradients through depth -------------------------------------------------------------------------------------------
 
 
+def _deep(width, std):
+    model = mlp(64, *[width] * 8, 10)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+    return model
+
+
 @fault("vanishing-gradient")
 def deep_sigmoid_network():
     model = mlp(64, *[32] * 10, 10, act=nn.Sigmoid)
@@ -24,11 +32,7 @@ def deep_sigmoid_network():
 
 @fault("vanishing-gradient")
 def deep_network_with_tiny_weights():
-    model = mlp(64, *[32] * 8, 10)
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.01)
-    return train(model, batches())
+    return train(_deep(32, std=0.01), batches())
 
 
 @fault("vanishing-gradient")
@@ -40,10 +44,7 @@ def recurrent_network_that_forgets():
 
 @fault("exploding-gradient")
 def deep_network_with_large_weights():
-    model = mlp(64, *[64] * 8, 10)
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=1.0)
+    model = _deep(64, std=1.0)
     return train(model, batches(), torch.optim.SGD(model.parameters(), lr=1e-14))
 
 

@@ -422,7 +422,7 @@ function write(element, text) {
 }
 
 /**
- * One side of a row of an answer as it is written.
+ * The numbers of one side of a row, as text.
  * @param {LabAnswer} answer
  * @param {Cell["side"]} side
  * @param {number} row
