@@ -28,20 +28,7 @@ NO_OPERATION = {
     "capture/lowering/naming.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "capture/source.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "diagnostics/data.py": {"normal", "normal_", "randn", "randn_like"},  # functions of a user's that draw
-    "capture/own_mode.py": {"add", "sub", "mul", "div"},  # Python's operators
-    # Operations that newer kinds of findings look for, and that are not facts of the rules yet:
-    "diagnostics/padding.py": {"index"},
-    "diagnostics/rows.py": {"view", "_unsafe_view", "reshape", "_reshape_alias"},
-    "diagnostics/softmax.py": {
-        "t",
-        "transpose",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "expand",
-        "native_dropout",
-        "clone",
-    },
+    "diagnostics/padding.py": {"index"},  # an argument
     "lab/decompositions.py": {"prod", "amax"},
     "live/widget.py": {"view"},  # of a widget
     "derivation/contributions.py": {"linear"},  # the structure of a rule

@@ -22,6 +22,7 @@ from chainrule.pytorch_internals import (
     _len_torch_dispatch_stack,
     _RestorePythonTLSSnapshot,
 )
+from chainrule.rules.facts import facts_of
 
 
 class OwnMode(TorchDispatchMode):
@@ -66,9 +67,6 @@ def run_composite(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cast
 
 
 NUMBERS = frozenset({bool, int, float, complex})
-_take_numbers = frozenset({"add", "sub", "mul", "div", "subtract", "multiply", "divide", "true_divide"}) | frozenset(
-    {"floor_divide", "fmod", "remainder", "_conj"}
-)
 _dtypes = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 
 
@@ -79,9 +77,7 @@ def with_tensors(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     (`h * 2`), and reads and compares them by operations that take no numbers.
     """
     schema = getattr(func, "_schema", None)
-    if schema is None or not schema.name.startswith("aten::"):
-        return args
-    if schema.name.removeprefix("aten::").removesuffix("_") in _take_numbers:
+    if schema is None or not schema.name.startswith("aten::") or facts_of(str(func)).takes_numbers:
         return args
     return tuple(
         torch.scalar_tensor(given, dtype=_dtypes[type(given)], device="cpu")

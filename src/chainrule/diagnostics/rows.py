@@ -13,7 +13,7 @@ from chainrule.diagnostics.dependence import Compared, for_all, inputs_of, last_
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation, Value
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 OF_OTHERS = Check(
     "targets-of-others", "Predictions are compared with the targets of other samples", "warning",
@@ -96,11 +96,11 @@ SWAPPED = Check(
 
 @SWAPPED.in_step
 def _swapped(context: StepContext) -> Iterator[Finding]:
-    for operation in context.operations_that(lambda facts: facts.only_reshapes or facts.keeps_numbers):
+    for operation in context.operations_that(lambda facts: facts.in_row_order):
         given, out = argument(operation, "self"), next(iter(operation.outputs), None)
-        if base_name(operation.name) not in RESHAPES or given is None or out is None:
+        if given is None or out is None or out not in context.from_data:
             continue
-        if out not in context.from_data or not _swaps(context.values[given].shape, context.values[out].shape):
+        if not _swaps(context.values[given].shape, context.values[out].shape):
             continue
         name = context.name(out)
         yield SWAPPED.found(
@@ -109,9 +109,6 @@ def _swapped(context: StepContext) -> Iterator[Finding]:
             place=context.place(operation),
         )  # fmt: skip
         return
-
-
-RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias")
 
 
 def _swaps(before: tuple[int, ...], after: tuple[int, ...]) -> bool:

@@ -11,7 +11,7 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation
-from chainrule.rules.facts import base_name, facts_of
+from chainrule.rules.facts import facts_of
 
 OVER_BATCH = Check(
     "softmax-axis", "A softmax over the samples of a batch", "warning",
@@ -44,9 +44,6 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             yield _wrong_axis(context, operation, given, axis, "each sample depends on all others of its batch")
 
 
-MOVING = ("t", "transpose")
-
-
 @OVER_BATCH.in_step
 def _not_the_features(context: StepContext) -> Iterator[Finding]:
     """Of a linear layer's result, (samples, positions, classes), cross_entropy takes axis 1 for the classes."""
@@ -59,7 +56,7 @@ def _not_the_features(context: StepContext) -> Iterator[Finding]:
         shape, value = context.values[scores].shape, scores
         while value not in made and (maker := context.producer(value)) is not None:
             taken, facts = argument(maker, "self"), facts_of(maker.name)
-            if taken is None or base_name(maker.name) in MOVING or not (facts.only_reshapes or facts.adds):
+            if taken is None or not (facts.in_row_order or facts.adds):
                 break
             value = taken
         features = context.values[made[value]].shape[0] if value in made else 0
@@ -101,14 +98,11 @@ def _of_two_learned(context: StepContext, maker: Operation) -> bool:
     )  # fmt: skip
 
 
-KEPT = ("view", "_unsafe_view", "reshape", "expand", "native_dropout", "clone")
-
-
 def _used_whole(context: StepContext, value: int) -> Iterator[tuple[int, Operation]]:
     """(value, use) of what takes a value, also under another shape or after a dropout."""
     for use in context.uses.get(value, ()):
-        out = first_output(use)
-        if out is not None and base_name(use.name) in KEPT:
+        out, facts = first_output(use), facts_of(use.name)
+        if out is not None and (facts.in_row_order or facts.drops or facts.copies):
             yield from _used_whole(context, out)
         else:
             yield value, use

@@ -60,6 +60,7 @@ class Facts:
     uncounted: bool = False  # the versions of the tensors that it overwrites do not count it
     sets_zero: bool = False  # it clears its operands, as `zero_grad` does
     only_reshapes: bool = False  # its result is the same memory in another shape, and so is its gradient
+    takes_numbers: bool = False  # in place of its first tensor too, unlike most operations
     part_written: Callable[[Arguments], Index] | None = None  # the index of what it overwrites, if that is not all
 
     draw: tuple[int, Callable[..., Tensor]] | None = None
@@ -85,6 +86,7 @@ class Facts:
     unscales: bool = False  # it divides gradients by the scale of the loss
 
     keeps_numbers: bool = False  # it changes only their shape, order or number type
+    in_row_order: bool = False  # its result has the same numbers one after the other, in another shape
     weighs: tuple[str, str] | None = None  # it multiplies an input by a weight: the names of these arguments
     looks_up: str = ""  # the argument with the indices of the rows that it looks up
     fills: bool = False  # it overwrites all of `self`, whatever that contains
@@ -205,6 +207,7 @@ _add("linalg_pinv", casts_inside=True)
 _add("clone _to_copy", copies=True)
 _add("zero_ _foreach_zero_", sets_zero=True)
 _add("t transpose view _unsafe_view", only_reshapes=True)
+_add("add sub mul div floor_divide fmod remainder _conj", takes_numbers=True)
 
 
 def _rows(arguments: Arguments) -> Index:
@@ -325,6 +328,7 @@ _add(
     "_to_copy flatten select slice lift_fresh movedim",
     keeps_numbers=True,
 )
+_add("view _unsafe_view reshape _reshape_alias expand", in_row_order=True)
 _add("mm bmm", weighs=("self", "mat2"))
 _add("addmm", weighs=("mat1", "mat2"))
 _add("baddbmm", weighs=("batch1", "batch2"))
