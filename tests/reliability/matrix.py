@@ -269,13 +269,12 @@ def _send(pipe: Any, stacks: Path, name: str, way: str) -> None:
 
 def harm(names: Iterable[str], ways: Iterable[str] = WAYS, processes: int = 2) -> Iterator[tuple[str, str, str]]:
     """Training, way, and what was harmed ("" where nothing was)."""
-    alone: dict[str, Outcome] = {}
-    for each in outcomes(names, ("bare", *(way for way in ways if way != "bare")), processes):
-        if each.way == "bare":
-            alone[each.name] = each
-            if each.failure:
-                yield each.name, each.way, f"fails by itself: {each.failure}"
-            continue
+    names = list(names)
+    alone = {each.name: each for each in outcomes(names, ("bare",), processes)}
+    for each in alone.values():
+        if each.failure:
+            yield each.name, each.way, f"fails by itself: {each.failure}"
+    for each in outcomes(names, [way for way in ways if way != "bare"], processes):
         yield each.name, each.way, each.failure or difference(alone[each.name].left or {}, each.left or {})
 
 
