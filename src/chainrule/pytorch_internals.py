@@ -168,6 +168,7 @@ ATTRIBUTES = {
     "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam": ("_unsharded_param",),
     "torch.nn.parallel.DistributedDataParallel": ("_comm_hooks",),
     "torch._subclasses.functional_tensor.FunctionalTensorMode": ("_mode_key",),
+    "torch.autograd.Function": ("_backward_cls",),
     "torch.autograd.function.BackwardCFunction": ("_forward_cls", "_sequence_nr"),
 }  # fmt: skip
 """Attributes that are not public, by a class or module that has them; of a node of autograd's, by that of Functions."""

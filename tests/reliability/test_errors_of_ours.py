@@ -48,6 +48,10 @@ BETWEEN = {
     # anything run guarded; an error in the moment in which one is entered is not within our reach.
     "compiler:EagerHere.stance",
     "compiler:compiles_for_itself",
+    "function_hooks:FunctionHooks._around",
+    "function_hooks:FunctionHooks._around.<locals>.applied",
+    "function_hooks:FunctionHooks._begins",
+    "function_hooks:_ClassAttribute.__get__",
     "global_hooks:_Layer.__contains__",
     "global_hooks:_Layer.__len__",
     "global_hooks:_Layer.items",

@@ -46,7 +46,7 @@ class RawModule:
 
 @dataclass(slots=True)
 class RawFunction:
-    """One `autograd.Function.apply`, found on the stack while the operations of its forward ran."""
+    """One `autograd.Function.apply`, with the operations that ran in its forward."""
 
     cls: type
     arguments: tuple[Any, ...]

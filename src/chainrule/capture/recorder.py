@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import sys
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture import global_hooks
 from chainrule.capture.compiler import EagerHere
 from chainrule.capture.data_parallel import storage_of
+from chainrule.capture.function_hooks import FunctionHooks, around_functions
 from chainrule.capture.guard import GAVE_WAY, Guard, here, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
@@ -39,10 +39,10 @@ from chainrule.graph.trees import tensors_in
 from chainrule.pytorch_internals import _current_graph_task_id, _DisableTorchDispatch, compiler_is_loaded
 from chainrule.rules.facts import PYTORCH
 
-_apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _wrappers = (__file__, os.path.join("torch", "_compile.py"), os.path.join("torch", "utils", "_contextlib.py"))
 _data: Any = Tensor.data
 _setitem: Any = Tensor.__setitem__
+_view_as: Any = Tensor.view_as
 _unseen_writes = frozenset({_data.__set__, Tensor.numpy})  # they write, or let others write, without an operation
 _writers = frozenset(map(type, _unseen_writes))
 
@@ -60,7 +60,8 @@ class Recorder:
             self.tape.retention = Retention(policy, self.tape.placeholders)
         self._retention = self.tape.retention
         self._chosen: list[bool] = []  # for each open run of a module whether all in it is kept
-        self._custom_arguments: Any = None  # of the autograd.Function that ran last
+        self._open_functions: list[int] = []  # whose forward runs, outermost first
+        self._ended: int | None = None  # the function whose forward ended last, if nothing ran since
         self._in_call = False
         self._first: int | None = None  # the operation with which an assignment to elements began
         self._open_modules: list[int] = []  # runs of modules that have not ended, outermost first
@@ -79,12 +80,13 @@ class Recorder:
         self._entered: tuple[Optimizer, int] | None = None  # a step that began before the recording, and where
         enter, leave = guard.hook(self.enter_module), guard.hook(self._leave_module)
         before, after = guard.hook(self.before_step), guard.hook(self._after_step)
-        self._global_hooks: list[tuple[global_hooks.HookPlace, Any, Any]] = [
+        self._global_hooks: list[tuple[global_hooks.HookPlace | FunctionHooks, Any, Any]] = [
             (global_hooks.before_forward, enter, enter),
             (global_hooks.after_failed_forward, leave, True),
             (global_hooks.after_forward, leave, leave),
             (global_hooks.before_step, before, before),
             (global_hooks.after_step, after, after),
+            (around_functions, guard, (guard.hook(self._enter_function), guard.hook(self._leave_function))),
         ]
 
     # -- on and off ---------------------------------------------------------------------------------------------------
@@ -128,7 +130,6 @@ class Recorder:
         self._evict()
         with unobserved():
             self._matcher.sweep()
-        self._custom_arguments = None
 
     # -- the forward pass ---------------------------------------------------------------------------------------------
 
@@ -251,26 +252,32 @@ class Recorder:
         tape = self.tape
         frame = sys._getframe(3)
         site = Site.of(frame, self._sites)
-        custom = None if torch.is_grad_enabled() else self._custom_function(frame, first)
+        custom = None if torch.is_grad_enabled() else self._function_of(func)
         module = self._open_modules[-1] if self._open_modules else None
         tape.calls.append(RawCall(func, args, kwargs, out, site, module, first, len(tape.operations), custom, error))
 
-    def _custom_function(self, frame: FrameType | None, first: int) -> int | None:
-        """The `autograd.Function` whose forward is running, if its `apply` is on the stack."""
-        while frame is not None and frame.f_code is not _apply_code:
-            frame = frame.f_back
-        if frame is None:
-            return None
-        functions, last = self.tape.functions, len(self.tape.operations)
-        names = frame.f_locals
-        arguments = names["args"]
-        if functions and self._custom_arguments is arguments:
-            functions[-1].last = last
-        else:
-            module = self._open_modules[-1] if self._open_modules else None
-            self._custom_arguments = arguments
-            functions.append(RawFunction(names["cls"], arguments, Site.of(frame.f_back), module, first, last))
-        return len(functions) - 1
+    def _function_of(self, func: Any) -> int | None:
+        """The `autograd.Function` that a call is part of: its forward runs, or PyTorch makes a view of its result."""
+        if self._open_functions:
+            return self._open_functions[-1]
+        if func is not _view_as:
+            self._ended = None
+        elif self._ended is not None:
+            self.tape.functions[self._ended].last = len(self.tape.operations)
+        return self._ended
+
+    # -- functions ----------------------------------------------------------------------------------------------------
+
+    def _enter_function(self, cls: type, arguments: tuple[Any, ...], caller: FrameType | None) -> None:
+        functions, first = self.tape.functions, len(self.tape.operations)
+        module = self._open_modules[-1] if self._open_modules else None
+        self._open_functions.append(len(functions))
+        functions.append(RawFunction(cls, arguments, Site.of(caller), module, first, first))
+
+    def _leave_function(self) -> None:
+        if self._open_functions:
+            self._ended = self._open_functions.pop()
+            self.tape.functions[self._ended].last = len(self.tape.operations)
 
     # -- writes -------------------------------------------------------------------------------------------------------
 

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.autograd.function import Function
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.function_hooks import in_forward_of_function
 from chainrule.capture.global_hooks import after_step, before_forward, before_step
 from chainrule.capture.modes import left_on
 from chainrule.capture.module_tree import inside_compiled, modules_of
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 EXTRA_TIME = r"Using `torch\.compile\(module\)` when there are global hooks"  # as intended
 MANY_PASSES, MANY_OPERATIONS = 256, 200_000  # of one step, after which its recording takes too much memory
 
-_apply_code: CodeType = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _step_code: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
 
 
@@ -200,7 +199,8 @@ class Boundaries:
             self._missed = "none of the given models ran in it"
             return
         trains = module.training or any(part.training for part in modules_of(module))
-        if not torch.is_grad_enabled() and not (trains and _in_custom_function()):
+        # Reentrant checkpointing of a whole model is an `autograd.Function`.
+        if not torch.is_grad_enabled() and not (trains and in_forward_of_function()):
             self.evaluations.see(module)
             self._missed = "its forward pass ran without gradients"
             return
@@ -353,14 +353,6 @@ class Boundaries:
 def in_backward() -> bool:
     """Whether a backward pass is running in this thread."""
     return _current_graph_task_id() != -1
-
-
-def _in_custom_function() -> bool:
-    """Whether the forward of an `autograd.Function` is running: reentrant checkpointing of a whole model is one."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not _apply_code:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _is_stepping(optimizer: Optimizer | None) -> bool:

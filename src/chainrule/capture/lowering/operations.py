@@ -51,6 +51,15 @@ class Form:
         return given
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenFunction:
+    """An `autograd.Function` whose operations are being read."""
+
+    function: RawFunction
+    node: int
+    arguments: dict[str, Any]
+
+
 class Lowering:
     """The operations and values of a tape, matched with autograd's nodes.
 
@@ -82,10 +91,13 @@ class Lowering:
                     self._views.setdefault(id(tensor), []).append(index)
 
     def _read(self) -> None:
-        starts = {f.first: f for f in self.tape.functions}
+        starts: dict[int, list[RawFunction]] = {}
+        for function in self.tape.functions:
+            starts.setdefault(function.first, []).append(function)
         unused = self._saved_copies()
         updates, replaced, unread = list(self.tape.updates), list(self.tape.replaced), list(self.tape.unread)
         position = 0
+        opened: list[_OpenFunction] = []
         while position < len(self.tape.operations):
             while updates and updates[0].position <= position:
                 self.values.update(updates.pop(0))
@@ -94,13 +106,18 @@ class Lowering:
             while unread and unread[0].position <= position:
                 run = unread.pop(0)
                 self.values.forget(run.tensor, run.copies)
-            if (function := starts.get(position)) and (node := self._node_of(function)) is not None:
-                self._read_function(function, node)
-                position = max(function.last, position + 1)
+            for function in starts.pop(position, ()):  # outermost first
+                node = self._node_of(function)
+                if node is not None and node not in self.operation_of and all(node != each.node for each in opened):
+                    opened.append(_OpenFunction(function, node, self._arguments(function)))
+            if opened and opened[-1].function.last <= position:
+                self._read_function(opened.pop())
                 continue
-            if position not in unused:
+            if not opened and position not in unused:
                 self._read_operation(position)
             position += 1
+        while opened:
+            self._read_function(opened.pop())
         for index, raw in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
             if index not in self.operation_of and not hasattr(raw.node, "variable"):
                 self._read_unmatched(index)
@@ -255,17 +272,23 @@ class Lowering:
         applied = (i for i, raw in unmatched if getattr(raw.node, "_forward_cls", None) is function.cls)
         return next((i for i in applied if self.tape.nodes[i].operation is None), None)
 
-    def _read_function(self, function: RawFunction, node: int) -> None:
-        """An `autograd.Function` is one operation; those that its forward ran are not shown."""
+    def _arguments(self, function: RawFunction) -> dict[str, Any]:
         names = _parameter_names(function.cls, len(function.arguments))
-        arguments = {
-            name: self._refs(value, function.first) for name, value in zip(names, function.arguments, strict=True)
-        }
+        given = zip(names, function.arguments, strict=True)
+        return {name: self._refs(value, function.first) for name, value in given}
+
+    def _read_function(self, opened: _OpenFunction) -> None:
+        """An `autograd.Function` is one operation; those that its forward ran are not shown.
+
+        A function that it applied is shown, before it, if autograd has a node for that one: a checkpoint's, made anew.
+        """
+        function, node, arguments = opened.function, opened.node, opened.arguments
         index, state = len(self.operations), None
         for position in range(function.first, function.last):
-            self.at[position] = index
             func, args, kwargs, _, _, drawn = self.tape.operations[position]
             state = drawn if state is None else state  # of the generator, before anything was drawn
+            if self.at.setdefault(position, index) != index:
+                continue
             for tensor in tensors_in(list(Traits.of(func).written(args, kwargs or {}))):
                 self.values.overwrite(tensor, index)
         outputs = []
