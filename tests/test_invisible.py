@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -488,3 +489,51 @@ def test_unobserved_work_is_seen_by_no_mode_and_everything_is_put_back() -> None
         assert (_len_torch_dispatch_stack(), _len_torch_function_stack()) == before
         (weight * 3).sum().backward()
     assert [call.name for call in recording.graph.calls] == ["mul", "sum"]
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+def test_a_function_reads_as_it_was_written() -> None:
+    before, x = Doubled.__dict__["forward"].__func__, torch.ones(2, requires_grad=True)
+    seen = []
+
+    def tripled(ctx: Any, x: Tensor) -> Tensor:
+        seen.append(Doubled.forward)
+        return 3 * x
+
+    try:
+        with chainrule.record(namespace={}) as recording:
+            assert Doubled.forward is before
+            first = Doubled.apply(x)
+            Doubled.forward = staticmethod(tripled)
+            assert Doubled.forward is tripled
+            (first + Doubled.apply(x)).sum().backward()
+        assert Doubled.forward is tripled
+    finally:
+        Doubled.forward = staticmethod(before)
+    assert seen == [tripled]
+    assert "forward" not in vars(type(Doubled))
+    assert [op.name for op in recording.graph.operations].count("Doubled") == 2
+
+
+def test_a_function_of_another_thread_is_not_recorded() -> None:
+    seen: list[Any] = []
+
+    def elsewhere() -> None:
+        seen.append(Doubled.apply(torch.ones(2, requires_grad=True)).grad_fn)
+
+    with chainrule.record(namespace={}) as recording:
+        other = threading.Thread(target=elsewhere)
+        other.start()
+        other.join()
+        Doubled.apply(torch.ones(2, requires_grad=True)).sum().backward()
+    assert seen[0] is not None
+    assert [op.name for op in recording.graph.operations].count("Doubled") == 1

@@ -350,3 +350,47 @@ def test_a_recording_may_outlive_the_interpreters_modules(monkeypatch: pytest.Mo
     recording = recorded(lambda: x.sum().backward())
     monkeypatch.setattr("chainrule.recording.free", None)
     recording.__del__()
+
+
+# -- where the forward stands -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_forward_that_runs_no_operation(right: bool) -> None:
+    class Passed(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+            return x
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+            return (g if right else g.flip(0)), None
+
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    recording = recorded(lambda: (Passed.apply(2 * w, 0.5).exp()).sum().backward())
+    assert recording.graph.operations[1].arguments["factor"] == 0.5
+    judged(recording.verify(), right)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_forward_that_applies_another_function(right: bool) -> None:
+    class Inner(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.exp()
+
+    class Outer(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            y = Inner.apply(x)
+            ctx.save_for_backward(y)
+            return 3 * y
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return (3 if right else 1) * g * ctx.saved_tensors[0]
+
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    recording = recorded(lambda: Outer.apply(2 * w).sum().backward())
+    assert [op.name for op in recording.graph.operations] == ["aten.mul.Tensor", "Outer", "aten.sum.default"]
+    judged(recording.verify(), right)
