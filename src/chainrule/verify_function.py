@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 
 from chainrule.document import Kind
-from chainrule.errors import RecordingError, RequestError
-from chainrule.execution.experiment import in_one_line, nothing_left_behind
+from chainrule.errors import RecordingError, RequestError, in_one_line
+from chainrule.execution.experiment import nothing_left_behind
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.graph import Node
-from chainrule.graph.trees import map_leaves, reach, tensors_in
+from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.recording import Recording, record
 from chainrule.report.headline import with_names
 from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition, random_upstream
 from chainrule.verification.gradient_check import FUNCTION, Rows, constraint_of
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification.rows import GradientCheck, Row
-from chainrule.verification.second_derivative import OnceError, has_derivative, second_derivative
+from chainrule.verification.second_derivative import OnceError, has_derivative, nodes_behind, second_derivative
 from chainrule.verification_result import Verification
 
 LARGE = 2**18  # elements of all tensors that come up: above, a function is checked under one condition alone
@@ -210,7 +210,7 @@ class _Function:
                     raise RecordingError(_nothing(self.name, tensors_in((arguments, keywords)), out))
                 if not outs:
                     return None
-                leaves = _leaves(outs)
+                leaves = [node.variable for node in nodes_behind(outs) if hasattr(node, "variable")]
                 with _gradients_restored(leaves):
                     sent = [(out, g) for out, g in zip(outs, condition.upstream(outs), strict=True) if g is not None]
                     try:
@@ -377,10 +377,3 @@ def _gradients_restored(leaves: list[Tensor]) -> Iterator[None]:
     finally:
         for leaf, grad in before:
             leaf.grad = grad
-
-
-def _leaves(outs: list[Tensor]) -> list[Tensor]:
-    """Every leaf behind the outputs."""
-    roots = [each.grad_fn for each in outs if each.grad_fn is not None]
-    nodes = reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
-    return [node.variable for node in nodes if hasattr(node, "variable")]

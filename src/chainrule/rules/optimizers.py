@@ -350,7 +350,13 @@ def decay_weights(d: Derivation) -> None:
     """Weight decay where it may be decoupled: taken off the parameter itself, apart from the gradient."""
     decoupled = d.hyper.get("decoupled_weight_decay", False)
     adjust_gradient(d, decay=not decoupled)
-    if decoupled and d.weight_decay:
+    if decoupled:
+        shrink(d)
+
+
+def shrink(d: Derivation) -> None:
+    """Decoupled weight decay, if any."""
+    if d.weight_decay:
         meaning = "decoupled weight decay: the parameter shrinks, whatever its gradient"
         d.theta = d.add(r"\tilde{\theta}_t", (1 - d.lr * d.weight_decay) * d.theta, meaning)
 

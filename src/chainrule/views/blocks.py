@@ -50,6 +50,11 @@ class Grid:
     upstream: tuple[str, ...] = ()
     product: tuple[str, ...] = ()
 
+    @property
+    def span(self) -> str:
+        """Which columns these are: `columns 16 to 31`."""
+        return f"columns {self.first} to {self.first + len(self.rows[0]) - 1}"
+
 
 def plain(text: Text) -> str:
     """A line of text as a string, with its formulas in LaTeX."""

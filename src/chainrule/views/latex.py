@@ -193,7 +193,7 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
         index = f"[{','.join(map(str, grid.index))}]"
         named = rf"{{{{}}{symbol}}}_{{{index}}}" if grid.index else f"{{{symbol}}}"  # TeX drops braces around an accent
         if grid.is_part:
-            yield _text(f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:")
+            yield _text(f"{grid.span}:")
         yield rf"\shown{{{named} = {_matrix(block, grid, hue)}}}"
 
 
