@@ -105,9 +105,8 @@ class _Function:
             )
         self.left_out: list[str] = []
         self.code = UserCode(fn, runs)
-        buffers = list(fn.buffers()) if isinstance(fn, torch.nn.Module) else []
         small = [each for each in self.code.tensors() if each.numel() <= LARGE]
-        self.written = list({id(each): each for each in (*buffers, *small)}.values())
+        self.written = list({id(each): each for each in (*buffers_of(fn), *small)}.values())
 
     def verified(self, order: int) -> Verification:
         """The check as given; where that agrees, those under other conditions, and that of the second derivative."""
@@ -322,6 +321,11 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
     if isinstance(fn, type):
         raise RecordingError(f"chainrule.verify: {name} is a class. Give an instance of it: {name}(...).")
     return fn  # type: ignore[no-any-return]
+
+
+def buffers_of(model: Any) -> list[Tensor]:
+    """The buffers of a module; of any other callable none."""
+    return list(model.buffers()) if isinstance(model, torch.nn.Module) else []
 
 
 def without_keys(out: Any) -> Any:
