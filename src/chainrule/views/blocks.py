@@ -1,4 +1,4 @@
-"""What several views write alike: plain text, verdicts, and the numbers of a tensor as grids."""
+"""What several views share: plain text, verdicts, and the numbers of a tensor as grids."""
 
 from __future__ import annotations
 
