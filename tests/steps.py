@@ -13,6 +13,33 @@ from chainrule import Recording, record, rules
 from chainrule.examples import worked_example
 from chainrule.graph.trees import map_leaves
 
+TRAINING = """
+    import sys
+    import torch
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (x,) = ctx.saved_tensors
+            return FACTOR * x * upstream
+
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        squares = Square.apply(weight)
+        loss = squares.sum()
+        loss.backward()
+        optimizer.step()
+    print("arguments:", sys.argv[1:])
+"""
+"""A training whose function has a backward with the FACTOR 2 where it is right."""
+
 
 def worked(optimizer: str = "adam", logits: bool = False) -> Recording:
     """A step of the worked example."""
@@ -38,3 +65,18 @@ def spoil_rule(monkeypatch: pytest.MonkeyPatch, node: str, vjp: Callable[..., An
 def cloned(tree: Any) -> Any:
     """A tree of arguments with copies of its tensors."""
     return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def assert_tied(graph: Any) -> None:
+    """Every node that ran knows its operation, and where each of its gradients goes."""
+    for node in graph.nodes:
+        if not node.executions or node.leaf is not None or node.name == "AccumulateGrad":
+            continue
+        assert node.operation is not None, node
+        assert graph.operations[node.operation].function is not None, (node, graph.operations[node.operation])
+        for edge in node.edges:
+            if any(
+                len(p.downstream) > edge.position and p.downstream[edge.position] is not None for p in node.executions
+            ):
+                assert edge.value is not None, (node, edge)
+                assert edge.argument is not None, (node, edge)

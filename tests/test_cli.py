@@ -12,32 +12,7 @@ import chainrule
 import chainrule.script
 from chainrule.cli import commands
 from chainrule.script import ScriptRun
-
-TRAINING = """
-    import sys
-    import torch
-
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x * x
-
-        @staticmethod
-        def backward(ctx, upstream):
-            (x,) = ctx.saved_tensors
-            return FACTOR * x * upstream
-
-    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    for step in range(3):
-        optimizer.zero_grad()
-        squares = Square.apply(weight)
-        loss = squares.sum()
-        loss.backward()
-        optimizer.step()
-    print("arguments:", sys.argv[1:])
-"""
+from tests.steps import TRAINING
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.derivation.dependence import MOVED, Measured, measured, steps, written
+from chainrule.derivation.dependence import MOVED, measured, steps, written
 from chainrule.derivation.reaches import Bounds, Reaches, step_of
 from chainrule.errors import DependenceError, MissingError, RecordingError, RequestError
 from chainrule.execution.experiment import nothing_left_behind
@@ -23,7 +23,8 @@ from chainrule.graph.names import find_value
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import tensors_in
 from chainrule.recording import Recording, record
-from chainrule.verify_function import numbers_restored, without_keys
+from chainrule.rules.pattern import laid
+from chainrule.verify_function import buffers_of, numbers_restored, without_keys
 
 GIVEN, RESULT = "given_to_the_assertion", "result_of_the_assertion_"  # names that no model has
 FEW = 8
@@ -74,7 +75,7 @@ def _asserted(
             f"chainrule.{name}: axis {axis} of the input has {x.shape[axis]} position, so that there is nothing to "
             "test. Give two or more."
         )
-    written_to = [each for each in (*_buffers(model), *code.tensors()) if has_numbers(each)]
+    written_to = [each for each in (*buffers_of(model), *code.tensors()) if has_numbers(each)]
 
     def call(data: Tensor) -> list[Tensor]:
         with nothing_left_behind(), code.restored(), numbers_restored(written_to), torch.enable_grad():
@@ -124,7 +125,9 @@ def _shown(
         return "shown by structure, for all finite numbers"
     if not seen.count:
         raise RecordingError(f"chainrule.{name}: this cannot be determined: {seen.unknown}. Give another input.")
-    return f"measured for these numbers: {_count(seen, x.shape[axis])} moved, and no other one changed"
+    size = x.shape[axis]
+    moved = "each position was" if seen.count == size else f"{seen.count} of {size} positions were"
+    return f"measured for these numbers: {moved} moved, and no other one changed"
 
 
 def _value(recording: Recording, name: str) -> int | None:
@@ -135,7 +138,7 @@ def _value(recording: Recording, name: str) -> int | None:
 
 
 def _leak(bounds: Bounds, shape: tuple[int, ...], axis: int, size: int, allowed: Allowed) -> _Leak | None:
-    own = torch.arange(float(size)).reshape([-1 if each == axis else 1 for each in range(len(shape))])
+    own = laid(torch.arange(float(size)), axis, len(shape))
     for seen in (bounds.last - 1, size - bounds.first):
         wrong = ((bounds.last > 0) & ~allowed(seen, own)).expand(shape)
         if bool(wrong.any()):
@@ -178,11 +181,3 @@ def _axis(name: str, which: str, tensor: Tensor, axis: int) -> int:
             f"chainrule.{name}: axis={axis}, but {which} has the shape {tuple(tensor.shape)}. Give one of its axes."
         )
     return axis % tensor.dim()
-
-
-def _buffers(model: Any) -> list[Tensor]:
-    return list(model.buffers()) if isinstance(model, torch.nn.Module) else []
-
-
-def _count(seen: Measured, size: int) -> str:
-    return "each position was" if seen.count == size else f"{seen.count} of {size} positions were"

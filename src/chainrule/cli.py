@@ -15,15 +15,13 @@ import click
 
 from chainrule._version import __version__
 from chainrule.errors import ChainruleError
-from chainrule.tools.reporter import Reporter, json_option, rank, result_options, say
+from chainrule.tools.reporter import NOTHING, Reporter, json_option, rank, result_options, say
 from chainrule.worksheets.commands import exercise, grade
 
 if TYPE_CHECKING:
     from chainrule.recording import Recording
     from chainrule.script import ScriptRun
     from chainrule.tools.result import Result
-
-NOTHING = 2  # also click's status for wrong usage
 
 
 class Failure(click.ClickException):
@@ -253,11 +251,9 @@ def verify(
 )  # fmt: skip
 @click.option("--to", type=click.Path(dir_okay=False), metavar="FILE", help="Write what is seen to a file (run.db).")
 @click.option(
-    "--full-every",
-    type=click.IntRange(min=1),
-    metavar="N",
+    "--full-every", type=click.IntRange(min=1), metavar="N",
     help="Record the first watched step and each N-th with all its numbers.",
-)
+)  # fmt: skip
 @click.option("--on-finding", is_flag=True, help="Keep a step that shows a new finding with all its numbers.")
 @click.option(
     "--steps", type=click.IntRange(min=1), metavar="N", help="How many steps there will be, for the progress."

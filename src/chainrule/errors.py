@@ -81,7 +81,12 @@ def warn(sentence: str) -> None:
             print(f"chainrule: {sentence}", file=sys.stderr)
 
 
+def in_one_line(error: BaseException) -> str:
+    """An exception in one line: its type, and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
+
+
 def brief(error: BaseException) -> str:
-    """An error of any kind in part of a line."""
-    said = str(error).splitlines()
-    return f"{type(error).__name__}: {said[0]}"[:200] if said else type(error).__name__
+    """An exception in part of a line."""
+    return in_one_line(error)[:200]

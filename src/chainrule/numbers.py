@@ -32,6 +32,11 @@ def number(value: float | complex, decimals: int = 4) -> str:
     return mantissa.rstrip("0").rstrip(".") + power + exponent
 
 
+def many(count: int, thing: str) -> str:
+    """`1 decimal`, `2 decimals`."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
 def real_part(value: float | complex) -> float:
     """The real part of a complex number; any other as it is."""
     return value.real if isinstance(value, complex) else float(value)

@@ -44,20 +44,12 @@ with PyTorch's own formula.
 """
 
 # What a reader meets first; other topics follow by their names.
-READ_FIRST = ["arithmetic", "elementary", "special", "activation", "linear", "reduce", "extremes", "norms", "running"]
-READ_FIRST += ["shape", "join", "complex_parts", "indexing", "embedding", "scatter_reduce", "normalise", "convolve"]
-READ_FIRST += [
-    "pool",
-    "resample",
-    "grid_sample",
-    "attention",
-    "recurrent",
-    "packing",
-    "linalg",
-    "factorise",
-    "reflections",
-]
-READ_FIRST += ["reflections", "spectral", "random", "loss", "class_losses"]
+READ_FIRST = (
+    "arithmetic", "elementary", "special", "activation", "linear", "reduce", "extremes", "norms", "running", "shape",
+    "join", "complex_parts", "indexing", "embedding", "scatter_reduce", "normalise", "convolve", "pool", "resample",
+    "grid_sample", "attention", "recurrent", "packing", "linalg", "factorise", "reflections", "spectral", "random",
+    "loss", "class_losses",
+)  # fmt: skip
 
 SYMBOLS = {"self": "x", "out": "y", "g": r"\bar{y}"}
 LETTERS = {
@@ -71,14 +63,11 @@ def rules_page() -> str:
     torch.manual_seed(0)  # some samples are drawn
     rules = [rule for rule in registered() if rule.ours]
     text = RULES_HEAD.replace("COMMAND", COMMAND).replace("COUNT", str(len(rules)))
-    for topic in sorted({rule.topic for rule in rules}, key=lambda topic: (_reading_order(topic), topic)):
+    others = sorted({rule.topic for rule in rules} - set(READ_FIRST))
+    for topic in (*READ_FIRST, *others):
         entries = [entry(rule) for rule in rules if rule.topic == topic]
         text += f"## {topic}\n\n" + "\n".join(entries) + "\n" if entries else ""
     return text.rstrip() + "\n"
-
-
-def _reading_order(topic: str) -> int:
-    return READ_FIRST.index(topic) if topic in READ_FIRST else len(READ_FIRST)
 
 
 def entry(rule: Rule) -> str:

@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 
 from chainrule.document import Kind
-from chainrule.errors import RecordingError, RequestError
-from chainrule.execution.experiment import in_one_line, nothing_left_behind
+from chainrule.errors import RecordingError, RequestError, in_one_line
+from chainrule.execution.experiment import nothing_left_behind
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.graph import Node
-from chainrule.graph.trees import map_leaves, reach, tensors_in
+from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.recording import Recording, record
 from chainrule.report.headline import with_names
 from chainrule.verification.conditions import GIVEN, Condition, conditions, layout_condition, random_upstream
 from chainrule.verification.gradient_check import FUNCTION, Rows, constraint_of
 from chainrule.verification.gradient_check import verify as check_gradients
 from chainrule.verification.rows import GradientCheck, Row
-from chainrule.verification.second_derivative import OnceError, has_derivative, second_derivative
+from chainrule.verification.second_derivative import OnceError, has_derivative, nodes_behind, second_derivative
 from chainrule.verification_result import Verification
 
 LARGE = 2**18  # elements of all tensors that come up: above, a function is checked under one condition alone
@@ -105,9 +105,8 @@ class _Function:
             )
         self.left_out: list[str] = []
         self.code = UserCode(fn, runs)
-        buffers = list(fn.buffers()) if isinstance(fn, torch.nn.Module) else []
         small = [each for each in self.code.tensors() if each.numel() <= LARGE]
-        self.written = list({id(each): each for each in (*buffers, *small)}.values())
+        self.written = list({id(each): each for each in (*buffers_of(fn), *small)}.values())
 
     def verified(self, order: int) -> Verification:
         """The check as given; where that agrees, those under other conditions, and that of the second derivative."""
@@ -210,7 +209,7 @@ class _Function:
                     raise RecordingError(_nothing(self.name, tensors_in((arguments, keywords)), out))
                 if not outs:
                     return None
-                leaves = _leaves(outs)
+                leaves = [node.variable for node in nodes_behind(outs) if hasattr(node, "variable")]
                 with _gradients_restored(leaves):
                     sent = [(out, g) for out, g in zip(outs, condition.upstream(outs), strict=True) if g is not None]
                     try:
@@ -324,6 +323,11 @@ def _callable(fn: Any, name: str) -> Callable[..., Any]:
     return fn  # type: ignore[no-any-return]
 
 
+def buffers_of(model: Any) -> list[Tensor]:
+    """The buffers of a module; of any other callable none."""
+    return list(model.buffers()) if isinstance(model, torch.nn.Module) else []
+
+
 def without_keys(out: Any) -> Any:
     """The values of a dictionary; anything else unchanged."""
     return list(out.values()) if isinstance(out, dict) else out
@@ -377,10 +381,3 @@ def _gradients_restored(leaves: list[Tensor]) -> Iterator[None]:
     finally:
         for leaf, grad in before:
             leaf.grad = grad
-
-
-def _leaves(outs: list[Tensor]) -> list[Tensor]:
-    """Every leaf behind the outputs."""
-    roots = [each.grad_fn for each in outs if each.grad_fn is not None]
-    nodes = reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
-    return [node.variable for node in nodes if hasattr(node, "variable")]

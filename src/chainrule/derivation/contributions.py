@@ -21,7 +21,8 @@ from chainrule.graph.comparison import compare, dense, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.rules import Applied, Rule, broadcast_index, reduce_to_shape
+from chainrule.rules import Applied, Rule, reduce_to_shape
+from chainrule.rules.element import broadcast_index
 
 SEARCHED = 4_096  # elements of an output up to which each is tested for a derivative that is 0 only by chance
 BASIS = 4_096  # elements of an output up to which a Jacobian is computed from basis vectors

@@ -22,7 +22,7 @@ from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, element
 from chainrule.graph.snapshot import type_name
 from chainrule.numbers import enough, number, rounded
-from chainrule.rules import Applied, Factor, Rule, Stage
+from chainrule.rules import Applied, Factor, Rule, Stage, latex_of
 from chainrule.rules.element import MOST, Element, Elements, TooManyError, call, let, of, total
 from chainrule.rules.expression import Expression
 
@@ -184,8 +184,7 @@ class Forward:
 
 def name_of(rule: Rule, op: Applied) -> str:
     """What a reader calls an operation: `ReLU`."""
-    equation = rule.equation if isinstance(rule.equation, str) else rule.equation(op)
-    named = re.search(r"\\operatorname\{(\w+)\}", equation)
+    named = re.search(r"\\operatorname\{(\w+)\}", latex_of(rule.equation, op))
     return named[1] if named else rule.name
 
 

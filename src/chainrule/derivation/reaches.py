@@ -20,6 +20,7 @@ from chainrule.graph.graph import Graph, Operation, Place, references
 from chainrule.graph.trees import reach
 from chainrule.rules import Applied
 from chainrule.rules.facts import base_name
+from chainrule.rules.pattern import laid
 from chainrule.rules.reach import carried
 
 Relation = Literal["none", "own", "one", "earlier", "later", "any"]
@@ -71,8 +72,7 @@ class Reaches:
         shape = graph.values[source].shape
         self.size = 1 if axis is None else shape[axis]
         kind = torch.float32 if self.size < 2**24 else torch.float64  # in which every position is exact
-        labels = torch.arange(1, self.size + 1, dtype=kind)
-        steps = labels.reshape([-1 if each == axis else 1 for each in range(len(shape))])
+        steps = laid(torch.arange(1, self.size + 1, dtype=kind), axis, len(shape))
         self.bounds: dict[int, Bounds] = {source: Bounds(steps, self.size + 1 - steps)}
         self.left: list[tuple[str, Operation]] = []  # how numbers left the operations
         self._came: dict[int, list[int]] = {}  # memory that was written to through another tensor: from what
@@ -238,7 +238,7 @@ def relation(bounds: Bounds | None, shape: tuple[int, ...], size: int) -> tuple[
 def alignments(shape: tuple[int, ...], size: int) -> Iterator[Alignment]:
     """The axes of a shape along which there are as many positions, or a multiple: several axes merged to one."""
     for axis, own in enumerate(shape):
-        places = torch.arange(float(own)).reshape([-1 if each == axis else 1 for each in range(len(shape))])
+        places = laid(torch.arange(float(own)), axis, len(shape))
         if own == size:
             yield Alignment(axis, places)
         elif size > 1 and own > size and own % size == 0:

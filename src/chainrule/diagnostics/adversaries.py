@@ -1,4 +1,4 @@
-"""Faults of two players: what a discriminator is taught of real samples and of made ones."""
+"""Faults of adversarial training: the targets of a discriminator for real and for generated samples."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, operands
 from chainrule.graph.graph import Failure, GivenTensor, Operation, Place
 from chainrule.graph.snapshot import type_name
+from chainrule.numbers import many
 from chainrule.rules.facts import base_name, facts_of
 
 BACKWARD_FAILED = Check(
@@ -168,8 +169,7 @@ def _overwritten(context: StepContext, failure: Failure) -> Explained:
         text = f"{saved} saved {name}{earlier} for its backward pass, and {by} before backward came there."
     evidence = []
     if versions is not None:
-        count = int(versions[1]) - int(versions[2])
-        times = f"{count} write{'s' if count != 1 else ''}"
+        times = many(int(versions[1]) - int(versions[2]), "write")
         evidence.append(f"{times} since it was saved: version {versions[2]} was saved, and it is at {versions[1]}.")
     if len(writes) > 1:
         evidence.append(f"Later ones: {listed(writes[1:])}.")

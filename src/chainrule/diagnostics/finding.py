@@ -83,5 +83,5 @@ def listed(items: Sequence[object], most: int = LISTED) -> str:
 
 
 def plural(count: int, one: str, many: str) -> str:
-    """The words for a count."""
+    """`one` for a count of 1, else `many`."""
     return one if count == 1 else many

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import prod
 
 from chainrule.graph.graph import Failure, GivenTensor
 from chainrule.graph.snapshot import type_name
@@ -55,11 +56,6 @@ def _of(failure: Failure, *names: str) -> GivenTensor | None:
     return next((each for name in names for each in failure.given if each.name == name), None)
 
 
-def _last(failure: Failure) -> int | None:
-    given = _of(failure, "input", "query")
-    return given.shape[-1] if given is not None and given.shape else None
-
-
 def _product(found: re.Match[str], failure: Failure) -> tuple[str, str]:
     _, got, takes, _ = (int(each) for each in found.groups())
     if not failure.layer.startswith("Linear"):
@@ -68,12 +64,9 @@ def _product(found: re.Match[str], failure: Failure) -> tuple[str, str]:
     given = _of(failure, "input")
     text = f"{_who(failure)} takes {takes} features, and its input has {got} in the last dimension."
     advice = f"Give it in_features={got}, or make what comes before it end in {takes} features."
-    if given is not None and len(given.shape) > 2 and given.shape[-1] == got:
-        flat = 1
-        for size in given.shape[1:]:
-            flat *= size
-        if flat == takes:
-            advice = "Flatten the input first: nn.Flatten(), or x.flatten(1)."
+    shape = given.shape if given is not None else ()
+    if len(shape) > 2 and shape[-1] == got and prod(shape[1:]) == takes:
+        advice = "Flatten the input first: nn.Flatten(), or x.flatten(1)."
     return text, advice
 
 

@@ -1,4 +1,4 @@
-"""Faults of the learning rate over a run: a jump after which the loss is thrown up or lost, and a collapse."""
+"""Faults of the learning rate over a run: a jump after which the loss jumps too or is lost, and a collapse."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from statistics import median
 
 from chainrule.diagnostics.check import Check
@@ -77,14 +78,8 @@ def _is_within(name: str, owner: str) -> bool:
     return not owner or name.startswith(f"{owner}.")
 
 
-def _size(parameters: Iterator[Parameter] | Sequence[Parameter]) -> int:
-    total = 0
-    for each in parameters:
-        count = 1
-        for size in each.shape:
-            count *= size
-        total += count
-    return total
+def _size(parameters: Iterable[Parameter]) -> int:
+    return sum(prod(each.shape) for each in parameters)
 
 
 TRAIN_WHILE_EVALUATING = Check(

@@ -1,4 +1,4 @@
-"""Rows that belong together and are not brought together: of predictions and targets, of samples and constants."""
+"""Rows that belong together and are not paired: predictions with targets, samples with constants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loss should take as given and trains nevertheless: an advantage, a bootstrapped target, the other tower."""
+"""Constants of a loss that it trains nevertheless: an advantage, a bootstrapped target, the other tower."""
 
 from __future__ import annotations
 

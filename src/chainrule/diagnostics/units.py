@@ -1,4 +1,4 @@
-"""Faults of units and layers: units that are off, at a kink, saturated or symmetric; a batch norm of one sample."""
+"""Faults of units and layers: dead units, units at a kink, saturated or symmetric ones; a batch norm of one sample."""
 
 from __future__ import annotations
 

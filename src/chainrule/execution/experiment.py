@@ -33,12 +33,6 @@ class CannotRunError(Exception):
     """The operation cannot be run again; the message says why."""
 
 
-def in_one_line(error: BaseException) -> str:
-    """An exception in one line: its type, and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
-
-
 class Experiment:
     """One node's operation, ready to run again on the recorded inputs.
 

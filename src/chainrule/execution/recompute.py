@@ -25,8 +25,8 @@ from torch import Tensor
 from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.traits import Traits
-from chainrule.errors import ReplayError, RequestError
-from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind, written_by
+from chainrule.errors import ReplayError, RequestError, in_one_line
+from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance

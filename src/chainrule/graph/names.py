@@ -54,7 +54,7 @@ class Notation:
     def plain(self, value: int) -> str:
         """The value's name in a line of text: `Z1`, `W1`, `linear1.weight`."""
         if value in self._losses:
-            return _plain(self._losses[value])
+            return self._losses[value].replace("_{", "").replace("}", "")
         name = self.graph.values[value].name
         if value in self.layers and not _short.fullmatch(name):
             letter, layer = self.layers[value]
@@ -172,10 +172,6 @@ def _calls(graph: Graph) -> list[list[Operation]]:
         if operation.node is not None:
             groups.setdefault(-operation.index - 1 if operation.call is None else operation.call, []).append(operation)
     return list(groups.values())
-
-
-def _plain(loss: str) -> str:
-    return loss.replace("_{", "").replace("}", "")
 
 
 def escape(text: str) -> str:

@@ -22,13 +22,6 @@ aten: Any = torch.ops.aten
 SORTED = 20_000  # comparisons, up to which elements are sorted
 
 
-def _along(shape: Sequence[int], dim: int) -> Tensor:
-    """Of each element of this shape its place within a slice: the part of its flat place that `dim` has no share in."""
-    place = torch.arange(prod(shape)).reshape(tuple(shape))
-    step = prod(shape[dim + 1 :])
-    return place - place // step % shape[dim] * step
-
-
 def _flat(index: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     """The flat places in a tensor of `shape` that an index along `dim` names, as `gather` counts."""
     index = torch.where(index < 0, index + shape[dim], index)

@@ -8,6 +8,7 @@ instead: where each came from is all that it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -192,10 +193,7 @@ def _emitter(space: str, name: str) -> Emit | None:
 
 def _places(shape: Sequence[int], first: int = 0) -> Tensor:
     """The places of the elements of a tensor, in row-major order."""
-    count = 1
-    for size in shape:
-        count *= size
-    return torch.arange(first, first + count).reshape(tuple(shape))
+    return torch.arange(first, first + prod(shape)).reshape(tuple(shape))
 
 
 def _address(tensor: Tensor) -> int:

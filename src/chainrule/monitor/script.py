@@ -14,6 +14,7 @@ from chainrule.monitor.runs import Found
 from chainrule.monitor.runs.format import check_target
 from chainrule.monitor.runs.found import lines
 from chainrule.monitor.watcher import watch
+from chainrule.numbers import many
 from chainrule.script import Namespace, run_inside
 
 
@@ -30,7 +31,7 @@ class Outcome:
 
     def sentence(self, script: str) -> str:
         """A sentence with the counts of steps and findings, and the file."""
-        found = f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}"
+        found = many(len(self.findings), "finding")
         kept = f" `chainrule show {quote(self.kept)}` shows the run." if self.kept else ""
         if self.steps == 0 and self.findings:
             return f"{script} ended in the middle of its first training step: {found}.{kept}"

@@ -11,7 +11,7 @@ from chainrule.derivation.backprop import Derivation
 from chainrule.document import Code, Text, Verdict
 from chainrule.graph.graph import Graph, Node
 from chainrule.graph.names import element
-from chainrule.numbers import number
+from chainrule.numbers import many, number
 from chainrule.report.verdicts import spans
 from chainrule.verification.rows import FORWARD, GradientCheck, Row
 
@@ -58,7 +58,7 @@ def _parts(check: GradientCheck, rows: Sequence[Row]) -> Iterator[Text]:
 def _updates(check: GradientCheck) -> Iterator[Text]:
     count = Counter(update.verdict for update in check.updates)
     if count["agrees"] or count["disagrees"]:
-        yield (f"{count['agrees']} of {len(check.updates)} update{'s' * (len(check.updates) > 1)} agree",)
+        yield (f"{count['agrees']} of {many(len(check.updates), 'update')} agree",)
     for update in [each for each in check.updates if each.verdict == "disagrees"][:NAMED]:
         yield ("✗ update of ", Code(update.parameter), ": ", *spans(update.reason))
     if count["not checked"]:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from chainrule import plugins
 from chainrule.errors import RuleError
-from chainrule.rules.element import Element, Elements
+from chainrule.rules.element import Element, Elements, broadcast_index
+from chainrule.rules.element import Index as Index
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
 from chainrule.rules.expression import number as number
 from chainrule.rules.facts import Facts as Facts
@@ -31,7 +32,6 @@ from chainrule.rules.pattern import Pattern, aligned, real
 
 NO_TOPICS = {"optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
 
-Index = tuple[int, ...]
 Latex = str | Callable[[Any], str]
 """LaTeX in which `$self` stands for a symbol, or what makes it from the operation."""
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
@@ -51,7 +51,7 @@ class Applied:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether its tensors have numbers: those of a step of which only figures were kept have shapes alone."""
+        """Whether its tensors have numbers; where only statistics were kept, they have shapes alone."""
         tensors = (each for each in (*self.outs, *self.arguments.values()) if isinstance(each, Tensor))
         return not any(each.is_meta for each in tensors)
 
@@ -111,7 +111,7 @@ class Wrt:
 
 
 def unread(argument: str) -> Wrt:
-    """The derivative with respect to an argument of which the operation reads the shape alone."""
+    """The derivative with respect to an argument of which only the shape is read."""
     return Wrt(lambda op, g: torch.zeros_like(op.arguments[argument]), "0", "0", "only its shape is read")
 
 
@@ -219,7 +219,7 @@ class Rule:
         return Template(without_brackets(_text(template, op), known)).safe_substitute(known)
 
     def is_constant(self, op: Applied) -> bool:
-        """Whether it is constant but for steps, as `sign` and `round`: each derivative is 0, whatever it is given."""
+        """Whether it is piecewise constant, as `sign` and `round` are: every derivative is 0."""
         derivatives = self.wrt.values() if self.structure == "elementwise" else ()
         return bool(derivatives) and all(self.latex(each.local, op, {}) == "0" for each in derivatives)
 
@@ -229,7 +229,7 @@ class Rule:
         return named or (tuple(self.wrt) if self.structure == "linear" else ())
 
     def gradient(self, op: Applied, upstream: tuple[Tensor | None, ...], argument: str) -> Any:
-        """The VJP with respect to `argument`; rules with one output get its gradient bare, the others the tuple.
+        """The VJP with respect to `argument`; a rule with one output takes its gradient, any other the tuple.
 
         What the operation was not asked for (the weight's gradient, where that of a convolution's input alone was) may
         be missing at the end of `upstream`, and is as if nothing arrived there.
@@ -291,7 +291,7 @@ def elementwise(
     source: str = "",
     **more: Any,
 ) -> Rule:
-    """Register y = f(x) taken element by element, from f and, per argument, f' as formulas that run and print.
+    """Register an elementwise y = f(x), from f and, for each argument, f' as formulas that run and print.
 
     Where f' is f differentiated, the argument's name is enough; otherwise f' is given, in terms of the output or with
     a convention at a corner. The VJP follows: x_bar = y_bar * conj(f'(x)), and the Jacobian is diagonal. Of a real
@@ -315,7 +315,7 @@ def elementwise(
 
 
 def elementwise_wrt(argument: str, equation: Latex, local: Expression) -> Wrt:
-    """The derivative of y = f(x) taken element by element, from f'(x)."""
+    """The derivative of an elementwise y = f(x), from f'(x)."""
 
     def vjp(op: Any, g: Tensor) -> Tensor:
         slope = local.run(op)
@@ -355,19 +355,13 @@ def _diagonal(op: Any, out_index: tuple[int, ...], equation: str, local: str) ->
     scale = -1.0 if sign else 1.0
     tensor = op.arguments.get(operand.removeprefix("$")) if operand.startswith("$") else None
     if isinstance(tensor, Tensor):
-        return Factor(operand.removeprefix("$"), broadcast_index(out_index, tuple(tensor.shape)), scale=scale)
+        return Factor(operand.removeprefix("$"), broadcast_index(out_index, tensor.shape), scale=scale)
     if operand == "1":
         return Factor(latex="1", scale=scale)
     named = re.fullmatch(r"\$out = (\\operatorname\{\w+\})\(\$self\)", equation)
     if named and local.startswith(r"\begin{cases}"):
         return Factor(latex=f"{named[1]}'($self)")
     return Factor(latex=local)
-
-
-def broadcast_index(out_index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The element of an operand of `shape` that broadcasting put at `out_index`."""
-    kept = out_index[len(out_index) - len(shape) :]
-    return tuple(0 if size == 1 else position for position, size in zip(kept, shape, strict=True))
 
 
 def _items(op: Applied, symbols: Mapping[str, str]) -> dict[str, str]:
@@ -382,11 +376,14 @@ def _items(op: Applied, symbols: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def latex_of(template: Latex, op: Any) -> str:
+    """A LaTeX template, made from the operation where it depends on it."""
+    return template(op) if callable(template) else template
+
+
 def _text(template: Latex, op: Any) -> str:
-    if not callable(template):
-        return template
     try:
-        return template(op)
+        return latex_of(template, op)
     except RuntimeError:
         if op.has_numbers:
             raise
@@ -394,7 +391,7 @@ def _text(template: Latex, op: Any) -> str:
 
 
 def name_of_function(function: type) -> str:
-    """The name under which the rule of an `autograd.Function` is kept: two of one name are two."""
+    """The name under which the rule of an `autograd.Function` is registered: its module and qualified name."""
     return f"{function.__module__}.{function.__qualname__}"
 
 

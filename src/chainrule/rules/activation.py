@@ -72,7 +72,7 @@ def _at_lambda(op: Any, radius: float) -> Tensor:
 
 
 def gelu_by(how: str) -> Callable[[Any], bool]:
-    """Whether a GELU, or its way back, is computed in this way: "none" or "tanh"."""
+    """Whether a GELU, or its backward, uses this approximation: "none" or "tanh"."""
     return lambda op: op.arguments.get("approximate", "none") == how
 
 

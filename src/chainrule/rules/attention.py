@@ -24,6 +24,7 @@ from torch import Tensor
 
 from chainrule.rules import (
     Factor,
+    Index,
     Rule,
     Sample,
     Working,
@@ -38,8 +39,6 @@ from chainrule.rules import (
 )
 from chainrule.rules.linear import Samples, randn
 from chainrule.rules.pattern import Pattern, axes, product, real
-
-Index = tuple[int, ...]
 
 
 def mask_of(op: Any) -> Tensor | None:

@@ -36,45 +36,45 @@ def scores(op: Any) -> Tensor:
 
 
 def along_classes(op: Any, t: Tensor) -> Tensor:
-    """Numbers of the samples laid along their scores: the class axis has size 1."""
+    """One number per sample in the layout of the scores: the class axis has size 1."""
     shape = list(scores(op).shape)
     shape[class_axis(scores(op))] = 1
     return t.reshape(shape)
 
 
 def counted(op: Any) -> Tensor:
-    """Which targets are not to be ignored."""
+    """Which targets are not ignored."""
     counts: Tensor = op.target != op.arguments.get("ignore_index", -100)
     return counts
 
 
 def own_class_weight(op: Any) -> Tensor:
-    """w_y (or 1) for each sample, 0 where the target is to be ignored."""
+    """w_y (or 1) for each sample, 0 where the target is ignored."""
     weight = op.arguments.get("weight")
     own = torch.ones_like(op.target, dtype=op.out.dtype) if weight is None else weight[op.target * counted(op)]
     return torch.where(counted(op), own, 0)
 
 
 def onehot(op: Any) -> Tensor:
-    """1 at the class of each sample; 0 everywhere where the target is to be ignored."""
+    """1 at the class of each sample; all zeros where the target is ignored."""
     known = along_classes(op, counted(op)).to(scores(op).dtype)
     own = along_classes(op, op.target * counted(op))
     return torch.zeros_like(scores(op)).scatter(class_axis(scores(op)), own, known)
 
 
 def class_weight(op: Any) -> Tensor:
-    """w_c, laid along the class axis."""
+    """w_c, shaped to broadcast along the class axis."""
     weight: Tensor = op.weight.reshape(-1, *[1] * (scores(op).dim() - class_axis(scores(op)) - 1))
     return weight
 
 
 def has_classes(op: Any) -> bool:
-    """Whether the targets are classes, and not probabilities of them."""
+    """Whether the targets are class indices rather than probabilities."""
     return not op.target.is_floating_point()
 
 
 def may_ignore(op: Any) -> bool:
-    """Whether some targets are to be ignored; they may be where their numbers were not kept."""
+    """Whether some targets are ignored; without their numbers, they may be."""
     return has_classes(op) and (bool(op.target.is_meta) or not bool(counted(op).all()))
 
 
@@ -276,6 +276,11 @@ nll_loss = of_classes(
     source="derivatives.yaml: nll_loss_forward, nll_loss2d_forward",
 )
 
+
+def _smoothed() -> dict[str, Any]:
+    return {"weight": weights(), "label_smoothing": 0.1}
+
+
 cross_entropy = of_classes(
     name="cross_entropy",
     calls=("cross_entropy",),
@@ -294,24 +299,9 @@ cross_entropy = of_classes(
         sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),
         sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), note="ignored"),
         sample(F.cross_entropy, x(3, 4), torch.tensor([0, -100, 1]), label_smoothing=0.1, note="smoothed, ignored"),
-        sample(
-            F.cross_entropy,
-            x(2, 4, 2, 3),
-            PIXELS,
-            weight=weights(),
-            ignore_index=3,
-            label_smoothing=0.1,
-            note="pixels, weights, smoothed, ignored",
-        ),
+        sample(F.cross_entropy, x(2, 4, 2, 3), PIXELS, **_smoothed(), ignore_index=3, note="pixels, smoothed, ignored"),
         sample(F.cross_entropy, x(3, 4), p(3, 4, seed=1), note="probabilities"),
-        sample(
-            F.cross_entropy,
-            x(3, 4),
-            p(3, 4, seed=1),
-            weight=p(4, seed=2).detach(),
-            label_smoothing=0.1,
-            note="probabilities, weights, smoothed",
-        ),
+        sample(F.cross_entropy, x(3, 4), p(3, 4, seed=1), **_smoothed(), note="probabilities, weights, smoothed"),
     ],
     source="log_softmax and nll_loss in one: with p = softmax(z), d(-ln p_y)/dz_c = p_c - [c = y]; label smoothing: "
     "Szegedy et al., Rethinking the Inception Architecture, CVPR 2016",

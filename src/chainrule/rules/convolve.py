@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, rule, sample
+from chainrule.rules import Applied, Factor, Index, Rule, Sample, Wrt, at, derivative, rule, sample
 from chainrule.rules.index_notation import affine, position
 from chainrule.rules.linear import randn
 from chainrule.rules.pattern import Pattern, axes, product, real
 from chainrule.rules.shape import moves
 
-Index = tuple[int, ...]
 Place = tuple[Any, ...]  # `[..., 1, 2]` or `[..., 0:4, 1:5]`
 
 Among = Sequence[int]  # the places of an axis to look at: a range, or a single one
@@ -162,8 +161,7 @@ class _Convolution:
 
     def apart(self) -> str:
         """What keeps an input element from an output element: another sample, another group, a kernel elsewhere."""
-        places, room = (self.x, self.op.out) if self.transposed else (self.op.out, self.x)
-        met = self.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
+        places, room, met = self._met()
         all_meet = all(
             len({(p, q) for p, _, q in axis}) == own * other
             for axis, own, other in zip(met, places.shape[2:], room.shape[2:], strict=True)
@@ -179,10 +177,14 @@ class _Convolution:
         """Kernel elements and output places that meet an input place, in each sample, for each pair of channels."""
         if not real(self.op.out, operand, self.op.weight):
             return None
-        room, places = (self.op.out, self.x) if self.transposed else (self.x, self.op.out)
-        met = self.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
+        *_, met = self._met()
         nonzero = self.x.shape[0] * self.op.weight.shape[0] * self.width * math.prod(map(len, met))
         return Pattern(words, (self.op.out.numel(), operand.numel()), nonzero)
+
+    def _met(self) -> tuple[Tensor, Tensor, list[list[tuple[int, int, int]]]]:
+        """The slow side, the fast one, and what meets of them, axis by axis."""
+        places, room = (self.x, self.op.out) if self.transposed else (self.op.out, self.x)
+        return places, room, self.sliding.meetings(map(range, places.shape[2:]), None, map(range, room.shape[2:]))
 
     # How it is written
 

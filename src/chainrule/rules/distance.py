@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chainrule.rules import Wrt, derivative, rule, sample
-from chainrule.rules.element import Element, Elements
+from chainrule.rules.element import Element, Elements, broadcast_index
 from chainrule.rules.index_notation import OTHERS
 from chainrule.rules.linalg import randn
 from chainrule.rules.norms import norm_gradient, norm_of
@@ -70,8 +70,7 @@ def _cdist_element(op: Elements, slot: int, index: tuple[int, ...]) -> Element:
 
 def _row(op: Elements, argument: str, at: tuple[int, ...]) -> list[Element]:
     operand = op.whole.arguments[argument]
-    own = at[len(at) - operand.dim() + 1 :]
-    place = [0 if size == 1 else each for each, size in zip(own, operand.shape[:-1], strict=True)]
+    place = broadcast_index(at, operand.shape[:-1])
     return [op.at(argument, (*place, k)) for k in range(operand.shape[-1])]
 
 

@@ -217,6 +217,11 @@ def _power(base: Any, exponent: Any) -> Any:
     return torch.pow(torch.tensor(base, dtype=_type(base)), exponent).item()
 
 
+def of_number(function: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """A function of tensors as one of a single number, in double precision."""
+    return lambda value: function(torch.tensor(value, dtype=_type(value))).item()
+
+
 def _type(value: Any) -> torch.dtype:
     return torch.complex128 if isinstance(value, complex) else torch.float64
 
@@ -244,7 +249,7 @@ def _times(a: Element, b: Element) -> Element:
 
 
 def call(name: str, code: Callable[..., Any], *parts: Any) -> Element:
-    """A function of numbers, by its name: `max` of several, say."""
+    """A named function of numbers, such as `max` of several."""
     listed = ", ".join(f"@{place}" for place in range(1, len(parts) + 1))
     return _made(f"{name}({listed})", code, ATOM, *map(of, parts))
 
@@ -289,16 +294,18 @@ def exps(parts: Sequence[Element]) -> tuple[list[Element], Element]:
     """The exponentials of some numbers, all divided by that of one number, which is 0 unless they would overflow."""
     sizes = [abs(part.value) for part in parts if math.isfinite(abs(part.value))]
     most = of(max(part.value for part in parts) if max(sizes, default=0) > LARGE else 0)
-    return [call("exp", _exp, part - most if most.value else part) for part in parts], most
-
-
-def _exp(value: Any) -> Any:
-    return torch.tensor(value, dtype=_type(value)).exp().item()
+    return [call("exp", of_number(torch.exp), part - most if most.value else part) for part in parts], most
 
 
 def mean(parts: Sequence[Element]) -> Element:
     """The mean of some numbers."""
     return of(1) / of(len(parts)) * total(parts, keep=True)
+
+
+def broadcast_index(out_index: Index, shape: Sequence[int]) -> Index:
+    """The element of an operand of `shape` that broadcasting put at `out_index`."""
+    kept = out_index[len(out_index) - len(shape) :]
+    return tuple(0 if size == 1 else position for position, size in zip(kept, shape, strict=True))
 
 
 class Elements:
@@ -335,13 +342,12 @@ class Elements:
         return Element(data[place].item(), source=(argument, item, place))
 
     def met(self, argument: str, data: Any) -> Any:
-        """The element of a tensor that broadcasting brings to the output's; what is no tensor is itself."""
+        """The element of a tensor that broadcasting brings to the output's; anything else is returned unchanged."""
         if not isinstance(data, Tensor):
             return data
         if data.dim() > len(self.index):
             raise IndexError(f"{argument} has more axes than the result")
-        own = self.index[len(self.index) - data.dim() :]
-        place = tuple(0 if size == 1 else at for at, size in zip(own, data.shape, strict=True))
+        place = broadcast_index(self.index, data.shape)
         return self.at(argument, place) if argument in self.whole.arguments else of(data[place].item())
 
 

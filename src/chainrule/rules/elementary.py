@@ -42,7 +42,7 @@ function = partial(register, topic="elementary")
 
 
 def named(latex: str, f: Callable[..., Any]) -> Named:
-    """A function that has no slope here: `\\operatorname{erf}`, say."""
+    """A function without a slope of its own, such as `\\operatorname{erf}`."""
     return Named(f"{latex}(@)", f)
 
 

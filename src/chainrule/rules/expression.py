@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.rules.element import ATOM as ATOM
+from chainrule.rules.element import POWER as POWER
+from chainrule.rules.element import PRODUCT as PRODUCT
+from chainrule.rules.element import SUM as SUM
 from chainrule.rules.element import Elements, apply, either, plain
 from chainrule.rules.element import of as element_of
 from chainrule.rules.element import whole as whole_of
-
-SUM, PRODUCT, POWER, ATOM = range(4)  # how tightly a formula binds
 
 
 def number(value: float) -> str:
@@ -146,7 +148,7 @@ def _names(*parts: Expression) -> tuple[str, ...]:
 
 
 def of(value: Any) -> Expression:
-    """A number as a formula; a formula is itself."""
+    """A number as a formula; a formula is returned unchanged."""
     return value if isinstance(value, Expression) else fraction(value)
 
 

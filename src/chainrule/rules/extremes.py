@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Rule, Sample, sample
+from chainrule.rules import Factor, Index, Kink, Rule, Sample, sample
 from chainrule.rules.element import call, largest, smallest
-from chainrule.rules.reduce import TIES, Index, Made, axes, back, of_slice, reduction, scalar, within, x
+from chainrule.rules.reduce import TIES, Made, axes, back, of_slice, reduction, scalar, within, x
 
 
 def _share(op: Any, g: Tensor, extreme: Tensor) -> Tensor:
@@ -53,16 +53,12 @@ def _in_order(place: Callable[[int], int]) -> Callable[..., Any]:
     return lambda *values: sorted(values)[place(len(values))]
 
 
-def _mode(*values: Any) -> Any:
-    return min(values, key=lambda value: (-values.count(value), value))
-
-
 def extreme_of(operator: str) -> Made:
     """The chosen one of some elements."""
     if operator == "kthvalue":
         return lambda op, parts: call(f"smallest{op.k}", _in_order(lambda count: op.k - 1), *parts)
     if operator == "mode":
-        return lambda op, parts: call("mode", _mode, *parts)
+        return lambda op, parts: call("mode", lambda *all: min(all, key=lambda x: (-all.count(x), x)), *parts)
     if "median" in operator:
         return lambda op, parts: call(
             "median", _in_order(lambda count: (count - 1) // 2), *(x for x in parts if x.value == x.value)

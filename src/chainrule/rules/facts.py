@@ -46,7 +46,7 @@ class Slope:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of an operation beside its derivatives. A field's default says that nothing is known.
+    """What is known of an operation besides its derivatives. A field's default says that nothing is known.
 
     While a step is recorded, the first group is asked: it must be known before the first recording.
     """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Sample, Wrt, at, derivative, rule, sample
+from chainrule.rules import Factor, Index, Kink, Sample, Wrt, at, derivative, rule, sample
 from chainrule.rules.linear import WeightedSum, randn, weighted
 from chainrule.rules.resample import (
     CUBIC,
@@ -24,7 +24,6 @@ from chainrule.rules.resample import (
     MAPS,
     PLACES,
     TRIANGLE,
-    Index,
     clipped,
     four_places,
     fraction,

@@ -29,7 +29,7 @@ def letters(t: Tensor) -> list[str]:
 
 
 def runs(at: Iterable[str], shape: Iterable[int]) -> dict[str, int]:
-    """How far each letter among the indices of an element runs."""
+    """The size that each index letter of an element runs over."""
     return {letter: size for letter, size in zip(at, shape, strict=True) if letter.isalpha()}
 
 

@@ -226,6 +226,7 @@ def _whole_mask(op: Any) -> Masked:
     return masked("mask", op.mask, shape, range(len(shape)))
 
 
+aten, SOME = torch.ops.aten, torch.tensor([True, False, True])
 Map = dict[str, Any]  # what `moves` and `writes` have in common
 SELECTED: Map = {
     "move": lambda op, v: v.index_select(op.dim, op.index.reshape(-1)) if v.dim() else v,
@@ -238,7 +239,7 @@ GATHERED: Map = {
     "index": ("index",),
 }
 INDEXED: Map = {
-    "move": lambda op, v: torch.ops.aten.index(v, op.indices),  # takes None among the indices, unlike Tensor.index_put
+    "move": lambda op, v: aten.index(v, op.indices),  # takes None among the indices, unlike Tensor.index_put
     "came": _indexed,
     "by_mask": _index_mask,
     "index": ("indices",),
@@ -250,7 +251,7 @@ TAKEN: Map = {
     "index": ("index",),
 }
 UNSAFE: Map = {
-    "move": lambda op, v: torch.ops.aten._unsafe_masked_index(v, op.mask, op.indices, 0),
+    "move": lambda op, v: aten._unsafe_masked_index(v, op.mask, op.indices, 0),
     "came": _indexed,
     "only": lambda op, at: f"{element('mask', fitted(at, op.mask))} = 1",
     "index": ("mask", "indices"),
@@ -286,7 +287,7 @@ index = picks(
     "IndexBackward0",
     "UnsafeIndexBackward0",
     **INDEXED,
-    home=lambda op, g: torch.ops.aten.index_put(g.new_zeros(op.self.shape), op.indices, g, True),
+    home=lambda op, g: aten.index_put(g.new_zeros(op.self.shape), op.indices, g, True),
     samples=lambda: [
         sample(lambda a: a[at(0, 0), at(1, 2)], x(3, 4)),
         sample(lambda a: a[:, at(1, 1)], x(3, 4), note="one place twice"),
@@ -303,7 +304,7 @@ masked_select = picks(
     "MaskedSelectBackward0",
     **MASKED,
     samples=lambda: [
-        sample(torch.masked_select, x(2, 3), torch.tensor([True, False, True])),
+        sample(torch.masked_select, x(2, 3), SOME),
         sample(torch.masked_select, x(3), torch.tensor([[True, False, True], [True, True, False]]), note="broadcast"),
         sample(torch.masked_select, x(3), torch.tensor([False]), note="nothing picked"),
     ],
@@ -321,16 +322,8 @@ unsafe_masked_index = picks(
     fill="$fill",
     zeros=FILLED,
     samples=lambda: [
-        sample(
-            torch.ops.aten._unsafe_masked_index,
-            x(3, 2),
-            torch.tensor([True, False, True]),
-            [at(0, 7, 0), at(1, 1, 1)],
-            5,
-        ),
-        sample(
-            torch.ops.aten._unsafe_masked_index, x(3), torch.tensor([True, False]), [at(-1, -9)], 0, note="negative"
-        ),
+        sample(aten._unsafe_masked_index, x(3, 2), SOME, [at(0, 7, 0), at(1, 1, 1)], 5),
+        sample(aten._unsafe_masked_index, x(3), SOME[:2], [at(-1, -9)], 0, note="negative"),
     ],
     source="derivatives.yaml: _unsafe_masked_index",
 )
@@ -457,8 +450,8 @@ index_put = writes(
         sample(torch.index_put, x(3, 4), (at(0, 1),), x(2, 4)),
         sample(torch.index_put, x(3, 4), (at(0, 0), at(1, 1)), x(2), accumulate=True, note="one place twice"),
         sample(torch.index_put, x(3, 4), (at(0, 2),), x(4), note="broadcast"),
-        sample(torch.index_put, x(3), (torch.tensor([True, False, True]),), x(1), note="by a mask"),
-        sample(torch.index_put, x(3, 2), (torch.tensor([True, False, True]),), x(2, 2), note="rows by a mask"),
+        sample(torch.index_put, x(3), (SOME,), x(1), note="by a mask"),
+        sample(torch.index_put, x(3, 2), (SOME,), x(2, 2), note="rows by a mask"),
     ],
 )
 
@@ -467,15 +460,7 @@ unsafe_masked_index_put = writes(
     **UNSAFE,
     argument="values",
     adds=lambda op: True,
-    samples=lambda: [
-        sample(
-            torch.ops.aten._unsafe_masked_index_put_accumulate,
-            x(3),
-            torch.tensor([True, False, True]),
-            [at(0, 7, 0)],
-            x(3),
-        )
-    ],
+    samples=lambda: [sample(aten._unsafe_masked_index_put_accumulate, x(3), SOME, [at(0, 7, 0)], x(3))],
     source="derivatives.yaml: _unsafe_masked_index_put_accumulate",
 )
 
@@ -484,9 +469,9 @@ masked_scatter = writes(
     **MASKED,
     argument="source",
     samples=lambda: [
-        sample(torch.masked_scatter, x(2, 3), torch.tensor([True, False, True]), x(5), note="not all of it read"),
+        sample(torch.masked_scatter, x(2, 3), SOME, x(5), note="not all of it read"),
         sample(torch.masked_scatter, x(3), torch.tensor([False] * 3), x(2), note="nothing written"),
-        sample(torch.masked_scatter, x(3), torch.tensor([True, False, True]), x(2, 2), note="read in a row"),
+        sample(torch.masked_scatter, x(3), SOME, x(2, 2), note="read in a row"),
     ],
 )
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Rule, Sample, Wrt, derivative, rule, sample
+from chainrule.rules import Latex, Rule, Sample, Wrt, derivative, latex_of, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.index_notation import LETTERS, total
+from chainrule.rules.linear import randn as any_randn
 
-Template = str | Callable[[Any], str]
 Shape = tuple[int, ...]
 
 ALL = "every element of the result can depend on every element of the matrix; batches do not mix"
@@ -34,9 +34,7 @@ def square(size: int = 3, *batch: int, complex_: bool = False, shift: int = 0) -
 
 def randn(*shape: int, complex_: bool = False, shift: int = 0) -> Tensor:
     """A sample input that wants a gradient; the same numbers each time."""
-    dtype = torch.complex128 if complex_ else torch.float64
-    generator = torch.Generator().manual_seed(sum(shape) + shift)
-    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+    return any_randn(*shape, dtype=torch.complex128 if complex_ else torch.float64, shift=shift)
 
 
 def positive(size: int = 3, *batch: int, complex_: bool = False) -> Tensor:
@@ -55,7 +53,7 @@ def triangle(size: int = 3, *batch: int, upper: bool = False, complex_: bool = F
 def matrices(
     function: Callable[..., Any], *shapes: Shape, complex_: Shape = (2, 2), make: Any = square, **keywords: Any
 ) -> list[Sample]:
-    """Samples of a function of one matrix: of some `shapes`, and a `complex_` one; square ones it is to `make`."""
+    """Samples of a function of one matrix: one of each shape and a complex one; `make` builds the square ones."""
     wanted = [(shape, False) for shape in shapes or ((3, 3), (2, 2, 2), (1, 1), (0, 2, 2))]
     found = []
     for shape, turned in [*wanted, (complex_, True)] if complex_ else wanted:
@@ -68,18 +66,18 @@ def matrices(
 
 
 def of_matrix(
-    *nodes: str, equation: Template, vjp: Any, local: Template, product: Template, argument: str = "A", **more: Any
+    *nodes: str, equation: Latex, vjp: Any, local: Latex, product: Latex, argument: str = "A", **more: Any
 ) -> Rule:
     """Register a function of one matrix; its templates may be `batched` ones."""
     equation, local, product = (batched(each, argument) for each in (equation, local, product))
     return rule(*nodes, equation=equation, wrt={argument: Wrt(vjp, local, product, ALL)}, **more)
 
 
-def batched(template: Template, argument: str) -> Callable[[Any], str]:
+def batched(template: Latex, argument: str) -> Callable[[Any], str]:
     """A template of elements in which * stands for the indices of the axes before a matrix."""
 
     def filled(op: Any) -> str:
-        text = template(op) if callable(template) else template
+        text = latex_of(template, op)
         axes = ",".join("abcdfgh"[: op.arguments[argument].dim() - 2])
         return text.replace("_{*}", f"_{{{axes}}}" * bool(axes)).replace("*", f"{axes}," * bool(axes))
 
@@ -213,7 +211,7 @@ def solver(
         gradient = kept(op, -b_bar @ x.mH if is_left(op) else -x.mH @ b_bar)
         return gradient if not copied or g[1] is None else gradient + g[1]
 
-    def sided(*factors: str, head: str = "", copy: str = "", whole: Formula = lambda op, text: text) -> Template:
+    def sided(*factors: str, head: str = "", copy: str = "", whole: Formula = lambda op, text: text) -> Latex:
         """A product, turned round where S stands on the right: @S for S, @B for B, and @D for the change of S."""
 
         def filled(op: Any) -> str:
@@ -273,8 +271,7 @@ def _kept_triangle(t: Tensor, upper: bool, unit: bool) -> Tensor:
 
 def triangular(a: Tensor, b: Tensor, upper: bool, left: bool = True, unit: bool = False) -> Tensor:
     """The solution of A X = B (of X A = B from the right) where A is triangular."""
-    solution: Tensor = torch.linalg.solve_triangular(a, b, upper=upper, left=left, unitriangular=unit)
-    return solution
+    return SOLVE(a, b, upper=upper, left=left, unitriangular=unit)
 
 
 def _part(op: Any) -> str:
@@ -290,6 +287,7 @@ def _triangle(op: Any, argument: str) -> str:
 
 UNREAD = "the other triangle is not read, and neither is a diagonal that is taken as ones; there the gradient is zero"
 
+SOLVE: Callable[..., Tensor] = torch.linalg.solve_triangular
 solve_triangular = solver(
     "LinalgSolveTriangularBackward0",
     "self",
@@ -301,17 +299,11 @@ solve_triangular = solver(
     beside=lambda op: rf", \quad S = {_triangle(op, '$self')}",
     zeros=UNREAD,
     samples=lambda: [
-        sample(torch.linalg.solve_triangular, triangle(), randn(3, 2), upper=False),
-        sample(torch.linalg.solve_triangular, triangle(3, upper=True), randn(2, 3), upper=True, left=False),
-        sample(torch.linalg.solve_triangular, triangle(), randn(3, 2), upper=False, unitriangular=True, note="unit"),
-        sample(torch.linalg.solve_triangular, triangle(2, 3), randn(2, 1), upper=False, note="broadcast"),
-        sample(
-            torch.linalg.solve_triangular,
-            triangle(2, complex_=True),
-            randn(2, 2, complex_=True),
-            upper=False,
-            note="complex",
-        ),
+        sample(SOLVE, triangle(), randn(3, 2), upper=False),
+        sample(SOLVE, triangle(3, upper=True), randn(2, 3), upper=True, left=False),
+        sample(SOLVE, triangle(), randn(3, 2), upper=False, unitriangular=True, note="unit"),
+        sample(SOLVE, triangle(2, 3), randn(2, 1), upper=False, note="broadcast"),
+        sample(SOLVE, triangle(2, complex_=True), randn(2, 2, complex_=True), upper=False, note="complex"),
     ],
     source="derivatives.yaml: linalg_solve_triangular. As solve, on the triangle alone.",
     remark="There is a derivative where no element of the diagonal is zero.",
@@ -399,12 +391,12 @@ def _lstsq(op: Any, g: Any) -> tuple[Tensor, Tensor]:
     return a_bar, b_bar.squeeze(-1) if is_vector else b_bar
 
 
-def _least(text: str, residual: Template, op: Any) -> str:
+def _least(text: str, residual: Latex, op: Any) -> str:
     """A formula of the solution, and what the sums of squares add where there are more equations than unknowns."""
     if not op.outs[1].numel():
         return text
     first, *rest = text.split(r", \quad ")
-    more = residual(op) if callable(residual) else residual
+    more = latex_of(residual, op)
     claims = "=" in more
     joined = [first, more] if claims else [first + ("" if more.startswith("-") else " + ") + more]
     return r", \quad ".join([*joined, *rest, r"R = $self \, $out0 - $b", rf"0 \le i < {op.self.shape[-2]}"])

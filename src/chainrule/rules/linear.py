@@ -17,12 +17,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, at, derivative, lettered, number, reduce_to_shape, rule, sample
+from chainrule.rules import (
+    Factor,
+    Index,
+    Rule,
+    Sample,
+    Wrt,
+    at,
+    derivative,
+    lettered,
+    number,
+    reduce_to_shape,
+    rule,
+    sample,
+)
 from chainrule.rules.pattern import Pattern, aligned, real
 from chainrule.rules.pattern import letters as named
 from chainrule.rules.pattern import product as meeting
 
-Index = tuple[int, ...]
 Samples = Callable[[], Iterable[Sample]]
 
 
@@ -37,7 +49,7 @@ def randn(*shape: int, dtype: torch.dtype | None = None, shift: int = 1) -> Tens
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """The formulas of out = sum of weights times an operand, over the indices of the operand that `out` has not.
+    """The formulas of out = sum of weights times an operand, over the indices of the operand that `out` lacks.
 
     The same weights say all: the sum, its derivative, and the way back, which sums over the other indices.
     """

@@ -37,6 +37,7 @@ from chainrule.rules import (
     derivative,
     elementwise_wrt,
     for_node,
+    latex_of,
     number,
     parenthesise,
     rule,
@@ -219,11 +220,6 @@ def times(factor: str, latex: str) -> str:
     return f"{sign}{factor} {term}"
 
 
-def latex_of(latex: Latex, op: Any) -> str:
-    """A LaTeX template, made from the operation where it depends on it."""
-    return latex(op) if callable(latex) else latex
-
-
 # Losses of one element each: l(x, y), and a weight that multiplies it.
 
 
@@ -334,6 +330,7 @@ binary_cross_entropy = pointwise(
     source="derivatives.yaml: binary_cross_entropy; with L = -(y ln a + (1-y) ln(1-a)), dL/da = -y/a + (1-y)/(1-a)",
 )
 
+LOGITS = F.binary_cross_entropy_with_logits
 binary_cross_entropy_with_logits = pointwise(
     "BinaryCrossEntropyWithLogitsBackward0",
     name="binary_cross_entropy_with_logits",
@@ -349,22 +346,10 @@ binary_cross_entropy_with_logits = pointwise(
         "the cross-entropy, so a - y is left; with a separate sigmoid these two are 0 and infinity where it saturates"
     ),
     samples=lambda: [
-        sample(F.binary_cross_entropy_with_logits, x(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
-        sample(F.binary_cross_entropy_with_logits, x(3, 4), p(3, 4, seed=1), note="soft targets"),
-        sample(
-            F.binary_cross_entropy_with_logits,
-            x(3, 4),
-            p(3, 4, seed=1),
-            weight=p(3, 1, seed=2).detach(),
-            pos_weight=p(4, seed=3).detach(),
-            note="weights",
-        ),
-        sample(
-            F.binary_cross_entropy_with_logits,
-            given(-800.0, 800.0, 0.0),
-            torch.tensor([1.0, 0.0, 1.0]),
-            note="large logits",
-        ),
+        sample(LOGITS, x(2, 1), torch.tensor([[0.0], [1.0]]), note="one output"),
+        sample(LOGITS, x(3, 4), p(3, 4, seed=1), note="soft targets"),
+        sample(LOGITS, x(3, 4), p(3, 4, seed=1), weight=p(3, 1, seed=2).detach(), pos_weight=weights(), note="weights"),
+        sample(LOGITS, given(-800.0, 800.0, 0.0), torch.tensor([1.0, 0.0, 1.0]), note="large logits"),
     ],
     source="derivatives.yaml: binary_cross_entropy_with_logits; with a = s(z) and ds/dz = a(1-a), dL/dz = a - y",
 )

@@ -13,6 +13,7 @@ from chainrule.rules.optimizers import (
     adjust_gradient,
     explains,
     larger,
+    shrink,
     smaller,
     sqrt,
     written,
@@ -55,9 +56,7 @@ def adafactor(d: Derivation) -> None:
     rate = d.add(r"\rho_t", smaller(1 / sqrt(d.t), d.lr), "the learning rate, bounded by the number of steps")
     rate = larger(root_mean_square(d.theta), d.ep2) * rate
     rate = d.add(r"\alpha_t", rate, "the rate, relative to the size of the parameter")
-    if d.weight_decay:
-        meaning = "decoupled weight decay: the parameter shrinks, whatever its gradient"
-        d.theta = d.add(r"\tilde{\theta}_t", (1 - d.lr * d.weight_decay) * d.theta, meaning)
+    shrink(d)
     squares = d.g * d.g
     if d.g.value.dim() > 1:
         rows = moved(d, "R", "row_var", mean("rowmean", squares, -1), fresh, "running mean of the squares of each row")
@@ -98,9 +97,7 @@ def muon(d: Derivation) -> None:
         )
     elif count > across:
         rate = d.add(r"\eta_t", d.lr * sqrt(written(count) / across), "the rate that fits the shape")
-    if d.weight_decay:
-        meaning = "decoupled weight decay: the parameter shrinks, whatever its gradient"
-        d.theta = d.add(r"\tilde{\theta}_t", (1 - d.lr * d.weight_decay) * d.theta, meaning)
+    shrink(d)
     d.step(rate * replace(x, value=x.value.to(d.theta.value.dtype)))
 
 

@@ -17,16 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Applied, Factor, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
+from chainrule.rules import Applied, Factor, Index, Rule, Sample, Wrt, at, derivative, lettered, number, rule, sample
 from chainrule.rules.element import Element, Elements, call, exps, let, total
 from chainrule.rules.element import mean as mean_of
 from chainrule.rules.index_notation import unravel
 from chainrule.rules.linear import ALONG, randn
 from chainrule.rules.pattern import Pattern, aligned, axes, real
 from chainrule.rules.pattern import product as meeting
-
-Index = tuple[int, ...]
-
 
 # Softmax ---------------------------------------------------------------------------------------------------------
 
@@ -205,10 +202,8 @@ class _Norm:
         x, unit = op.at("input", index), index[1:2] if self.unit == "channel" else index[-len(self.dims(whole)) :]
         if _training(whole):
             numbered = torch.arange(whole.input.numel()).reshape(whole.input.shape)
-            viewed = self.view(whole, numbered)
-            place, own = (viewed == numbered[index]).nonzero()[0].tolist(), self._axes(whole)
-            group = viewed[tuple(slice(None) if axis in own else at for axis, at in enumerate(place))]
-            parts = [op.at("input", unravel(each, whole.input.shape)) for each in group.flatten().tolist()]
+            place, own = (self.view(whole, numbered) == numbered[index]).nonzero()[0].tolist(), self._axes(whole)
+            parts = self.parts(op, tuple(slice(None) if axis in own else at for axis, at in enumerate(place)))
             centre = let("μ", mean_of(parts)) if self.centred else 0
             squares = [(each - centre) ** 2 for each in parts]
             variance = let("v", total(squares) if self.summed else mean_of(squares))
@@ -218,6 +213,12 @@ class _Norm:
         gain, shift = whole.weight, whole.arguments.get("bias")
         found = found if gain is None else _own(op, "weight", unit) * found
         return found if shift is None else found + _own(op, "bias", unit)
+
+    def parts(self, op: Elements, group: Any) -> list[Element]:
+        """The elements of the input that lie in a part of the view."""
+        shape = op.whole.input.shape
+        numbered = self.view(op.whole, torch.arange(shape.numel()).reshape(shape))
+        return [op.at("input", unravel(each, shape)) for each in numbered[group].flatten().tolist()]
 
     def _axes(self, op: Any) -> set[int]:
         sizes = self.view(op, op.input).shape
@@ -291,7 +292,7 @@ class _Norm:
         }
 
     def rule(self, *nodes: str, without: str = "", **more: Any) -> Rule:
-        """Register the operation; `without` names what it has not."""
+        """Register the operation; `without` names what it lacks."""
         wrt = {name: each for name, each in self.wrts().items() if name != without}
         latex = {name: partial(self.latex, name) for name in ("equation", "where")}
         return rule(*nodes, **{**latex, "wrt": wrt, "element": self.element, **more})
@@ -454,13 +455,11 @@ def _group_element(op: Elements, slot: int, index: Index) -> Element | None:
     """An element of the output, of mu, or of 1 / sigma."""
     if not slot:
         return GROUP.element(op, slot, index)
-    whole = op.whole
-    numbered = GROUP.view(whole, torch.arange(whole.input.numel()).reshape(whole.input.shape))
-    parts = [op.at("input", unravel(each, whole.input.shape)) for each in numbered[index].flatten().tolist()]
+    parts = GROUP.parts(op, index)
     centre = let("μ", mean_of(parts))
     if slot == 1:
         return mean_of(parts)
-    return 1 / call("sqrt", math.sqrt, mean_of([(each - centre) ** 2 for each in parts]) + _eps(whole))
+    return 1 / call("sqrt", math.sqrt, mean_of([(each - centre) ** 2 for each in parts]) + _eps(op.whole))
 
 
 def _group_local(op: Any) -> str:

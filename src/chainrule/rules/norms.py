@@ -10,22 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Kink, Wrt, derivative, rule, sample
+from chainrule.rules import Index, Kink, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.element import Element, Elements, call, exps, largest, let, of, smallest
+from chainrule.rules.element import Element, Elements, call, exps, largest, let, of, of_number, smallest
 from chainrule.rules.element import total as total_of
 from chainrule.rules.index_notation import fitted, places, where
-from chainrule.rules.reduce import Index, Parts, axes, back, formula, of_slice, order_of, reduction, x
+from chainrule.rules.reduce import Parts, axes, back, formula, of_slice, order_of, reduction, x
 
 
 def log_sum(parts: Parts) -> Element:
     """The logarithm of the sum of the exponentials of some elements."""
     powers, most = exps(parts)
-    return call("ln", _ln, total_of(powers)) + most
-
-
-def _ln(value: Any) -> Any:
-    return torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64).log().item()
+    return call("ln", of_number(torch.log), total_of(powers)) + most
 
 
 logsumexp = reduction(

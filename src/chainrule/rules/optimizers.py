@@ -82,7 +82,7 @@ class Written:
 
 
 def written(value: Any) -> Written:
-    """A plain number as it is written; what is written already is itself."""
+    """A plain number as a `Written`; a `Written` is returned unchanged."""
     return value if isinstance(value, Written) else Written(number(value), value)
 
 
@@ -103,12 +103,12 @@ def size(each: Written) -> Written:
 
 
 def larger(a: Written, b: Any) -> Written:
-    """The larger one of each two elements."""
+    """The elementwise maximum."""
     return _of_both(r"\max", torch.maximum, a, written(b))
 
 
 def smaller(a: Written, b: Any) -> Written:
-    """The smaller one of each two elements."""
+    """The elementwise minimum."""
     return _of_both(r"\min", torch.minimum, a, written(b))
 
 
@@ -138,7 +138,7 @@ def chosen(cases: Mapping[str, tuple[Tensor, Any]], otherwise: Any) -> Written:
 
 @dataclass
 class Derivation:
-    """An update being worked out. `theta` and `g` are the parameter and the gradient as they stand by now.
+    """An update being worked out. `theta` and `g` are the parameter and the gradient at this point.
 
     `after` is the optimizer's state after the step, as far as terms are a part of it. Kernels work out coarse types in
     float32, and so do the terms. What is kept from step to step is rounded to the number type `stored` before the terms
@@ -239,7 +239,7 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
 def worked_out(
     update: ParameterUpdate, optimizer: str, variables: Mapping[str, Any] | None = None
 ) -> Derivation | None:
-    """The same with the state that it leaves; `variables` take the place of hyperparameters of these names."""
+    """The derivation of an update, with the state that it leaves; `variables` replace hyperparameters."""
     load()  # the blocks of other files
     options, block = _blocks.get(optimizer, (frozenset(), None))
     if block is None or update.grad is None or options - update.options.keys():
@@ -294,12 +294,12 @@ def _parts(update: ParameterUpdate) -> Iterator[ParameterUpdate]:
 
 
 def as_real(value: Any) -> Any:
-    """A complex tensor as pairs of real numbers; all else as it is."""
+    """A complex tensor as pairs of real numbers; anything else unchanged."""
     return torch.view_as_real(value) if isinstance(value, Tensor) and value.is_complex() else value
 
 
 def as_worked_out(value: Any) -> Any:
-    """A tensor of a coarse number type in float32; all else as it is."""
+    """A tensor of a coarse number type in float32; anything else unchanged."""
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
 
 
@@ -335,7 +335,7 @@ def changeable(hyper: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def adjust_gradient(d: Derivation, decay: bool = True) -> None:
-    """Turn the gradient round where the objective is maximised, and add weight decay as a gradient of its own."""
+    """Negate the gradient where the objective is maximised, and add weight decay to it."""
     g, reasons = d.g, []
     if d.maximize:
         g, reasons = -g, ["turned round, since the objective is maximised"]
@@ -350,7 +350,13 @@ def decay_weights(d: Derivation) -> None:
     """Weight decay where it may be decoupled: taken off the parameter itself, apart from the gradient."""
     decoupled = d.hyper.get("decoupled_weight_decay", False)
     adjust_gradient(d, decay=not decoupled)
-    if decoupled and d.weight_decay:
+    if decoupled:
+        shrink(d)
+
+
+def shrink(d: Derivation) -> None:
+    """Apply decoupled weight decay, if there is any."""
+    if d.weight_decay:
         meaning = "decoupled weight decay: the parameter shrinks, whatever its gradient"
         d.theta = d.add(r"\tilde{\theta}_t", (1 - d.lr * d.weight_decay) * d.theta, meaning)
 

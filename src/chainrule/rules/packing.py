@@ -19,13 +19,10 @@ def _unpack(op: Any, g: Any) -> Tensor:
     return gradient
 
 
-PACKED = (
-    "{$g}_{m_t + n, k}"  # step t has the N_t sequences that are long enough, longest first; m_t elements lie before
-)
-TAKEN = (
-    r"0 \le n < N_t, \quad N_t = \sum_s [{$lengths}_s > t], "
-    r"\quad m_t = \sum_s \min({$lengths}_s, t)"
-)
+PACK = torch.ops.aten._pack_padded_sequence
+# Step t has the N_t sequences that are long enough, longest first; m_t elements lie before.
+PACKED = "{$g}_{m_t + n, k}"
+TAKEN = r"0 \le n < N_t, \quad N_t = \sum_s [{$lengths}_s > t], \quad m_t = \sum_s \min({$lengths}_s, t)"
 
 
 def _padded(op: Any, name: str) -> str:
@@ -48,14 +45,8 @@ pack_padded_sequence = rule(
     structure="linear",
     outputs=2,
     samples=lambda: [
-        sample(torch.ops.aten._pack_padded_sequence, randn(3, 2, 2, shift=0), torch.tensor([3, 1]), False),
-        sample(
-            torch.ops.aten._pack_padded_sequence,
-            randn(2, 3, 2, shift=0),
-            torch.tensor([2, 2]),
-            True,
-            note="batch first",
-        ),
+        sample(PACK, randn(3, 2, 2, shift=0), torch.tensor([3, 1]), False),
+        sample(PACK, randn(2, 3, 2, shift=0), torch.tensor([2, 2]), True, note="batch first"),
     ],
     source="derivatives.yaml: _pack_padded_sequence",
 )

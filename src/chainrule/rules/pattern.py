@@ -102,6 +102,11 @@ def compact(labels: Tensor) -> Tensor:
     return labels
 
 
+def laid(values: Tensor, axis: int | None, rank: int) -> Tensor:
+    """Values along one axis of so many; of no axis where there is one value alone."""
+    return values.reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
 def _size(found: Iterable[Axis]) -> int:
     return math.prod(size for _, size in found)
 
@@ -119,8 +124,7 @@ def _labels(found: Sequence[Axis], shared: Iterable[Axis]) -> Tensor:
     """Of each element, row by row, which block it is in."""
     label = torch.zeros([size for _, size in found], dtype=torch.long)
     for axis in shared:
-        along = torch.arange(axis[1]).reshape([-1 if each == axis else 1 for each in found])
-        label = label * axis[1] + along
+        label = label * axis[1] + laid(torch.arange(axis[1]), found.index(axis), len(found))
     return label.reshape(-1)
 
 
@@ -137,7 +141,7 @@ def triangular(shape: Sequence[int], dim: int) -> Pattern:
     dim = dim % max(len(shape), 1)
     whole = product(axes(shape, (dim,), "out"), axes(shape, (dim,), "in"))
     size = shape[dim] if shape else 1
-    place = torch.arange(size).reshape([-1 if axis == dim else 1 for axis in range(len(shape))]).expand(tuple(shape))
+    place = laid(torch.arange(size), dim, len(shape)).expand(tuple(shape))
 
     def mask() -> Tensor:
         assert whole.mask is not None

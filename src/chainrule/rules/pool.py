@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Kink, Sample, at, lettered, rule, sample
+from chainrule.rules import Factor, Index, Kink, Sample, at, lettered, rule, sample
 from chainrule.rules.convolve import each_axis
 from chainrule.rules.element import Element, Elements, largest
 from chainrule.rules.index_notation import affine, position, row_major, unravel
 from chainrule.rules.linear import Samples, WeightedSum, randn, weighted
 from chainrule.rules.pattern import copied, real
 from chainrule.rules.resample import INSIDE, PLACES, Taps, along_axes, fraction, way_back
-
-Index = tuple[int, ...]
 
 # Windows ---------------------------------------------------------------------------------------------------------
 

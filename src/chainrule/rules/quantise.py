@@ -16,6 +16,7 @@ from torch import Tensor
 from chainrule.rules import Convention, Rule, Sample, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
 from chainrule.rules.index_notation import LETTERS, filled, letters, ranges, total
+from chainrule.rules.pattern import laid
 from chainrule.rules.pointwise import x
 
 PASSES = "straight-through estimator: within the range of the grid the gradient passes as if nothing were rounded"
@@ -38,7 +39,7 @@ def _beside(op: Any, name: str) -> Any:
         value = value.round().clamp(op.quant_min, op.quant_max)
     if not isinstance(value, Tensor):
         return value
-    return value.reshape(() if axis is None else [-1 if each == axis else 1 for each in range(op.self.dim())])
+    return value.reshape(()) if axis is None else laid(value, axis, op.self.dim())
 
 
 def _learns(op: Any) -> bool:

@@ -13,16 +13,11 @@ from typing import Any
 
 import torch
 
-from chainrule.rules import Latex, Rule, Sample, sample, unread
+from chainrule.rules import Latex, Rule, Sample, latex_of, sample, unread
 from chainrule.rules import rule as register
 from chainrule.rules.pointwise import x
 
 NOTHING = "what is drawn does not depend on it smoothly, or PyTorch does not follow the dependence"
-
-
-def _given(argument: str, then: str, otherwise: str) -> Latex:
-    """The formula of a call that has an argument, and that of one which has it not."""
-    return lambda op: otherwise if op.arguments.get(argument) is None else then
 
 
 def draw(
@@ -31,7 +26,7 @@ def draw(
     """Register a draw: zero for each of its tensor arguments, overwritten ones among them."""
     return register(
         f"{node}Backward0",
-        equation=lambda op: r"$out \sim " + (distribution if isinstance(distribution, str) else distribution(op)),
+        equation=lambda op: r"$out \sim " + latex_of(distribution, op),
         wrt={name: replace(unread(name), zeros=NOTHING) for name in arguments},
         samples=samples,
         source=f"derivatives.yaml: {node.lower()}",
@@ -52,7 +47,7 @@ def overwrites(name: str, *arguments: Any) -> Callable[[], list[Sample]]:
 # fmt: off
 for row in (
     # node         distribution                               samples, arguments
-    ("Bernoulli",  _given("p", r"\operatorname{Bernoulli}($p)", r"\operatorname{Bernoulli}($self)"),
+    ("Bernoulli",  lambda op: rf"\operatorname{{Bernoulli}}(${'self' if op.arguments.get('p') is None else 'p'})",
      lambda: [sample(torch.bernoulli, x(0.1, 0.9)), *overwrites("bernoulli_", 0.3)()], ("self", "p")),
     ("Normal",     r"\mathcal{N}($mean, {$std}^{2})",
      lambda: [sample(torch.normal, x(1.0, 2.0), std) for std in (x(0.5, 0.1), 0.5)] + overwrites("normal_")(),

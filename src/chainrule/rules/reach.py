@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -61,8 +61,9 @@ def carried(op: Applied, labels: Labels, function: Any) -> Reached:
 def _carried(op: Applied, labels: Labels, overload: Any) -> Reached:
     if not hasattr(overload, "_schema"):
         return everywhere(op, labels)
-    for known in (_special.get(_name(op)), _pointwise, _moved, _along, _by_axes, _by_rule):
-        found = None if known is None else known(op, labels, overload)
+    special, asking = _special.get(_name(op)), (partial(_pointwise, overload), partial(_moved, overload))
+    for known in (special, *asking, _along, _by_axes, _by_rule):
+        found = None if known is None else known(op, labels)
         if found is not None:
             return found
     return everywhere(op, labels)
@@ -88,10 +89,14 @@ def _each(labels: Labels) -> list[Tensor]:
     return [label for each in several for label in each if label is not None and label.numel()] or [torch.zeros(1)]
 
 
+def _padded(each: Tensor, rank: int) -> Tensor:
+    """With as many axes as a result; those in front have the size 1."""
+    return each.reshape((1,) * (rank - each.dim()) + tuple(each.shape))
+
+
 def _join(shape: tuple[int, ...], several: list[Tensor]) -> Tensor:
     """The labels of a result of this shape to which the operands were broadcast."""
-    padded = [each.reshape((1,) * (len(shape) - each.dim()) + tuple(each.shape)) for each in several]
-    return reduce(torch.maximum, padded)
+    return reduce(torch.maximum, (_padded(each, len(shape)) for each in several))
 
 
 def _broadcast(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -133,7 +138,7 @@ def _without(found: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> 
     """Labels without those of elements that are a constant; along an axis where they are the same, if all are."""
     if constant is None:
         return found
-    constant = constant.reshape((1,) * (len(shape) - constant.dim()) + tuple(constant.shape))
+    constant = _padded(constant, len(shape))
     for axis, size in enumerate(found.shape):
         constant = constant.all(axis, keepdim=True) if size == 1 else constant
     return found * ~constant
@@ -150,7 +155,7 @@ _UNREDUCED = _names(
 )
 
 
-def _pointwise(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _pointwise(overload: Any, op: Applied, labels: Labels) -> Reached | None:
     name = _name(op)
     unreduced = name in _UNREDUCED and op.arguments.get("reduction") == 0
     if torch.Tag.pointwise not in overload.tags and name not in _ELEMENTWISE and not unreduced:
@@ -168,7 +173,7 @@ def _pointwise(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [whole if out is None or out.shape == shape else everywhere(op, labels)[0] for out in op.outs]
 
 
-def _masked(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _masked(op: Applied, labels: Labels) -> Reached | None:
     """masked_fill: what is masked is the value alone."""
     if not has_numbers(op.mask) or "mask" in labels:
         return None
@@ -177,7 +182,7 @@ def _masked(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [compact(torch.where(op.mask.cpu(), _join(shape, [value]), _join(shape, [own])))]
 
 
-def _chosen(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _chosen(op: Applied, labels: Labels) -> Reached | None:
     """where: one operand or the other, by a condition that is a constant."""
     if "condition" in labels or not has_numbers(op.condition) or "other" not in op.arguments:
         return None
@@ -185,18 +190,18 @@ def _chosen(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [compact(torch.where(op.condition.cpu(), one, other))]
 
 
-def _copied(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _copied(op: Applied, labels: Labels) -> Reached | None:
     """copy_ and fill_: what was there before is overwritten."""
     given = labels.get("src", labels.get("value"))
     return [None if given is None else _join(tuple(op.out.shape), [given])]
 
 
-def _drawn(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _drawn(op: Applied, labels: Labels) -> Reached | None:
     """normal: in place nothing is read, and else the mean and the deviation of each element are."""
-    return _nothing(op, labels, overload) if set(labels) == {"self"} and "std" in op.arguments else None
+    return _nothing(op, labels) if set(labels) == {"self"} and "std" in op.arguments else None
 
 
-def _nothing(op: Applied, labels: Labels, overload: Any) -> Reached:
+def _nothing(op: Applied, labels: Labels) -> Reached:
     """Only the shape, type and device of the operand are read."""
     return [None] * len(op.outs)
 
@@ -231,7 +236,7 @@ _MOVES = _names(
 _SOURCES = {"cat": "tensors", "stack": "tensors", "block_diag": "tensors", "embedding": "weight"}
 
 
-def _moved(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _moved(overload: Any, op: Applied, labels: Labels) -> Reached | None:
     """An operation that moves the elements of its operand does the same to their labels."""
     name = _name(op)
     source = _SOURCES.get(name, "self")
@@ -267,20 +272,25 @@ def _is_plain(given: Tensor) -> bool:
     return has_numbers(given) and given.is_contiguous() and given.storage_offset() == 0
 
 
-def _gathered(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _gathered(op: Applied, labels: Labels) -> Reached | None:
     """gather where the indices are not constant: any element of the row along dim."""
     if "index" not in labels or op.self.dim() != op.index.dim() or not op.self.dim():
         return None
     found, dim = [labels["index"]], op.dim % op.self.dim()
     if "self" in labels:
-        own = labels["self"].amax(dim, keepdim=True)
-        for axis, size in enumerate(op.index.shape):
-            own = own.narrow(axis, 0, size) if axis != dim and own.shape[axis] != 1 else own
-        found.append(own)
+        found.append(_of_rows(labels["self"], dim, op.index))
     return [_join(tuple(op.out.shape), found)]
 
 
-def _looked_up(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _of_rows(label: Tensor, dim: int, index: Tensor) -> Tensor:
+    """What reaches each row along dim, of the rows that an index has."""
+    own = label.amax(dim, keepdim=True)
+    for axis, size in enumerate(index.shape):
+        own = own.narrow(axis, 0, size) if axis != dim and own.shape[axis] != 1 else own
+    return own
+
+
+def _looked_up(op: Applied, labels: Labels) -> Reached | None:
     """embedding where the indices are not constant: any row."""
     if "indices" not in labels:
         return None
@@ -290,7 +300,7 @@ def _looked_up(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [_join(tuple(op.out.shape), found)]
 
 
-def _scattered(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _scattered(op: Applied, labels: Labels) -> Reached | None:
     """scatter and its like: any element of the row along dim."""
     index, dim = op.index, op.dim % max(op.self.dim(), 1)
     same = [n == m for axis, (n, m) in enumerate(zip(index.shape, op.self.shape, strict=False)) if axis != dim]
@@ -299,16 +309,13 @@ def _scattered(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     found = [labels["self"]] if "self" in labels else []
     for name in ("index", "src"):
         if name in labels and labels[name].dim() == index.dim():
-            own = labels[name].amax(dim, keepdim=True)
-            for axis, size in enumerate(index.shape):
-                own = own.narrow(axis, 0, size) if axis != dim and own.shape[axis] != 1 else own
-            found.append(own)
+            found.append(_of_rows(labels[name], dim, index))
         elif name in labels:
             found.append(labels[name].amax())
     return [_join(tuple(op.out.shape), found)]
 
 
-def _added_by_index(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _added_by_index(op: Applied, labels: Labels) -> Reached | None:
     """index_add and index_copy: any slice along dim."""
     if not op.self.dim():
         return None
@@ -320,7 +327,7 @@ def _added_by_index(op: Applied, labels: Labels, overload: Any) -> Reached | Non
     return [_join(tuple(op.out.shape), found)]
 
 
-def _put(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _put(op: Applied, labels: Labels) -> Reached | None:
     """index_put: what was there, or any element of what was put."""
     rest = {name: each for name, each in labels.items() if name != "self"}
     found = ([labels["self"]] if "self" in labels else []) + ([_all(rest)] if rest else [])
@@ -338,7 +345,7 @@ _RUNNING = _names("cumsum cumprod cummax cummin logcumsumexp")
 _SOFTMAX = _names("_softmax softmax _safe_softmax")
 
 
-def _along(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _along(op: Applied, labels: Labels) -> Reached | None:
     """An operation that makes each result of a slice along some axes."""
     name = _name(op)
     if name not in _REDUCES or set(labels) != {"self"} or "other" in op.arguments:
@@ -365,7 +372,7 @@ def _along(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return found
 
 
-def _by_axes(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _by_axes(op: Applied, labels: Labels) -> Reached | None:
     """A function of the last axes, those that its name counts (`avg_pool2d`): the others stay apart."""
     counted = re.fullmatch(r"(?:.*pool|upsample_[a-z_]*?)(\d)d(?:_with_indices|_aa)?", base_name(op.name))
     if counted is None or set(labels) - {"self", "input"} or len(labels) != 1:
@@ -376,7 +383,7 @@ def _by_axes(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [label.amax(tuple(range(label.dim() - spatial, label.dim())), keepdim=True)] * len(op.outs)
 
 
-def _convolved(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _convolved(op: Applied, labels: Labels) -> Reached | None:
     """A convolution: what lies under the kernel, in each sample and each group of channels."""
     name = "input" if "input" in op.arguments else "self"
     given, out = op.arguments[name], op.out
@@ -414,10 +421,10 @@ def _under_kernel(op: Applied, label: Tensor, given: Tensor, places: int) -> Ten
 # -- products ---------------------------------------------------------------------------------------------------------
 
 
-def _product(left: str, right: str, added: str = "") -> Callable[[Applied, Labels, Any], Reached | None]:
+def _product(left: str, right: str, added: str = "") -> Callable[[Applied, Labels], Reached | None]:
     """A product of matrices: a weight that is 0 and constant takes nothing from the row that it meets."""
 
-    def found(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+    def found(op: Applied, labels: Labels) -> Reached | None:
         zero = _constants(op, labels, left, _is_zero) if right in labels else None
         hidden = _constants(op, labels, added, _is_hidden) if added else None
         if zero is None and hidden is None:
@@ -444,7 +451,7 @@ def _weighted(counts: Tensor, rows: Tensor) -> Tensor:
     return compact((counts.unsqueeze(-1) * rows.unsqueeze(-3)).amax(-2))
 
 
-def _attention(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _attention(op: Applied, labels: Labels) -> Reached | None:
     """Attention in one operation: a query and the keys that the mask leaves it."""
     query, key = op.query, op.key
     if not query.dim() == key.dim() == op.value.dim() == op.out.dim() or op.out.shape[:-1] != query.shape[:-1]:
@@ -470,7 +477,7 @@ def _attention(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [_join(tuple(op.out.shape), parts), *everywhere(op, labels)[1:]]
 
 
-def _recurrent(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _recurrent(op: Applied, labels: Labels) -> Reached | None:
     """A layer of a recurrent network over time, the first axis, forwards or backwards."""
     if op.arguments.get("batch_sizes") or op.input.dim() != 3:
         return None
@@ -485,11 +492,11 @@ def _recurrent(op: Applied, labels: Labels, overload: Any) -> Reached | None:
             return None
     whole = _join(tuple(op.outs[0].shape), parts)
     state, workspace = whole.amax(0), everywhere(op, labels)[3:]
-    states = [state.reshape((1,) * (out.dim() - state.dim()) + tuple(state.shape)) for out in op.outs[1:3]]
+    states = [_padded(state, out.dim()) for out in op.outs[1:3]]
     return [whole, *states, *workspace]
 
 
-def _cell(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _cell(op: Applied, labels: Labels) -> Reached | None:
     """A cell of a recurrent network: each sample by itself."""
     if any(label.dim() != 2 for label in _each(labels)):
         return None
@@ -497,7 +504,7 @@ def _cell(op: Applied, labels: Labels, overload: Any) -> Reached | None:
     return [rows if out.dim() == 2 else _all(labels).reshape((1,) * out.dim()) for out in op.outs]
 
 
-def _by_rule(op: Applied, labels: Labels, overload: Any) -> Reached | None:
+def _by_rule(op: Applied, labels: Labels) -> Reached | None:
     """By the pattern of the Jacobian for each argument; an argument without one reaches every element."""
     rule = rules.for_operation(op)
     if rule is None:
@@ -519,12 +526,12 @@ def _by_pattern(rule: Rule, op: Applied, name: str, label: Tensor) -> Tensor | N
     return pattern.carry(label, given.shape, op.out.shape) if prod(pattern.shape) else None
 
 
-_special: dict[str, Callable[[Applied, Labels, Any], Reached | None]] = {
+_special: dict[str, Callable[[Applied, Labels], Reached | None]] = {
     "masked_fill": _masked, "where": _chosen, "copy": _copied, "fill": _copied, "gather": _gathered,
     "embedding": _looked_up, "index_add": _added_by_index, "index_copy": _added_by_index, "index_put": _put,
     "_index_put_impl": _put, "normal": _drawn, "mm": _product("self", "mat2"), "bmm": _product("self", "mat2"),
     "addmm": _product("mat1", "mat2", "self"), "baddbmm": _product("batch1", "batch2", "self"),
-    "rrelu_with_noise": lambda op, labels, overload: everywhere(op, labels),  # its draws depend on the signs
+    "rrelu_with_noise": everywhere,  # its draws depend on the signs
     "mkldnn_rnn_layer": _recurrent, "_thnn_fused_lstm_cell": _cell, "_thnn_fused_gru_cell": _cell,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scattered),
     **dict.fromkeys(

@@ -506,9 +506,7 @@ mkldnn_rnn_layer = _recurrent(
     accepts=lambda op: op.mode == LSTM and not op.batch_sizes,
     samples=lambda: [
         sample(_lstm_sample(), randn(4, 2, 3, shift=0)),
-        sample(
-            _lstm_sample(num_layers=2, bidirectional=True), randn(3, 2, 3, shift=0), note="two layers, both directions"
-        ),
+        sample(_lstm_sample(num_layers=2, bidirectional=True), randn(3, 2, 3, shift=0), note="two layers, both ways"),
         sample(_lstm_sample(bias=False, batch_first=True), randn(2, 3, 3, shift=0), note="no bias, batch first"),
         sample(_lstm_sample(), randn(1, 1, 3, shift=0), note="one step"),
     ],

@@ -15,7 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Kink, Rule, Wrt, derivative, number, parenthesise, pattern, rule, sample
+from chainrule.rules import (
+    Factor,
+    Index,
+    Kink,
+    Latex,
+    Rule,
+    Wrt,
+    derivative,
+    latex_of,
+    number,
+    parenthesise,
+    pattern,
+    rule,
+    sample,
+)
 from chainrule.rules import at as element
 from chainrule.rules.element import Element, Elements, call, let, of, product
 from chainrule.rules.element import mean as mean_of
@@ -23,8 +37,6 @@ from chainrule.rules.element import total as total_of
 from chainrule.rules.index_notation import JOINED, OTHERS, filled, letters, where
 from chainrule.rules.pattern import Pattern, real
 
-Index = tuple[int, ...]
-Template = str | Callable[[Any], str]
 Entry = Callable[[Any, Index, Index], Factor | None]
 
 OWN_SLICE = "an output element depends on the elements that were reduced into it, and on no others"
@@ -96,11 +108,11 @@ def _words(op: Any, reduced: Index) -> dict[str, str]:
     }
 
 
-def formula(template: Template, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
+def formula(template: Latex, over: Callable[[Any], Index] = axes) -> Callable[[Any], str]:
     """A template with its capital words filled in; what runs over nothing, as no axis was reduced, is left out."""
 
     def text(op: Any) -> str:
-        found = filled(template(op) if callable(template) else template, _words(op, over(op)))
+        found = filled(latex_of(template, op), _words(op, over(op)))
         return re.sub(r"(\\operatorname\{\w+\}|\\\w+)_\{(: \\, )?\}\s*", "", found).replace(r"\frac{1}{1}", "1")
 
     return text
@@ -151,9 +163,9 @@ def _slices(op: Any) -> Pattern | None:
 
 def reduction(
     *nodes: str,
-    value: Template | tuple[str, ...],
+    value: Latex | tuple[str, ...],
     vjp: Callable[[Any, Any], Tensor],
-    local: Template | tuple[str, ...],
+    local: Latex | tuple[str, ...],
     given: str = "",
     factor: Entry | None = None,
     **more: Any,
@@ -166,9 +178,9 @@ def reduction(
     values, rates = ((each if isinstance(each, tuple) else (each,)) for each in (value, local))
     marks = [str(slot) if len(values) > 1 else "" for slot in range(len(values))]
 
-    def each(templates: tuple[Template, ...], text: Callable[[str, str], str], joined: str) -> Callable[[Any], str]:
+    def each(templates: tuple[Latex, ...], text: Callable[[str, str], str], joined: str) -> Callable[[Any], str]:
         def whole(op: Any) -> str:
-            texts = (template(op) if callable(template) else template for template in templates)
+            texts = (latex_of(template, op) for template in templates)
             return joined.join(text(mark, found) for mark, found in zip(marks, texts, strict=True))
 
         return formula(whole)

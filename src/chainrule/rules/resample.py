@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chainrule.rules import Factor, Rule, Sample, lettered, number, rule, sample, unread
+from chainrule.rules import Factor, Index, Rule, Sample, lettered, number, rule, sample, unread
 from chainrule.rules.linear import Samples, Sums, WeightedSum, randn, weighted
 from chainrule.rules.pattern import Pattern, real
 from chainrule.rules.shape import COPIES
-
-Index = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def along_axes(*nodes: str, name: str, tables: Tables, samples: Samples, source:
 def way_back(
     *nodes: str, name: str, sums: Sums, forward: Move, zeros: str, samples: Samples, source: str, **more: Any
 ) -> None:
-    """Register what the nodes `XBackward0` of a linear map run, which is differentiated where a gradient is.
+    """Register the backward of a linear map as an operation, for when it is differentiated in turn.
 
     What it does to `grad_output` is the transposed map, so its own VJP is the map.
     """
@@ -160,7 +158,7 @@ def twice(each: Sample) -> Sample:
 
 
 def fraction(value: float) -> str:
-    """A weight as a short fraction, where it is one."""
+    """A weight as a short fraction if it is one."""
     near = Fraction(value).limit_denominator(1024)
     if abs(value - near) > 1e-12:
         return number(value)
@@ -317,10 +315,6 @@ def _filtered_axes(curve: Filter, make: Callable[..., Taps], op: Any) -> list[Ta
     return [make(size, places, op.align_corners, scale, curve) for size, places, scale in _axes(op)]
 
 
-def _nearest_axes(exact: bool, op: Any) -> list[Taps]:
-    return [_nearest(*axis, exact) for axis in _axes(op)]
-
-
 def _nearest_samples(mode: str) -> list[Sample]:
     return [
         sample(F.interpolate, randn(2, 3, 4), size=7, mode=mode),
@@ -336,7 +330,7 @@ for _exact, _entry in ((False, "upsample_nearest"), (True, "_upsample_nearest_ex
     along_axes(
         *(f"UpsampleNearest{'Exact' * _exact}{d}DBackward0" for d in (1, 2, 3)),
         name=_entry.strip("_"),
-        tables=partial(_nearest_axes, _exact),
+        tables=lambda op, exact=_exact: [_nearest(*axis, exact) for axis in _axes(op)],  # type: ignore[misc]
         zeros=COPIES,
         samples=lambda exact=_exact: _nearest_samples("nearest-exact" if exact else "nearest"),  # type: ignore[misc]
         source=f"derivatives.yaml: {_entry}2d",

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Factor, Rule, Sample, Wrt, derivative, pattern, rule, sample
+from chainrule.rules import Factor, Index, Rule, Sample, Wrt, derivative, pattern, rule, sample
 from chainrule.rules.element import Element, Elements, product
 from chainrule.rules.extremes import extreme_of, with_ties
 from chainrule.rules.norms import log_sum
 from chainrule.rules.pattern import Pattern, real
-from chainrule.rules.reduce import Entry, Index, Made, product_before, scalar, x
+from chainrule.rules.reduce import Entry, Made, product_before, scalar, x
 
 
 def _up_to(op: Any) -> Pattern | None:

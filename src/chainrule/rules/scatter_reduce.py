@@ -267,7 +267,7 @@ def _each(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> lis
 
 
 def half(*shape: int) -> Tensor:
-    """A sample input that has no element in common with `x`."""
+    """A sample input that shares no element with `x`."""
     return (x(*shape).detach() - 0.5).requires_grad_()
 
 
@@ -320,9 +320,7 @@ segment_reduce = reduces(
         sample(torch.segment_reduce, x(5), "max", lengths=at(2, 3), initial=4.5, note="at least 4.5"),
         sample(torch.segment_reduce, _with_zeros(), "prod", lengths=at(1, 2, 3), note="zeros"),
         sample(torch.segment_reduce, x(3), "sum", lengths=at(0, 3), note="an empty segment"),
-        sample(
-            torch.segment_reduce, x(5), "max", lengths=at(1, 2), unsafe=True, note="elements beyond the last segment"
-        ),
+        sample(torch.segment_reduce, x(5), "max", lengths=at(1, 2), unsafe=True, note="elements beyond the segments"),
         sample(torch.segment_reduce, x(2, 3), "max", lengths=at((1, 2), (2, 1)), axis=1, note="rows of their own"),
     ],
 )

@@ -14,11 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Applied, Kink, Rule, Sample, Wrt, derivative, elementwise, for_node, rule, sample, shape
+from chainrule.rules import (
+    Applied,
+    Kink,
+    Rule,
+    Sample,
+    Wrt,
+    derivative,
+    elementwise,
+    for_node,
+    latex_of,
+    rule,
+    sample,
+    shape,
+)
 from chainrule.rules import activation as forward
 from chainrule.rules.expression import Expression, X, argument, choice, of, symbol
 from chainrule.rules.index_notation import Side, Statements, Term, places, runs
-from chainrule.rules.loss import latex_of, times
+from chainrule.rules.loss import times
 from chainrule.rules.pointwise import at, x
 
 aten = torch.ops.aten
@@ -210,18 +223,10 @@ nll_loss_backward = rule(
     },
     constants={"target": "not differentiable", "weight": "not differentiable", "total_weight": "not differentiable"},
     samples=lambda: [
-        sample(aten.nll_loss_backward, x(0.5, shape=()), _scores(), _classes(), None, 1, -100, torch.tensor(2.0)),
-        sample(aten.nll_loss_backward, x(0.5, 1.0), _scores(), _classes(), None, 0, -100, torch.tensor(0.0)),
+        sample(aten.nll_loss_backward, g, x(1, 2, 0.5, -1, shape=(2, 2)), torch.tensor([1, 0]), None, how, -100, total)
+        for g, how, total in ((x(0.5, shape=()), 1, torch.tensor(2.0)), (x(0.5, 1.0), 0, torch.tensor(0.0)))
     ],
 )
-
-
-def _scores() -> Tensor:
-    return x(1.0, 2.0, 0.5, -1.0, shape=(2, 2))
-
-
-def _classes() -> Tensor:
-    return torch.tensor([1, 0])
 
 
 def put_back(name: str, view: dict[str, Any], *arguments: Any) -> Rule:
@@ -268,9 +273,7 @@ embedding_backward = rule(
     constants={"indices": "not differentiable"},
     structure="linear",
     samples=lambda: [
-        sample(
-            aten.embedding_dense_backward, x(1.0, 2.0, 3.0, shape=(3, 1)), torch.tensor([2, 0, 2]), 4, padding, False
-        )
+        sample(aten.embedding_dense_backward, x(1, 2, 3, shape=(3, 1)), torch.tensor([2, 0, 2]), 4, padding, False)
         for padding in (-1, 0)
     ],
     # PyTorch's second derivative leaves the scale by frequency out.

@@ -34,7 +34,7 @@ from chainrule.rules.index_notation import (
     runs,
     where,
 )
-from chainrule.rules.pattern import Pattern, copied, identity, permuted, real
+from chainrule.rules.pattern import Pattern, copied, identity, laid, permuted, real
 
 Move = Callable[[Any, Tensor], Tensor]
 Came = Callable[[Any, list[str]], list[str]]
@@ -65,7 +65,7 @@ def moves(
     product: Latex = "",
     **more: Any,
 ) -> Rule:
-    """Register an operation that moves the elements of `self`: `move(op, tensor)` does to a tensor what it did.
+    """Register an operation that moves the elements of `self`; `move(op, tensor)` moves those of another tensor alike.
 
     `came(op, at)` are the indices of the element that is copied to the place `at`, where the condition `only` holds;
     `fill` is put elsewhere. `repeats` says that an element may be copied to several places. `home(op, g)` is a faster
@@ -186,7 +186,7 @@ def _regrouped(op: Any, at: list[str]) -> list[str]:
 
 
 def replaced(places: list[str], new: dict[int, str]) -> list[str]:
-    """Indices, with other ones along some axes."""
+    """Indices with some of them replaced, by axis."""
     return [new.get(axis, place) for axis, place in enumerate(places)]
 
 
@@ -309,7 +309,7 @@ repeat = moves(
 
 
 def inserted(at: list[str], axis: int, place: int) -> list[str]:
-    """Indices with one more, along another axis."""
+    """Indices with one more, at an axis."""
     return [*at[:axis], f"{place}", *at[axis:]]
 
 
@@ -392,8 +392,7 @@ def _strided_positions(shape: Sequence[int], stride: Sequence[int], offset: int)
     """Where in memory each element of a strided tensor lies."""
     positions = torch.full((1,) * len(shape), offset)
     for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
-        steps = torch.arange(size) * step
-        positions = positions + steps.reshape([-1 if each == axis else 1 for each in range(len(shape))])
+        positions = positions + laid(torch.arange(size) * step, axis, len(shape))
     return positions
 
 

@@ -97,9 +97,7 @@ sampled_addmm = _sparse_product(
     "SparseSampledAddmmBackward0",
     "self",
     samples=lambda: [
-        sample(
-            torch.sparse.sampled_addmm, _graph(torch.sparse_csr), _doubles(2, 4), _doubles(4, 3), beta=0.5, alpha=2.0
-        )
+        sample(torch.sparse.sampled_addmm, _graph(torch.sparse_csr), _doubles(2, 4), _doubles(4, 3), beta=0.5, alpha=2)
     ],
 )
 

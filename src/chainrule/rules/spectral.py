@@ -10,7 +10,6 @@ Normalisation is PyTorch's number: 0 none, 1 one over the root of the number of 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from chainrule.rules import Rule, Wrt, derivative, rule, sample
 from chainrule.rules import at as element
-from chainrule.rules.index_notation import OTHERS, Side, Statements, Term, letters, places, position, runs
+from chainrule.rules.index_notation import OTHERS, Side, Statements, Term, filled, letters, places, position, runs
 from chainrule.rules.linalg import randn as x
 
 
@@ -46,7 +45,7 @@ def _formula(text: str, full: str) -> Callable[[Any], str]:
     `full` names the tensor that is the whole signal.
     """
 
-    def filled(op: Any) -> str:
+    def formula(op: Any) -> str:
         signal = op.self if full == "self" else op.out
         own = letters(op.self)
         dims = [dim % op.self.dim() for dim in op.dim]
@@ -64,9 +63,9 @@ def _formula(text: str, full: str) -> Callable[[Any], str]:
             "LAST": other[dims[-1]],
             "SIZE": str(signal.shape[dims[-1]]),
         }
-        return re.sub(r"\b[A-Z]+\b", lambda word: words[word[0]], text)
+        return filled(text, words)
 
-    return filled
+    return formula
 
 
 OWN_LINE = "only elements on the same line, along the transformed axes, meet"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chainrule.graph.reexecution import WriteThroughView
-from chainrule.rules import Applied, Convention, Factor, Index, Latex, Rule, Wrt, derivative, for_operation
+from chainrule.rules import Applied, Convention, Factor, Index, Latex, Rule, Wrt, derivative, for_operation, latex_of
 
 BASE = "base"
 REST = "the part that is written to depends on its own elements, and each other element is a copy of itself"
@@ -88,8 +88,7 @@ class _Write:
         """A template of the operation's, in which its result and what arrives there are parts."""
 
         def made(op: Any) -> str:
-            text = latex(self.inner(op)) if callable(latex) else latex
-            return re.sub(r"\$\{?(out|g)\b\}?", r"{$\1}_{P}", text)
+            return re.sub(r"\$\{?(out|g)\b\}?", r"{$\1}_{P}", latex_of(latex, self.inner(op)))
 
         return made
 

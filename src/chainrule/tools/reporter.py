@@ -12,10 +12,12 @@ from typing import IO, Any
 
 import click
 
+from chainrule.numbers import many
 from chainrule.tools import baseline
 from chainrule.tools.result import LEVELS, VERDICTS, Accepted, Issue, Level, Result, from_root, to_json
 
 FAILED = 1
+NOTHING = 2  # also click's status for wrong usage
 
 json_option = click.option(
     "--json", "json", is_flag=True,
@@ -90,7 +92,7 @@ class Reporter:
         if self.write_baseline is not None:
             entries = (*baseline.entries_of(issues), *(each for each in self._before if not scope(each)))
             _write(self.root / self.write_baseline, baseline.written(entries))
-            say(f"{_count(len(issues), 'finding')} accepted: {self.write_baseline} is written")
+            say(f"{many(len(issues), 'finding')} accepted: {self.write_baseline} is written")
         issues, _ = baseline.applied(issues, entries)
         resolved = baseline.applied(issues, [each for each in self._entries if scope(each)])[1] if whole else ()
         if not rank():
@@ -100,7 +102,7 @@ class Reporter:
     def _say_accepted(self, issues: Iterable[Issue], resolved: Iterable[Accepted]) -> None:
         accepted = [each for each in issues if each.accepted]
         if accepted and self.baseline:
-            say(f"{self.baseline} accepts {_count(len(accepted), 'finding')}:")
+            say(f"{self.baseline} accepts {many(len(accepted), 'finding')}:")
             for each in accepted:
                 say(f"  accepted {each}")
         for entry in resolved:
@@ -116,7 +118,7 @@ class Reporter:
         failing = [each for each in result.findings if limit and _reaches(each, limit)]
         if failing and self.fail_on:
             kinds = ", ".join(dict.fromkeys(each.id for each in failing))
-            say(f"status {FAILED}: {_count(len(failing), 'finding')} at or above --fail-on {self.fail_on}: {kinds}")
+            say(f"status {FAILED}: {many(len(failing), 'finding')} at or above --fail-on {self.fail_on}: {kinds}")
         return self.give(replace(result, status=FAILED if failing else status))
 
     def give(self, result: Result) -> int:
@@ -125,7 +127,7 @@ class Reporter:
             from chainrule.tools.sarif import to_sarif
 
             _write(self.root / self.sarif, to_sarif(result, self.root))
-            say(f"{_count(len(result.findings), 'finding')} written to {self.sarif}")
+            say(f"{many(len(result.findings), 'finding')} written to {self.sarif}")
         if self.json and not rank():
             print(to_json(result), file=self._out, flush=True)
         return result.status
@@ -164,10 +166,6 @@ def _write(path: Path, text: str) -> None:
     from chainrule.graph.storage import write_atomically
 
     write_atomically(path, text.encode())
-
-
-def _count(many: int, what: str) -> str:
-    return f"{many:,} {what}{'s' if many != 1 else ''}"
 
 
 def rank() -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from chainrule.document import Code, Document, Kind, Paragraph, Text
+from chainrule.document import Document, Kind, Paragraph
+from chainrule.views.blocks import plain as plain_text
 from chainrule.views.json import encoded, text_of
 
 if TYPE_CHECKING:
@@ -284,13 +285,6 @@ def from_root(items: Iterable[Placed], root: Path) -> tuple[Placed, ...]:
         if each.file and Path(each.file).is_relative_to(root)
         else each
         for each in items
-    )
-
-
-def plain_text(text: Text) -> str:
-    """Text without markup."""
-    return "".join(
-        each if isinstance(each, str) else each.source if isinstance(each, Code) else each.latex for each in text
     )
 
 

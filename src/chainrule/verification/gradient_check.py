@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
-from chainrule.errors import RequestError
-from chainrule.execution.experiment import CannotRunError, Experiment, in_one_line, nothing_left_behind
+from chainrule.errors import RequestError, in_one_line
+from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import snapshots_of

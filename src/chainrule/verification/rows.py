@@ -22,6 +22,7 @@ from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, rms,
 from chainrule.graph.graph import Graph, Node, Place
 from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
+from chainrule.numbers import many
 from chainrule.rules import Applied, Rule, reduce_to_shape
 from chainrule.rules.optimizers import new_parameters
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
@@ -251,7 +252,7 @@ def by_convention(conventions: Iterable[AtConvention]) -> str:
     """What PyTorch takes where it does not take the derivative, at which elements, and who says so."""
     where: dict[tuple[str, str], list[str]] = {}
     for each in conventions:
-        places = f"{each.count} element{'s' * (each.count > 1)} of the input `{each.argument}`"
+        places = f"{many(each.count, 'element')} of the input `{each.argument}`"
         places += f", the first at {list(each.indices[0])}" if each.count > 1 else f", at {list(each.indices[0])}"
         where.setdefault((each.choice, each.source), []).append(places)
     return "; ".join(

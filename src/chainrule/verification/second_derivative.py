@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -91,9 +91,9 @@ def second_derivative(
             pairs = [(each, g) for each, g in zip(grads, sent, strict=True) if each.requires_grad]
             if not pairs:
                 return (None,) * len(leaves)
-            roots = [each.grad_fn for each, _ in pairs if each.grad_fn is not None]
-            nodes = reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
-            if any(type(node).__name__ == "Error" for node in nodes):  # which autograd.grad would pass by in silence
+            if any(
+                type(node).__name__ == "Error" for node in nodes_behind(each for each, _ in pairs)
+            ):  # which autograd.grad would pass by in silence
                 raise OnceError("a backward on its way is marked @once_differentiable")
             return torch.autograd.grad([each for each, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
 
@@ -106,6 +106,12 @@ def second_derivative(
     functions = {"forward": staticmethod(forward), "backward": staticmethod(backward), "runs": fn}
     function = type("SecondDerivative", (torch.autograd.Function,), functions)
     return SecondDerivative(function, tuple(each.detach() for each in (*first, *upstream)))
+
+
+def nodes_behind(outs: Iterable[Tensor]) -> Iterator[Any]:
+    """The autograd nodes that lead to tensors."""
+    roots = [each.grad_fn for each in outs if each.grad_fn is not None]
+    return reach(roots, lambda node: [each for each, _ in node.next_functions if each is not None])
 
 
 def _signature(labels: list[str]) -> inspect.Signature:

@@ -1,4 +1,4 @@
-"""What several views write alike: plain text, verdicts, and the numbers of a tensor as grids."""
+"""What several views share: plain text, verdicts, and the numbers of a tensor as grids."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ class Grid:
     is_part: bool = False
     upstream: tuple[str, ...] = ()
     product: tuple[str, ...] = ()
+
+    @property
+    def span(self) -> str:
+        """Which columns these are: `columns 16 to 31`."""
+        return f"columns {self.first} to {self.first + len(self.rows[0]) - 1}"
 
 
 def plain(text: Text) -> str:

@@ -16,7 +16,7 @@ RIGHT = ' style="text-align: right"'
 
 
 def written(section: doc.Section) -> str:
-    """A section with all sections in it."""
+    """A section with its subsections."""
     parts = []
     for depth, each in section.walk():
         level = min(depth + 2, 6)

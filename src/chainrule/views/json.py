@@ -127,7 +127,7 @@ _PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def encoded(item: Any) -> Any:
-    """One part of a document as what `json` can write."""
+    """One part of a document as objects that `json` can write."""
     kind = type(item)
     if kind in _PLAIN:
         return item

@@ -1,4 +1,4 @@
-r"""A document as one LaTeX file that a plain TeX Live compiles, with pdfTeX as with LuaTeX.
+r"""A document as one LaTeX file that a plain TeX Live compiles, with pdfTeX or LuaTeX.
 
 Formulas that consist of our own commands alone are written unchanged; all other text is escaped by pylatexenc, which
 also knows the LaTeX names of characters. An unknown character becomes `<U+4E2D>`, which says more than an error in the
@@ -67,7 +67,7 @@ def written(document: doc.Document) -> str:
 
 
 def fragment(section: doc.Section) -> str:
-    """A section for a notebook that becomes a PDF: it brings the few commands that it needs."""
+    """A section for a notebook that becomes a PDF; it defines the few commands that it needs."""
     commands = re.sub(r"\\newcommand", r"\\providecommand", PREAMBLE[PREAMBLE.index("% A formula") :])
     colours = "\n".join(line for line in PREAMBLE.splitlines() if line.startswith(r"\definecolor"))
     lines = [colours, commands]
@@ -193,7 +193,7 @@ def _tensor(block: doc.Tensor) -> Iterator[str]:
         index = f"[{','.join(map(str, grid.index))}]"
         named = rf"{{{{}}{symbol}}}_{{{index}}}" if grid.index else f"{{{symbol}}}"  # TeX drops braces around an accent
         if grid.is_part:
-            yield _text(f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:")
+            yield _text(f"{grid.span}:")
         yield rf"\shown{{{named} = {_matrix(block, grid, hue)}}}"
 
 

@@ -1,4 +1,4 @@
-"""Lines of styled text for a terminal: their width, how they are wrapped, and how a console takes them.
+"""Lines of styled text for a terminal: their width, how they wrap, and how a console renders them.
 
 A large step has a hundred thousand lines, so a line is no more than its pieces: text, each with the name of its style.
 """
@@ -37,12 +37,12 @@ def width(text: str) -> int:
 
 
 def padded(text: str, cells: int) -> str:
-    """A text, filled up with spaces to so many cells."""
+    """A text padded with spaces to a number of cells."""
     return text + " " * (cells - width(text))
 
 
 def joined(pieces: Sequence[Piece], gap: str) -> Iterator[Piece]:
-    """Pieces with a gap between each two."""
+    """Pieces separated by a gap."""
     for place, piece in enumerate(pieces):
         if place:
             yield gap, ""
@@ -137,7 +137,7 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[Line]], room: int) -
 
 
 def folded(headers: Sequence[str], rows: Sequence[Sequence[Line]], room: int) -> list[Line]:
-    """The same table with narrower columns, whose cells have several lines."""
+    """The same table with narrower columns, whose cells wrap."""
     from rich import box  # here, because few tables are that wide
     from rich.table import Table
     from rich.text import Text

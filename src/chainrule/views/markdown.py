@@ -155,7 +155,7 @@ def _tensor(block: doc.Tensor, dollars: bool) -> Iterator[str]:
     name = block.symbol if formula(block.symbol) is not None else r"\cdot"
     for grid in grids(block):
         if grid.is_part:
-            yield f"columns {grid.first} to {grid.first + len(grid.rows[0]) - 1}:"
+            yield f"{grid.span}:"
         index = rf"_{{[{','.join(map(str, grid.index))}]}}" if grid.index else ""
         if grid.row_labels or grid.column_labels:
             yield _labelled(block, grid, dollars)

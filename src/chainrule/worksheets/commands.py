@@ -9,9 +9,8 @@ from pathlib import Path
 
 import click
 
-from chainrule.tools.reporter import say
-
-NOTHING = 2
+from chainrule.numbers import many
+from chainrule.tools.reporter import NOTHING, say
 
 
 @click.command()
@@ -24,11 +23,9 @@ NOTHING = 2
     help="Draw the same numbers each time. By default they are others each time.",
 )  # fmt: skip
 @click.option(
-    "--variants",
-    type=click.IntRange(1, 999),
-    metavar="N",
+    "--variants", type=click.IntRange(1, 999), metavar="N",
     help="How many sheets, each with other numbers. [default: 30]",
-)
+)  # fmt: skip
 @click.option("--dead-unit", is_flag=True, help="One hidden unit is off for every sample.")
 @click.option("--kink", is_flag=True, help="One input of a ReLU is exactly 0.")
 @click.option(
@@ -50,8 +47,8 @@ def exercise(network: str, seed: int | None, variants: int | None, dead_unit: bo
     from chainrule.worksheets.writing import SOLUTIONS, write
 
     sheets = write(network, output, seed=seed, variants=variants, dead_unit=dead_unit, kink=kink)
-    count = f"{len(sheets)} variant{'s' * (len(sheets) != 1)}"
-    say(f"{count} with {len(sheets[0].questions)} questions written to {output}; keep {output / SOLUTIONS} to yourself")
+    written = f"{many(len(sheets), 'variant')} with {len(sheets[0].questions)} questions written to {output}"
+    say(f"{written}; keep {output / SOLUTIONS} to yourself")
 
 
 @click.command()

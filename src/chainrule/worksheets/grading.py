@@ -23,8 +23,9 @@ from chainrule.exercises.answers import check
 from chainrule.exercises.follow_up import follows
 from chainrule.exercises.mistakes import Mistakes
 from chainrule.exercises.quantities import Kind, quantity_of
+from chainrule.numbers import many
 from chainrule.recording import Recording, load
-from chainrule.worksheets.questions import Question, many
+from chainrule.worksheets.questions import Question
 from chainrule.worksheets.submissions import (
     NotAnAnswerError,
     Numbers,

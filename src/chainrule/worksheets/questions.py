@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from chainrule import document as doc
 from chainrule.errors import RequestError
+from chainrule.numbers import many
 from chainrule.recording import Recording
 
 LARGEST = 36  # numbers up to which a tensor is asked for
@@ -66,11 +67,6 @@ def nested(cells: Sequence[Any], shape: tuple[int, ...]) -> Any:
         return cells[0]
     size = len(cells) // shape[0]
     return [nested(cells[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
-
-
-def many(count: int, thing: str) -> str:
-    """`1 decimal`, `2 decimals`."""
-    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def questions(recording: Recording, document: doc.Document) -> tuple[Question, ...]:

@@ -10,11 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 from chainrule import document as doc
-from chainrule.numbers import rounded
+from chainrule.numbers import many, rounded
 from chainrule.recording import Recording
 from chainrule.views import latex, markdown
 from chainrule.views.notebook import FORMAT, LANGUAGE, MINOR
-from chainrule.worksheets.questions import Part, Question, many, nested
+from chainrule.worksheets.questions import Part, Question, nested
 from chainrule.worksheets.sealed import seal
 
 PARTS: dict[Part, str] = {"forward": "Forward pass", "backward": "Backward pass", "update": "Update"}

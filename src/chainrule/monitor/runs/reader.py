@@ -226,22 +226,11 @@ class RunReader:
         Each number becomes a Python object: ask for a part of a long run.
         """
         tensors = [tensor for tensor in self.tensors() if kinds is None or tensor.kind in kinds]
-        steps = [
-            facts
-            for facts in self.steps()
-            if (first is None or facts.step >= first) and (last is None or facts.step <= last)
-        ]
+        low, high = -math.inf if first is None else first, math.inf if last is None else last
+        steps = [each for each in self.steps() if low <= each.step <= high]
         history = self._history(tensors, steps if at_most is None else list(spread(steps, at_most)))
-        history.noticed = [
-            each
-            for each in self.noticed()
-            if (first is None or each.step >= first) and (last is None or each.step <= last)
-        ]
-        history.unwatched = [
-            each
-            for each in self.unwatched()
-            if (first is None or each.step >= first) and (last is None or each.step <= last)
-        ]
+        history.noticed = [each for each in self.noticed() if low <= each.step <= high]
+        history.unwatched = [each for each in self.unwatched() if low <= each.step <= high]
         return history
 
     # -- reading ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 from chainrule.document import Block, Code, Document, Paragraph, Section, Table, Text
 from chainrule.monitor.runs.found import families
 from chainrule.monitor.runs.reader import spread
-from chainrule.numbers import number
+from chainrule.numbers import many, number
 
 if TYPE_CHECKING:
     from chainrule.graph.history import StepFacts
@@ -47,8 +47,7 @@ def _summary(run: RunReader, steps: Sequence[StepFacts]) -> Iterator[Block]:
         yield Paragraph((f"The file holds the runs {there}; this is number {run.id}.",), "note")
     skipped = sum(facts.skipped for facts in steps)
     if skipped:
-        count = f"{skipped:,} step{'s' * (skipped > 1)}"
-        yield Paragraph((f"A GradScaler skipped {count} with gradients that were not finite.",), "note")
+        yield Paragraph((f"A GradScaler skipped {many(skipped, 'step')} with gradients that were not finite.",), "note")
     if not run.findings():
         yield Paragraph(("No findings.",))
     yield from _findings(run)

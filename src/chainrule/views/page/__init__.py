@@ -95,7 +95,7 @@ def read(name: str, package: str = __name__) -> str:
 
 
 def joined(modules: list[str]) -> str:
-    """Modules joined into one, without the imports among them and the comments that have lines of their own."""
+    """Modules joined into one, without the imports between them and without comment lines."""
     text = re.sub(r'^import .*? from "\.[./\w]+\.js";\n', "", "\n".join(modules), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^ *(/\*\*((?!\*/).)*\*/|//[^\n]*)\n", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^export ", "", text, flags=re.MULTILINE)
@@ -140,7 +140,7 @@ def compact(item: Any, formulas: Formulas) -> Any:
 
 
 def packed(data: dict[str, Any]) -> str:
-    """JSON, compressed, in letters that HTML leaves alone."""
+    """JSON, compressed, in base64."""
     return base64.b64encode(zlib.compress(text_of(data).encode(), 9)).decode()
 
 

@@ -1,4 +1,4 @@
-"""The margins of a Jacobian as rows of their own below it, with the product: what a page shows in place of margins."""
+"""The margins of a Jacobian as tensors of their own below it: a page shows these instead."""
 
 from __future__ import annotations
 
