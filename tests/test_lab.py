@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
 import random
 import signal
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 import chainrule
 from chainrule.errors import ChainruleError, NoLabError, RequestError
 from chainrule.examples import worked_example
-from chainrule.lab import factors, windows
 from chainrule.live.server import HOST, LARGEST, TOKEN, LabServer
 from tests.browser.lab_steps import STEPS
 from tests.browser.test_lab_in_a_browser import ALL, EACH, changed
@@ -193,37 +191,6 @@ def test_a_wrong_question_is_refused_in_a_sentence() -> None:
         answer = lab.lab.answer(asked)
         assert set(answer) == {"error"}, wrong
         assert answer["error"].endswith(".")
-
-
-FACTORED = [
-    (shape, factor, matrix)
-    for shape in ((3, 3), (4, 2), (2, 3, 3), (2, 2, 3), (1, 1), (3, 5))
-    for factor, matrix in (
-        (factors.svd, partial(torch.linalg.svd, full_matrices=False)),
-        (factors.qr, torch.linalg.qr),
-        (factors.eigh, torch.linalg.eigh),
-        (factors.exponential, torch.matrix_exp),
-    )
-    if shape[-1] == shape[-2] or factor in (factors.svd, factors.qr)
-]
-
-
-@pytest.mark.parametrize(("shape", "ours", "theirs"), FACTORED)
-def test_a_factorisation_by_primitives_is_that_of_pytorch(shape: tuple[int, ...], ours: Any, theirs: Any) -> None:
-    torch.manual_seed(0)
-    matrix = torch.randn(*shape, dtype=torch.float64)
-    matrix = matrix + matrix.mT if ours is factors.eigh else matrix
-    for one, other in zip(ours(matrix), theirs(matrix), strict=True):
-        assert torch.allclose(one, other, atol=1e-9)
-
-
-@pytest.mark.parametrize("count_include_pad", [True, False])
-def test_the_last_windows_of_a_pooling_may_lie_partly_outside(count_include_pad: bool) -> None:
-    for size, window, step, pad in itertools.product(range(3, 9), (2, 3), (1, 2, 3), (0, 1)):
-        x = torch.randn(1, 1, size, size + 1)
-        theirs = F.avg_pool2d(x, window, step, pad, True, count_include_pad)
-        ours = windows.average_pool(x, (window, window), (step, step), (pad, pad), True, count_include_pad)
-        assert torch.allclose(ours, theirs, atol=1e-6), (size, window, step, pad)
 
 
 # -- the server -------------------------------------------------------------------------------------------------------

@@ -375,9 +375,10 @@ def test_why_a_step_has_no_lab() -> None:
     large = nn.Linear(100, 40)
     assert reason(large, lambda: large(torch.randn(2, 100)).sum())[1].startswith("the step has 4,")
     assert "Twice" in reason(model, lambda: Twice.apply(model(x)).sum())[1]
-    assert "read out of a tensor at test_lab_in_a_browser.py:" in reason(
-        model, lambda: model(x).sum() * float(x.mean())
-    )[1]
+    assert (
+        "read out of a tensor at test_lab_in_a_browser.py:"
+        in reason(model, lambda: model(x).sum() * float(x.mean()))[1]
+    )
     assert "complex numbers" in reason(model, lambda: torch.fft.rfft(model(x)).abs().sum())[1]
     fit = torch.optim.LBFGS(model.parameters(), max_iter=3)
 

@@ -147,7 +147,7 @@ class Tracer(OwnMode):
         return out
 
     def _write(self, func: Any, name: str, args: Any, kwargs: Any, given: Given) -> Any:
-        """An operation in place: what its function gives is written to its first argument's memory, or that of `out`."""
+        """An operation in place: what its function gives is written to its first argument's memory, or `out`'s."""
         target = given.get("out", args[0])
         if name == "copy_":
             operand = _converted_to(self, _spread(self, given["src"], target), target.dtype, target.numel())
