@@ -239,6 +239,17 @@ def test_a_mistake_costs_its_own_points_and_has_its_name(homework, tmp_path):
     assert students["ada"]["points"] == students["ada"]["of"] - 2
 
 
+def test_decimal_commas_are_called_so(homework, tmp_path):
+    rows, columns = key(homework)["dJ_dZ2"]["shape"]
+    commas = "[" + ", ".join("[" + ", ".join(["0,5"] * columns) + "]" for _ in range(rows)) + "]"
+    hand_in(homework, tmp_path, "ada", {**right(homework), "dJ_dZ2": commas, "J": "1,5"})
+    students, _ = graded(tmp_path, homework)
+    for name in ("dJ_dZ2", "J"):
+        mark = marks(students["ada"])[name]
+        assert (mark["points"], mark["verdict"], mark["mistake"]) == (0, "wrong", "decimal comma")
+        assert "with a point" in mark["sentence"]
+
+
 def test_what_follows_from_an_own_mistake_is_right(homework, tmp_path):
     """Plain tensor code works the step out with the bias left out in Z1, and goes on from there."""
     step = runpy.run_path(str(homework / "solutions" / "variant-01.py"))

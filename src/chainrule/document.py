@@ -264,7 +264,8 @@ class Program:
     numbers of the optimizers: name, slot, value. `step` is the slot with the number of the step, `updates` what a step
     makes of each parameter; `without` says why there is none. The program holds while each of the `guards` has the
     number beside it. `arriving` has, for each operation that a gradient arrives at, the row of its result and a slot of
-    its own that holds the gradient: all that comes back from it is linear in that slot.
+    its own that holds the gradient: all that comes back from it is linear in that slot. `carried` are the buffers that
+    the forward pass writes to (running means), each with what the next step begins with.
     """
 
     types: tuple[str, ...]
@@ -282,6 +283,7 @@ class Program:
     without: str = ""
     guards: tuple[tuple[Operand, int], ...] = ()
     arriving: tuple[tuple[int, int], ...] = ()
+    carried: tuple[tuple[int, Operand], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,25 @@ class Packed(nn.Module):
         return self.head(self.pool(states.transpose(0, 1)).flatten(1)).square().mean()
 
 
+class Factors(nn.Module):
+    """Functions of a matrix that PyTorch leaves to LAPACK, and a pooling whose last windows lie partly outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x @ torch.linalg.qr(self.matrix)[0]
+        pooled = F.avg_pool1d(turned[None], 2, stride=2, padding=1, ceil_mode=True, count_include_pad=False)
+        grown = torch.matrix_exp(self.matrix - self.matrix.T) @ torch.addbmm(x[:3], x[None, :3], self.matrix[None])
+        spread = torch.linalg.eigvalsh(x.T @ x + self.matrix @ self.matrix.T)
+        return pooled.relu().sum() + torch.det(self.matrix) + grown.square().mean() + spread.log().sum()
+
+
+def factors() -> Trained:
+    return Trained(Factors(), [torch.randn(4, 3, dtype=torch.float64)], lambda m, x: m(x), sgd)
+
+
 def kalman() -> Trained:
     return Trained(Filter(), [torch.randn(3, 2)], lambda m, x: m(x), sgd)
 
@@ -291,5 +310,6 @@ ALL = (
     process,
     rates,
     packed,
+    factors,
 )
 OTHERS = {each.__name__: each for each in ALL}

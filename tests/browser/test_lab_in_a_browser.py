@@ -277,6 +277,30 @@ def test_steps_are_those_of_the_optimizer(open_page: Any, runs: Document) -> Non
     assert shown.locator("#lab-loss").inner_text() == "loss 0.1952"
 
 
+def test_steps_carry_the_buffers_that_the_forward_pass_writes(open_page: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(4, 2)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).pow(2).mean().backward()
+        optimizer.step()
+
+    with chainrule.record() as recording:
+        step()
+    page = open_page(recording.document(running=True))
+    shown = lab(page)
+    page.click("#lab-step")
+    for _ in range(2):
+        step()
+        page.click("#lab-step")
+        page.wait_for_selector("#lab[aria-busy=false]")
+    for name, expected in (("1.running_mean[1]", model[1].running_mean[1]), ("0.weight_u[0]", model[0].weight_u[0])):
+        text = shown.get_by_label(name, exact=True).input_value()
+        assert float(text) == pytest.approx(float(expected), abs=1e-4), name
+
+
 def test_rows_out_of_sight_are_written_too(open_page: Any, runs: Document) -> None:
     page = open_page(runs)
     page.set_viewport_size({"width": 1400, "height": 320})
@@ -344,13 +368,29 @@ class NoFormula(torch.optim.SGD):
         super().__init__(parameters, lr=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values")
 def test_why_a_step_has_no_lab() -> None:
     model = nn.Linear(3, 2)
     x = torch.randn(4, 3)
     large = nn.Linear(100, 40)
     assert reason(large, lambda: large(torch.randn(2, 100)).sum())[1].startswith("the step has 4,")
     assert "Twice" in reason(model, lambda: Twice.apply(model(x)).sum())[1]
-    assert "read out of a tensor" in reason(model, lambda: model(x).sum() * float(x.mean()))[1]
+    assert (
+        "read out of a tensor at test_lab_in_a_browser.py:"
+        in reason(model, lambda: model(x).sum() * float(x.mean()))[1]
+    )
+    assert "complex numbers" in reason(model, lambda: torch.fft.rfft(model(x)).abs().sum())[1]
+    fit = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+    def closure() -> Tensor:
+        fit.zero_grad()
+        loss = model(x).square().sum()
+        loss.backward()
+        return loss
+
+    with chainrule.record() as recording:
+        fit.step(closure)
+    assert recording.document(running=True).without_program.startswith("3 backward passes began at a loss")
     program, _ = reason(model, lambda: model(x).sum(), NoFormula)
     assert program is not None
     assert "no formula covers the update of NoFormula" in program.without

@@ -182,6 +182,48 @@ def test_what_follows_from_an_earlier_wrong_answer(recording: chainrule.Recordin
     assert forward.mistake.name == "follow-up"
 
 
+def test_another_element_and_the_decimal_point(recording: chainrule.Recording) -> None:
+    right = recording["W1"].grad
+    assert right is not None
+    told = recording.check("dJ/dW1[0,0]", f"{right[0, 1].item():.5g}")
+    assert told.mistake is not None
+    assert "this is dJ/dW1[0,1], and not dJ/dW1[0,0]" in told.sentence
+    told = recording.check("dJ/dW2[0,1]", f"{10 * recording['W2'].grad[0, 1].item():.5g}")  # type: ignore[index]
+    assert told.mistake is not None
+    assert "the decimal point is one place too far right" in told.sentence
+
+
+def test_a_number_that_fits_two_mistakes_names_both(recording: chainrule.Recording) -> None:
+    told = recording.check("dJ/db2[0]", "-0.1277")  # W3[0,0] = 1/2 left out gives as much as the mean's 1/2 left out
+    assert told.mistake is not None
+    assert {"mean", "left out"} <= set(told.mistake.names)
+    assert "; or " in told.sentence
+
+
+@pytest.mark.slow
+def test_single_numbers_are_named_too_and_none_wrongly() -> None:
+    named = asked = 0
+    for name in NETWORKS:
+        recording, numbers, right, slips = made(name)
+        draw = random.Random(name)
+        for slip in draw.sample([each for each in slips if each[0] != "one element"], 20):
+            answers = NETWORKS[name][1](numbers, Slips(slip))
+            places = [
+                (f"{quantity}[{','.join(map(str, at))}]", float(answer[tuple(at)]))
+                for quantity, answer in answers.items()
+                if answer.shape == right[quantity].shape and answer.dim() and not quantity.startswith("new")
+                for at in ((answer - right[quantity]).abs() > 0.02 * right[quantity].abs()).nonzero().tolist()
+                if abs(float(answer[tuple(at)])) > 1e-6
+            ]
+            for quantity, answer in draw.sample(places, min(3, len(places))):
+                told = recording.check(quantity, f"{answer:.4g}")
+                assert not told.right
+                assert told.mistake is None or NAMES[slip[0]] & set(told.mistake.names), (slip, quantity, told.sentence)
+                named, asked = named + (told.mistake is not None), asked + 1
+    assert asked >= 200
+    assert named >= 0.85 * asked
+
+
 def test_a_fraction(recording: chainrule.Recording) -> None:
     with chainrule.record() as third:
         x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)

@@ -24,7 +24,7 @@ from chainrule.graph.comparison import FLOAT32, MARGIN, allowance, rms, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import element
 
-BY_CHANCE = 0.02  # mistakes that may fit a number that has none of them
+BY_CHANCE = 0.05  # mistakes that may fit a number that has none of them
 COARSE = 0.05  # half a unit of the last digit, relative to the number, up to which its digits are enough
 ELEMENTARY = 1.06  # the cost of what is a fact about the number, as its sign: named with fewer digits
 ZERO = 0.7  # digits that a 0 counts for
@@ -155,17 +155,14 @@ class _Check:
 
         Only those are asked that agree where it is `settled` which elements are right.
         """
-        found: list[Mistake] = []
-        rank = 0
-        for each in known:
-            if self._fits(each, settled):
-                rank += 1
-                if self._fits(each, where) and self._is_no_chance(each, where, rank):
-                    found.append(each)
-        if not found:
+        possible = [each for each in known if self._fits(each, settled)]
+        found = [(rank, each) for rank, each in enumerate(possible, 1) if self._fits(each, where)]
+        first = next((each for rank, each in found if self._is_no_chance(each, where, rank)), None)
+        if first is None:
             return None
-        first, *rest = found
-        others = [one for each in rest if each.cost <= first.cost + AS_LIKELY for one in (each, *each.also)]
+        dearer = math.inf if self.right.numel() == 1 else AS_LIKELY  # a single number has others by chance
+        rest = [each for _, each in found if each is not first and each.cost <= first.cost + dearer]
+        others = [one for each in rest for one in (each, *each.also)]
         return replace(first, also=(*first.also, *(one for one in others if one.name not in first.names)))
 
     def _unit(self, value: Tensor) -> Tensor:
@@ -282,5 +279,7 @@ def said(mistake: Mistake) -> str:
     """A mistake with the others that the same comes out of."""
     if mistake.name in ("one element", "some elements"):
         return mistake.sentence
-    others = [each.sentence for each in mistake.also]
-    return "; or ".join(dict.fromkeys((mistake.sentence, *others[:2])))
+    sentences = list(dict.fromkeys((mistake.sentence, *(each.sentence for each in mistake.also))))
+    more = len(sentences) - LISTED
+    rest = [f"{more} other mistake{'s' * (more > 1)} that give{'s' * (more == 1)} the same number"] if more > 0 else []
+    return "; or ".join((*sentences[:LISTED], *rest))

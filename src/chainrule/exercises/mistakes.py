@@ -8,6 +8,7 @@ likely.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from chainrule.exercises.quantities import Kind, Quantity, Recorded, made, names
 from chainrule.exercises.slip import Slip
 from chainrule.exercises.update_slips import new_parameter, update_slips
 from chainrule.graph.graph import Graph
-from chainrule.graph.names import Notation
+from chainrule.graph.names import Notation, element
 
 SAME = 1e-6  # the relative difference up to which two values are one
 AS_LIKELY = 0.3  # the cost by which another mistake may be dearer, to be named as well
@@ -116,8 +117,9 @@ class Mistakes:
         if quantity.index is None:
             return whole
         each = ((one, quantity.part(one.value)) for one in whole)
-        parts = (replace(one, value=part) for one, part in each if part is not None)
-        return tuple(_distinct(parts, quantity.right.double()))
+        parts = [replace(one, value=part) for one, part in each if part is not None]
+        parts = sorted([*parts, *self._of_one_element(quantity, quantity.index)], key=lambda one: one.cost)
+        return tuple(_distinct(parts, quantity.right.double(), math.inf))
 
     def _whole(self, quantity: Quantity) -> tuple[Mistake, ...]:
         if quantity.data.numel() > LARGEST or not quantity.data.is_floating_point():
@@ -142,6 +144,8 @@ class Mistakes:
         right = quantity.data.double()
         if quantity.kind != "update":
             yield Mistake(-right, "sign", "the sign is wrong", 1.0)
+        yield Mistake(right * 10, "decimal point", "the decimal point is one place too far right", 1.3)
+        yield Mistake(right / 10, "decimal point", "the decimal point is one place too far left", 1.3)
         if right.dim() == 2 and right.numel() > 1:
             yield Mistake(right.t(), "transposed", "this is the transpose", 1.02)
         if quantity.kind != "gradient":
@@ -156,6 +160,12 @@ class Mistakes:
             )
         yield Mistake(right * 2, "factor 2", "a factor 1/2 is missing, or a 2 is too many", 1.35)
         yield Mistake(right / 2, "factor 2", "a factor 2 is missing, or a 1/2 is too many", 1.35)
+
+    def _of_one_element(self, quantity: Quantity, index: tuple[int, ...]) -> Iterator[Mistake]:
+        """Another element of the same tensor: one in the next row or column, or with the indices the other way."""
+        for place in _beside(index, tuple(quantity.data.shape)):
+            sentence = f"this is {element(quantity.name, place)}, and not {quantity}"
+            yield Mistake(quantity.data[place].double(), "another element", sentence, 1.3)
 
     @cached_property
     def _means(self) -> list[tuple[int, str]]:
@@ -329,8 +339,20 @@ def _close(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs() <= SAME * torch.maximum(one.abs(), other.abs()) + 1e-12
 
 
-def _distinct(mistakes: Iterable[Mistake], right: Tensor) -> Iterator[Mistake]:
-    """Each value once, without the right one and without what is 0 throughout, in the order of costs."""
+def _beside(index: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The places one further along one axis, either way, and that with the indices turned round."""
+    near = [(*index[:axis], at + by, *index[axis + 1 :]) for axis, at in enumerate(index) for by in (-1, 1)]
+    for place in dict.fromkeys((index[::-1], *near)):
+        if place != index and all(0 <= at < size for at, size in zip(place, shape, strict=True)):
+            yield place
+
+
+def _distinct(mistakes: Iterable[Mistake], right: Tensor, dearer: float = AS_LIKELY) -> Iterator[Mistake]:
+    """Each value once, without the right one and without what is 0 throughout, in the order of costs.
+
+    Of several mistakes with one value, those are named as well that are `dearer` by so much: of a whole tensor the
+    likely ones, of a single number, where values meet by chance, all.
+    """
     kept: list[Mistake] = []
     rows: dict[tuple[int, ...], tuple[Tensor, list[int]]] = {}  # by shape: the values kept, and their places
     for each in mistakes:
@@ -345,6 +367,6 @@ def _distinct(mistakes: Iterable[Mistake], right: Tensor) -> Iterator[Mistake]:
             kept.append(each)
             continue
         first = kept[places[int(alike[0])]]
-        if each.cost <= first.cost + AS_LIKELY and each.name not in first.names:
+        if each.cost <= first.cost + dearer and each.name not in first.names:
             kept[places[int(alike[0])]] = replace(first, also=(*first.also, each))
     yield from kept

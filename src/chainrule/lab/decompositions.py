@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from chainrule.lab.factors import FACTORS
 from chainrule.lab.gamma import GAMMA
 from chainrule.lab.linear_algebra import LINEAR_ALGEBRA
 from chainrule.lab.windows import WINDOWS
@@ -312,6 +313,11 @@ def pack_padded(input: Tensor, lengths: Tensor, batch_first: bool) -> Any:
     return torch.cat([steps[time, :size] for time, size in enumerate(sizes)]), torch.tensor(sizes)
 
 
+def sum_of_products(self: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """The products of all matrices of two batches, added up."""
+    return beta * self + alpha * torch.bmm(batch1, batch2).sum(0)
+
+
 def trilinear(
     i1: Tensor, i2: Tensor, i3: Tensor, expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int],
     sumdim: Sequence[int], unroll_dim: int = 1,
@@ -349,6 +355,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._pdist_forward.default: pdist,
     aten.logcumsumexp.default: logcumsumexp,
     aten._trilinear.default: trilinear,
+    aten.addbmm.default: sum_of_products,
     aten.mkldnn_rnn_layer.default: lstm_layer,
     aten._is_all_true.default: is_all_true,
     aten._is_any_true.default: is_any_true,
@@ -360,6 +367,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._pack_padded_sequence.default: pack_padded,
     torch.ops.prims.var.default: variance,
     **LINEAR_ALGEBRA,
+    **FACTORS,
     **WINDOWS,
     **GAMMA,
 }

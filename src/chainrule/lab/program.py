@@ -58,8 +58,13 @@ class _Tracing:
     def __init__(self, graph: Graph, rows: Mapping[int, int]) -> None:
         self.graph, self.rows = graph, rows
         losses = [each.loss for each in graph.accumulating if each.loss is not None]
-        if len(losses) != 1 or graph.values[losses[0]].snapshot.shape not in ((), (1,)):
-            raise NoProgramError("it has no single loss that a backward pass began at")
+        if len(losses) != 1:
+            count = f"{len(losses)} backward passes began at" if losses else "no backward pass began at"
+            raise NoProgramError(f"{count} a loss in it, and a lab goes back once")
+        if graph.values[losses[0]].snapshot.shape not in ((), (1,)):
+            raise NoProgramError("its loss is not a single number")
+        if any(graph.values[each].dtype.is_complex for each in rows):
+            raise NoProgramError("it computes with complex numbers, which the primitives do not have")
         if graph.hooked:
             raise NoProgramError("a hook changed a gradient")
         begun = min(each.position for each in graph.backwards)
@@ -80,6 +85,7 @@ class _Tracing:
         self.tracer = Tracer(self.writer)
         self.settings: dict[tuple[int, str, float], Tensor] = {}
         self.arriving: list[tuple[int, int]] = []
+        self.memory: dict[int, Tensor] = {}  # of each leaf, to which an operation may write
 
     def program(self) -> Program:
         data = {each: self.graph.values[each].snapshot.tensor.clone() for each in self.leaves}
@@ -99,6 +105,8 @@ class _Tracing:
             updates, without = [], str(error)
         except Exception as error:  # a formula that does not take a variable
             updates, without = [], f"the formula of the update cannot be taken apart ({brief(error)})"
+        carried = self._carried(slots)
+        results += [operand for _, operand in carried]
         guards = [(self.writer.encoded(operand), number) for operand, number in self.tracer.guards]
         results += [operand for operand, _ in guards]
         needed = self.writer.needed(results)
@@ -118,7 +126,14 @@ class _Tracing:
             step=(self.tracer.operand(step).slot, self._first_step()),
             updates=tuple(updates),
             without=without,
+            carried=carried,
         )
+
+    def _carried(self, slots: Mapping[int, int]) -> tuple[tuple[int, Encoded], ...]:
+        """The buffers that the forward pass wrote to, with what it left in each for the next step."""
+        buffers = [each for each in slots if self.graph.values[each].kind == "buffer"]
+        left = ((each, self._encoded(self.memory[each])) for each in buffers)
+        return tuple((self.rows[each], operand) for each, operand in left if operand != slots[each])
 
     def _result(self, value: int, found: Tensor, recorded: Tensor | None) -> tuple[int, Encoded, tuple[Any, ...]]:
         if recorded is None or recorded.shape != found.shape:
@@ -132,7 +147,8 @@ class _Tracing:
 
     def _forward_and_back(self, variables: dict[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         with self.tracer:  # on copies, as an operation may write to a leaf
-            values = self._forward({each: found.clone() for each, found in variables.items()})
+            self.memory = {each: found.clone() for each, found in variables.items()}
+            values = self._forward(dict(self.memory))
             for each in self.read:
                 values[each].item()  # as Python read it: the program holds while this number stays the same
             gradients = self._gradients(values)
@@ -307,7 +323,9 @@ def _read_before(graph: Graph, position: int) -> Iterator[int]:
         if operation.index < position and gives_number(operation):
             given = [value for *_, value in references(operation.arguments)]
             if len(given) != 1 or not _is_whole(graph.values[given[0]]):
-                raise NoProgramError("a number was read out of a tensor, and what became of it is not known")
+                place = graph.calls[operation.call].place if operation.call is not None else None
+                where = f" at {place}" if place is not None else ""
+                raise NoProgramError(f"a number was read out of a tensor{where}, and what became of it is not known")
             yield given[0]
 
 

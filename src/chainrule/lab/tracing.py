@@ -148,18 +148,18 @@ class Tracer(OwnMode):
         return out
 
     def _write(self, func: Any, name: str, args: Any, kwargs: Any, given: Given) -> Any:
-        """An operation in place: what its function gives is written to the memory of its first argument."""
-        target = args[0]
+        """An operation in place: what its function gives is written to its first argument's memory, or `out`'s."""
+        target = given.get("out", args[0])
         if name == "copy_":
             operand = _converted_to(self, _spread(self, given["src"], target), target.dtype, target.numel())
             out = func(*args, **kwargs)
             self.put(target, operand)
             return out
-        functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), func._overloadname, None)
-        if not name.endswith("_") or functional is None:
+        functional = _functional(func, name)
+        if functional is None:
             raise NoProgramError(f"`{name}` does not come down to the primitives")
         with self:
-            made = functional(*args, **kwargs)
+            made = functional(*args, **{key: each for key, each in kwargs.items() if key != "out"})
         operand = _converted_to(self, self.operand(made), target.dtype, target.numel())
         out = func(*args, **kwargs)
         self.put(target, operand)
@@ -189,6 +189,17 @@ def _emitter(space: str, name: str) -> Emit | None:
     if space == "prims" and name in REDUCTIONS:
         return _reduced
     return _moved if name in MOVES else _emitters.get(name)
+
+
+def _functional(func: Any, name: str) -> Any:
+    """What gives the result that an operation writes to its first argument, or to `out`; None where nothing does."""
+    packet: Any = getattr(aten, name.removesuffix("_"), None)
+    if name.endswith("_"):
+        return getattr(packet, func._overloadname, None)
+    wanted = [(each.name, str(each.type)) for each in func._schema.arguments if each.name != "out"]
+    overloads = (getattr(packet, each) for each in ([] if packet is None else packet.overloads()))
+    taken = ((each, [(a.name, str(a.type)) for a in each._schema.arguments]) for each in overloads)
+    return next((each for each, arguments in taken if arguments == wanted), None)
 
 
 def _places(shape: Sequence[int], first: int = 0) -> Tensor:

@@ -75,20 +75,24 @@ def average_pool(
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Any:  # fmt: skip
     """The sum of each window over the count of its elements."""
-    if ceil_mode:
-        return NotImplemented
     places = len(kernel_size)
-    stride = list(stride) or list(kernel_size)
-    padding = list(padding) * (places // len(padding))
-    sides = [each for pad in reversed(padding) for each in (pad, pad)]
+    stride, padding = list(stride) or list(kernel_size), list(padding) * (places // len(padding))
+    sides, ends = [each for pad in reversed(padding) for each in (pad, pad)], [0] * (2 * places)
+    for axis, (size, window, step, pad) in enumerate(
+        zip(self.shape[-places:], kernel_size, stride, padding, strict=True)
+    ):
+        left = (size + 2 * pad - window) % step
+        if ceil_mode and left and size + 2 * pad - window - left + step < size + pad:  # else the last one is outside
+            ends[2 * (places - axis) - 1] = step - left
     axes = list(range(-places, 0))
 
-    def summed(x: Tensor) -> Tensor:
-        return _windows(F.pad(x, sides) if any(sides) else x, kernel_size, stride, [1] * places).sum(axes)
+    def summed(x: Tensor, around: float = 0.0) -> Tensor:
+        x = F.pad(x, sides, value=around) if any(sides) else x
+        return _windows(F.pad(x, ends) if any(ends) else x, kernel_size, stride, [1] * places).sum(axes)
 
-    if divisor_override is not None or count_include_pad:
-        return summed(self) / (divisor_override or prod(kernel_size))
-    return summed(self) / summed(torch.ones(self.shape, dtype=self.dtype))
+    if divisor_override is not None:
+        return summed(self) / divisor_override
+    return summed(self) / summed(torch.ones(self.shape, dtype=self.dtype), float(count_include_pad))
 
 
 def adaptive_max_pool2d(self: Tensor, output_size: Sequence[int]) -> Any:

@@ -7,6 +7,7 @@ student's own numbers as well.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from chainrule.worksheets.submissions import (
     read,
 )
 from chainrule.worksheets.writing import FORMAT, KEY, SOLUTIONS
+
+DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
 
 Verdict = Literal["right", "follows", "wrong", "unreadable", "blank"]
 """`follows`: wrong only because an earlier answer was. `unreadable`: code, or no numbers."""
@@ -133,8 +136,19 @@ class Variant:
             if _hits(question, answer, followed) == question.points:
                 return Mark(question, question.points, "follows")
             points = hits
-        mistake = found.mistake.name if found.mistake is not None else ""
-        return Mark(question, points, "wrong", mistake, found.sentence)
+        mistake, sentence = found.mistake.name if found.mistake is not None else "", found.sentence
+        if answer.shape != right.shape and _has_decimal_commas(text, question):
+            mistake, sentence = "decimal comma", f"{sentence} Write 0.5 with a point: a comma is between two numbers."
+        return Mark(question, points, "wrong", mistake, sentence)
+
+
+def _has_decimal_commas(text: str, question: Question) -> bool:
+    """Whether an answer has the shape that was asked for if its commas between digits are decimal points."""
+    try:
+        meant = _tensor(numbers_of(DECIMAL_COMMA.sub(".", text)))
+    except NotAnAnswerError:
+        return False
+    return _shaped(meant, question).shape == question.shape
 
 
 def _tensor(numbers: Numbers) -> Tensor:

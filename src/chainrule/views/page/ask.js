@@ -14,8 +14,9 @@ import { key, report, rows, sumOf } from "./store.js";
  * }} Blank
  */
 
-const ASK_BY_CHANCE = 0.02; // as in answers.py, which says why: the rules here are the same
+const ASK_BY_CHANCE = 0.05; // as in answers.py, which says why: the rules here are the same
 const ASK_COARSE = 0.05;
+const ASK_NAMED = 3; // mistakes from which one number comes out
 const MOST_DIGITS = 7;
 const GIVEN = 36; // numbers of a tensor that are written out
 const ZERO_DIGITS = 0.7;
@@ -325,13 +326,15 @@ function mistakeAt(now) {
 /** @typedef {Typed & { place: number, right: number, isRight: boolean }} Filled */
 
 /**
- * The likeliest mistake that gives all these numbers; `among` are the numbers that it must agree with.
+ * The likeliest mistake that gives all these numbers, and of a single one the others that give it; `among` are the numbers that it must agree with.
  * @param {Exercise} exercise
  * @param {Filled[]} wrong
  * @param {Filled[]} among
  */
 function mistakeFitting(exercise, wrong, among) {
   let rank = 0;
+  let isKnown = false;
+  const found = [];
   for (const [sentence, isPlain, numbers] of exercise.mistakes) {
     const unit = (/** @type {Filled} */ each) => each.half + 1e-5 * Math.abs(numbers[each.place]) + 1e-9;
     const fits = (/** @type {Filled} */ each) => Math.abs(each.x - numbers[each.place]) <= unit(each);
@@ -345,7 +348,9 @@ function mistakeFitting(exercise, wrong, among) {
       return sum + Math.min(MOST_DIGITS, Math.max(0, Math.log10(size / unit(each))));
     }, 0);
     const enough = wrong.every((each) => Number.isInteger(each.x)) ? 0.6 : 2;
-    if ((isPlain && digits >= enough) || rank * 10 ** -digits <= ASK_BY_CHANCE) return `: ${(report.slips ?? [])[sentence]}`;
+    isKnown ||= (isPlain && digits >= enough) || rank * 10 ** -digits <= ASK_BY_CHANCE;
+    if (isKnown && wrong.length > 1) return `: ${(report.slips ?? [])[sentence]}`;
+    found.push((report.slips ?? [])[sentence]);
   }
-  return undefined;
+  return isKnown ? `: ${found.slice(0, ASK_NAMED).join("; or ")}` : undefined;
 }

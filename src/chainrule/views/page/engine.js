@@ -208,6 +208,7 @@ class Inside {
       moves.push([slot, after]);
       for (const [, held, , made, later] of update.state ?? []) moves.push([held, machine.read(first ? made : later)]);
     }
+    for (const [row, operand] of program.carried ?? []) moves.push([this.slotOfRow.get(row) ?? 0, machine.read(operand)]);
     for (const [slot, numbers] of moves) machine.slots[slot].set(numbers);
     if (program.step && program.step[0] >= 0) machine.slots[program.step[0]][0] += 1;
     machine.run();

@@ -80,7 +80,7 @@ function openTab(name) {
   byId("fold-tools").hidden = name !== "values" || !document.querySelector("#rows button.fold");
   if (name === "overview" && !byId("overview").hasChildNodes()) {
     byId("overview").append(overview(showRow));
-    if (noLab) byId("overview").append(h("p", { class: "facts" }, `This page has no lab: ${noLab}`));
+    if (noLab) byId("overview").append(h("p", { class: "facts" }, `This page has no lab: ${noLab} There may be one with PyTorch behind it: chainrule lab FILE.`));
     searchOverview(byId("overview"), search().value);
   }
   if (name === "picture" && !byId("picture").hasChildNodes()) {

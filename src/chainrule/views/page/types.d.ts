@@ -92,6 +92,7 @@ export interface Program {
   without?: string;
   guards?: [Operand, number][];
   arriving?: [number, number][];
+  carried?: [number, Operand][];
 }
 /** What the lab must know before it asks: rows, settings with their values, why there is no update, what is computed. */
 export interface LabFacts {
