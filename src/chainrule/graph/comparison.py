@@ -158,8 +158,7 @@ class _Limits:
         """For a part, whose elements have this size."""
         terms, slack = (each[here] if isinstance(each, Tensor) else each for each in (self.terms, self.slack))
         total = size + self.spread if terms is None else torch.as_tensor(terms, dtype=size.dtype, device=size.device)
-        allowed: Tensor = allowance(size, total, self.count, self.eps) + slack
-        return allowed
+        return torch.as_tensor(allowance(size, total, self.count, self.eps) + slack)
 
     def at(self, element: int, size: float) -> float:
         """For one element of this size."""
@@ -173,11 +172,11 @@ def tolerance(size: float, terms: float, count: float, eps: float) -> float:
     return float(allowance(size, terms, count, eps)) if count else math.nan
 
 
-def allowance(size: Any, terms: Any, count: float, eps: float) -> Any:
+def allowance(size: float | Tensor, terms: float | Tensor, count: float, eps: float) -> float | Tensor:
     """What rounding allows sums of these sizes, numbers or tensors, of `count` terms whose sizes add up to `terms`."""
     adding, share = min(eps, FLOAT32) if count > 1 else 0.0, terms / math.sqrt(count)
-    of_terms = MARGIN * eps * (torch.maximum(size, share) if isinstance(size, torch.Tensor) else max(size, share))
-    return of_terms + adding * (MARGIN * terms + math.sqrt(count) * size) + FLOOR
+    larger = torch.maximum(size, torch.as_tensor(share)) if isinstance(size, Tensor) else max(size, float(share))
+    return MARGIN * eps * larger + adding * (MARGIN * terms + math.sqrt(count) * size) + FLOOR
 
 
 def worst(comparisons: Iterable[Comparison | None]) -> Comparison | None:
