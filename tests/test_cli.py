@@ -1,4 +1,5 @@
 import re
+import socket
 import subprocess
 import sys
 from textwrap import dedent
@@ -136,6 +137,14 @@ def test_wrong_usage_is_one_sentence_and_status_2(invoke, arguments, sentence):
 def test_an_output_that_cannot_be_written_is_refused_before_the_script_runs(invoke, ran, output, sentence):
     result = invoke("run", "train.py", "-o", output)
     assert (ran, result.exit_code, result.stderr) == ([], 2, f"Error: {sentence}\n")
+
+
+def test_a_port_that_is_taken_is_refused_before_the_script_runs(invoke, ran):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = invoke("lab", "train.py", "--port", str(port))
+    assert (result.exit_code, ran) == (2, [])
+    assert f"port {port} cannot be used" in result.output
 
 
 def test_an_output_that_can_be_written_leaves_nothing_before_it_is(invoke, ran, tmp_path):

@@ -1,5 +1,6 @@
 """The one comparison of numbers: what is rounding, what is not, and that every check gives the same answer."""
 
+import itertools
 import math
 
 import pytest
@@ -117,3 +118,14 @@ def test_a_conjugate_shares_its_memory_but_not_its_numbers() -> None:
     assert not compare(z, z.conj()).agrees
     assert identical(z.conj(), z.conj().clone())
     assert not StatisticsCache().are_twins(z.imag, z.conj().imag)
+
+
+def test_two_numbers_are_compared_as_two_tensors_of_one_element():
+    numbers = [0.0, -0.0, 1.0, 1.0 + 2e-16, -1.0, 1e-300, 3e150, math.inf, -math.inf, math.nan, 7, True]
+    for got, expected in itertools.product(numbers, repeat=2):
+        for known in ({}, {"terms": 5.0, "count": 9}, {"eps": 0.0}, {"slack": 2.5}, {"terms": math.nan, "count": 2}):
+            of_numbers = compare(got, expected, **known)
+            of_tensors = compare(*(torch.tensor(each, dtype=torch.float64) for each in (got, expected)), **known)
+            assert of_numbers.largest == of_tensors.largest, (got, expected, known)
+            assert of_numbers.tolerance == pytest.approx(of_tensors.tolerance, rel=1e-15), (got, expected, known)
+            assert (of_numbers.agrees, of_numbers.off) == (of_tensors.agrees, of_tensors.off), (got, expected, known)

@@ -184,8 +184,9 @@ def test_a_wrong_gradient_is_no_answer(tmp_path):
     ("options", "sentence"),
     [
         (["--network", "2-9-1"], "1 to 6 units"),
-        (["--network", "no.py"], "cannot open no.py"),
-        (["--network", "no.py", "--variants", "3"], "one variant"),
+        (["--network", "no.py"], "neither a network nor a file"),
+        (["--network", "2-x"], "whole numbers with hyphens between them, as in 2-3-2-1"),
+        (["--network", __file__, "--variants", "3"], "one variant"),
         (["--network", "2-1", "--dead-unit", "--kink"], "with a dead unit and a kink was found"),
     ],
 )

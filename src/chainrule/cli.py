@@ -397,9 +397,11 @@ def lab(target: str, args: tuple[str, ...], module: bool, step: int, port: int, 
       chainrule lab step.safetensors
       chainrule lab train.py --step 3 -- --epochs 1
     """
+    from chainrule.live.server import check_port
     from chainrule.recording import load
     from chainrule.script import run_script
 
+    check_port(port)
     if target.lower().endswith(".safetensors") and not module:
         recording = load(target)
     else:

@@ -218,12 +218,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Summand:
-    """One term of a sum: its value, its factors as text (`dJ/dZ1[0,1]`) with their values, and their sources."""
+    """One term of a sum: its value, its factors as text (`dJ/dZ1[0,1]`) with their values, and their sources.
+
+    `numbers` are those of the sources where a factor has several, as a maximum has, and the document no other place
+    for them, since their tensor is large.
+    """
 
     value: float
     factors: tuple[tuple[str, float], ...]
     sources: tuple[Source, ...]
     reason: str = ""
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,50 @@ def test_a_convolution_has_its_window_and_a_pooling_its_winner(open_page, cnn):
     assert page.locator("svg.arrows path").count() == len(sums[tied].chosen)
 
 
+def test_a_pooling_of_a_large_map_has_its_window_in_numbers_and_its_winner(open_page):
+    x = torch.arange(300.0).reshape(1, 1, 10, 30).requires_grad_()
+    with chainrule.record() as recording:
+        F.max_pool2d(x, (2, 5)).sum().backward()
+    page = open_page(recording.document(pointing=True), "#forward-1")
+    window = page.locator(".closeup td.used").evaluate_all(
+        "cells => cells.map((cell) => Number(cell.title || cell.textContent))"
+    )
+    assert sorted(window) == [0, 1, 2, 3, 4, 30, 31, 32, 33, 34]
+    assert page.locator(".closeup td.chosen").count() == 1
+    assert page.locator("svg.arrows path").count() == 1
+
+
+def test_where_a_factor_of_a_loss_comes_from_and_how_a_later_step_was_checked_is_said(open_page, cnn):
+    loss = next(row for row in cnn.rows if row.kind == "loss")
+    updated = next(row.updates[0] for row in cnn.rows if row.updates)
+    page = open_page(cnn, f"#{loss.forward}")
+    said = page.inner_text("#step")
+    assert "the mean of the" in said  # hence 1/n
+    assert "the probability of each class" in said
+    for anchor, words in (
+        ("backward-2-input", "central differences of this operation"),
+        (updated, "Tolerance: two last"),
+    ):
+        page.evaluate(f"location.hash = '#{anchor}'")
+        page.wait_for_selector(f'#step [data-anchor="{anchor}"]')
+        how = page.locator("#step details.how summary")
+        if how.count():  # at the first step of a phase it stands above
+            how.click()
+        assert words in page.inner_text("#step")
+
+
+def test_on_a_phone_the_head_is_whole_and_the_step_is_below_the_bar(open_page, worked):
+    page = open_page(worked, "#forward-1")
+    page.set_viewport_size({"width": 390, "height": 844})
+    heights = page.evaluate(
+        "(({ scrollHeight, clientHeight }) => [scrollHeight, clientHeight])(document.querySelector('#summary'))"
+    )
+    assert heights[0] <= heights[1]
+    page.click("#next")
+    bar, step = (page.locator(each).bounding_box() for each in ("nav", "#step"))
+    assert step["y"] >= bar["y"] + bar["height"] - 0.5
+
+
 def test_a_line_of_code_is_one_row_and_one_step(open_page, heads):
     page = open_page(heads, "#forward-1")
     codes = [code for code in page.locator("li.row code").all_inner_texts() if code.startswith("q @ k")]

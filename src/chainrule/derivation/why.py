@@ -32,6 +32,7 @@ from chainrule.graph.comparison import UNKNOWN_SUMS, compare, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, check_index, element, find_value
 from chainrule.numbers import enough, number, rounded
+from chainrule.rules import Factor as Named
 
 SPELLED = 8  # terms up to which those that are 0 are written too
 LISTED = 64  # terms of one use that are shown one by one; the rest as their sum
@@ -320,16 +321,16 @@ class Search:
         return (path.via, path.via) if path.via else (self.notation.plain(out), self.notation.symbol(out))
 
     def _local(self, path: RuledPath, index: Index, entry: Entry) -> Factor:
-        name, latex = self._named(path, index, entry)
-        reason = self._flat(path, index, entry, name) if entry.local == 0 else ""
         factor = closed_form(path, index, entry)
+        name, latex = self._named(path, index, entry, factor)
+        reason = self._flat(path, index, entry, factor, name) if entry.local == 0 else ""
         operand = path.operands.get((factor.argument or "", None)) if factor is not None else None
         element = None if factor is None or operand is None else (operand, factor.index, False)
         if isinstance(entry.local, complex) and entry.local.imag:  # a VJP multiplies by the conjugate
             return Factor(f"conj({name})", rf"\overline{{{latex}}}", entry.local.conjugate(), reason, None)
         return Factor(name, latex, entry.local, reason, element)
 
-    def _named(self, path: RuledPath, index: Index, entry: Entry) -> tuple[str, str]:
+    def _named(self, path: RuledPath, index: Index, entry: Entry, factor: Named | None) -> tuple[str, str]:
         """The local derivative as an operand's element, as a formula, or as one symbol."""
         out, value = path.outputs[entry.slot], path.operands.get((path.argument, path.item))
         assert out is not None
@@ -338,7 +339,6 @@ class Search:
         plain, own = self._result(path, out)
         name = f"d{element(plain, entry.at)}/d{element(mine, index)}"
         latex = rf"\frac{{\partial {_at(own, entry.at)}}}{{\partial {_at(symbol, index)}}}"
-        factor = closed_form(path, index, entry)
         if plain == self.notation.plain_loss(path.backward):  # its name would be that of the gradient itself
             name = number(entry.local)
             latex = latex if factor is not None else name
@@ -371,9 +371,8 @@ class Search:
 
     # -- zeros --------------------------------------------------------------------------------------------------------
 
-    def _flat(self, path: RuledPath, index: Index, entry: Entry, name: str) -> str:
+    def _flat(self, path: RuledPath, index: Index, entry: Entry, factor: Named | None, name: str) -> str:
         """Why a local derivative is zero: an operand is, the point is a kink, or the function is flat there."""
-        factor = closed_form(path, index, entry)
         if factor is not None and factor.argument is not None:
             operand = path.operands.get((factor.argument, None))
             cause = "" if operand is None else self._forward.why_zero(operand, factor.index)

@@ -92,6 +92,10 @@ def compare(
     rounding of the coarser number type, where numbers were computed in another one than they have. `slack` is added
     to the tolerance: how far off one side is known to be, as a finite difference is.
     """
+    if isinstance(got, (int, float)) and isinstance(expected, (int, float)):
+        got, expected = float(got), float(expected)
+        spread = math.sqrt(count) * _finite(abs(expected)) if terms is None else 0.0
+        return _compare_two(got, expected, _Limits(terms, spread, count, EPS if eps is None else eps, slack), argument)
     got, expected = _plain(got), _plain(expected)
     if got.shape != expected.shape:
         return Comparison(math.inf, argument, None, 0.0)
@@ -132,6 +136,16 @@ def compare(
     return Comparison(largest, argument, unravel(place, shape), allowed_there, tuple(off))
 
 
+def _compare_two(got: float, expected: float, limits: _Limits, argument: str) -> Comparison:
+    """Compare two numbers as tensors of one element are compared: a document compares thousands of them."""
+    same = got == expected or (got != got and expected != expected)
+    apart = 0.0 if same else abs(got - expected)
+    apart = math.inf if apart != apart else apart
+    is_known = got == got and expected == expected
+    allowed = limits.at(0, _finite(max(abs(got), abs(expected))) if is_known else 0.0)
+    return Comparison(apart, argument, (), allowed, (0,) if apart > allowed else ())
+
+
 class _Limits:
     """What rounding allows each element; `least` allows every one."""
 
@@ -144,7 +158,7 @@ class _Limits:
         """For a part, whose elements have this size."""
         terms, slack = (each[here] if isinstance(each, Tensor) else each for each in (self.terms, self.slack))
         total = size + self.spread if terms is None else torch.as_tensor(terms, dtype=size.dtype, device=size.device)
-        return allowance(size, total, self.count, self.eps) + slack
+        return torch.as_tensor(allowance(size, total, self.count, self.eps) + slack)
 
     def at(self, element: int, size: float) -> float:
         """For one element of this size."""
@@ -155,15 +169,14 @@ class _Limits:
 
 def tolerance(size: float, terms: float, count: float, eps: float) -> float:
     """What rounding allows a sum of this size, of terms whose sizes add up to `terms`."""
-    sizes = torch.tensor([size, terms], dtype=torch.float64)
-    return float(allowance(sizes[0], sizes[1], count, eps))
+    return float(allowance(size, terms, count, eps)) if count else math.nan
 
 
-def allowance(size: Tensor, terms: Tensor, count: float, eps: float) -> Tensor:
-    """What rounding allows sums of these sizes, of `count` terms whose sizes add up to `terms`."""
-    adding = min(eps, FLOAT32) if count > 1 else 0.0
-    of_terms = MARGIN * eps * torch.maximum(size, terms / math.sqrt(count))
-    return of_terms + adding * (MARGIN * terms + math.sqrt(count) * size) + FLOOR
+def allowance(size: float | Tensor, terms: float | Tensor, count: float, eps: float) -> float | Tensor:
+    """What rounding allows sums of these sizes, numbers or tensors, of `count` terms whose sizes add up to `terms`."""
+    adding, share = min(eps, FLOAT32) if count > 1 else 0.0, terms / math.sqrt(count)
+    larger = torch.maximum(size, torch.as_tensor(share)) if isinstance(size, Tensor) else max(size, float(share))
+    return MARGIN * eps * larger + adding * (MARGIN * terms + math.sqrt(count) * size) + FLOOR
 
 
 def worst(comparisons: Iterable[Comparison | None]) -> Comparison | None:

@@ -11,9 +11,10 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,6 +34,22 @@ HEADERS = {
 TOKEN = "X-Chainrule-Token"
 
 
+@contextmanager
+def _named(port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(
+            f"port {port} cannot be used: {error.strerror}. Leave --port out for any free one."
+        ) from error
+
+
+def check_port(port: int) -> None:
+    """Raise RequestError where a port is taken: before a script runs for minutes, whose page is to be served there."""
+    with _named(port):
+        HTTPServer((HOST, port), BaseHTTPRequestHandler).server_close()
+
+
 class LabServer(ThreadingHTTPServer):
     """Serves the page that `page(token)` gives, and answers by `answer`, one question at a time.
 
@@ -43,12 +60,8 @@ class LabServer(ThreadingHTTPServer):
     timeout = 0.5  # seconds between two looks at whether it is idle
 
     def __init__(self, page: Callable[[str], str], answer: Answer, port: int = 0) -> None:
-        try:
+        with _named(port):
             super().__init__((HOST, port), _Handler)
-        except OSError as error:
-            raise RequestError(
-                f"port {port} cannot be used: {error.strerror}. Leave --port out for any free one."
-            ) from error
         self.token = secrets.token_urlsafe(24)
         self.page = page(self.token).encode()
         self.answer = answer

@@ -33,13 +33,15 @@ LINES, WIDTH = 57, 76  # about how many lines it may have, and how wide they are
 ROWS, FEW, SPARE = 30, 8, 3  # rows of a table in it; those of one that does not fit; blocks of its summary
 SHORT = 24  # characters of a name there
 HOW_TO_READ = (
-    "Each step takes the upstream gradient, that of its output, and computes the gradient of each input. Jacobians "
-    "are those of tensors flattened in row-major order; indices and units count from 0. Before each row stands the "
-    "upstream gradient of its element, below each column the gradient: the sum of upstream times column. PyTorch "
-    "computes the same as a vector-Jacobian product, without the Jacobian. Each check compares autograd's gradient "
-    "with our rule and, independently of it, with central differences of this operation alone in float64 (measured; - "
-    "at a kink). It gives the largest difference and the tolerance: a few roundings of the terms of an element's sum; "
-    "for our rule, of all steps since the loss; for the measured one, of this step and of the differences."
+    "Each step takes its output's gradient (upstream) and computes that of each input. Jacobians are of flattened "
+    "tensors (row-major); indices and units count from 0. Each row has its upstream gradient, each column its "
+    "gradient: the sum of upstream times column. PyTorch computes the same as a vector-Jacobian product, without the "
+    "Jacobian."
+)
+HOW_CHECKED = (
+    "Each check compares autograd's gradient with our rule and, independently, with central differences of this "
+    "operation alone in float64 (measured; - at a kink): largest difference and tolerance, a few roundings of an "
+    "element's terms; for our rule, of all steps since the loss; for the measured, of this step and the differences."
 )
 
 
@@ -123,7 +125,8 @@ def _sections(context: Context) -> Iterator[Section]:
     yield Section(("Forward",), "forward", "forward", (), tuple(_steps(context, "forward", steps.forward)))
     backward = tuple(_steps(context, "backward", steps.backward))
     if backward:
-        yield Section(("Backward",), "backward", "backward", (Paragraph((HOW_TO_READ,)),), backward)
+        said = (Paragraph((HOW_TO_READ,)), Paragraph((HOW_CHECKED,)))
+        yield Section(("Backward",), "backward", "backward", said, backward)
     yield from data_parallel.reductions(context)
     if context.graph.backwards:
         yield update.gradients(context)

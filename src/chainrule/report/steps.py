@@ -16,7 +16,7 @@ from chainrule.graph.snapshot import has_numbers
 from chainrule.report import block_tables, digits, jacobians, single_elements, workings
 from chainrule.report.context import Context, group, put_in, sentence
 from chainrule.report.jacobians import Operand, Pullback
-from chainrule.rules import Applied, Rule, reduce_to_shape
+from chainrule.rules import Applied, Rule, Stage, reduce_to_shape
 from chainrule.rules import pytorch_formulas as formulas
 
 LISTED = 6  # elements at a kink
@@ -116,12 +116,15 @@ def _kinks(context: Context, step: Step, with_choice: bool = True) -> Iterator[B
 
 def _forward_stages(context: Context, step: Step) -> Iterator[Block]:
     symbols = context.symbols(step)
-    for rule, op, inner in _stages(context, step, symbols):
-        yield from _equation(rule, op, inner)
-        yield context.tensor(inner["out"], op.out, "value", "one per sample" if inner["out"] != symbols["out"] else "")
+    for stage, inner in _stages(context, step, symbols):
+        yield from _equation(stage.rule, stage.op, inner)
+        yield from workings.of_operation(context, stage.rule, stage.op, inner)
+        out = stage.op.out
+        each = "sample" if out.dim() and out.numel() == out.shape[0] else "element"
+        yield context.tensor(inner["out"], out, "value", stage.remark or (f"one per {each}" if out.dim() else ""))
 
 
-def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[tuple[Rule, Applied, dict[str, str]]]:
+def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[tuple[Stage, dict[str, str]]]:
     """The stages of an operation, each with its symbols; the result of one stage is `self` of the next."""
     assert step.rule is not None
     assert step.rule.stages is not None
@@ -130,7 +133,7 @@ def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[t
     for stage in step.rule.stages(step.op):
         out = stage.symbol or symbols["out"]
         gradient = symbols["g"] if not stage.symbol else group(_partial(context, step, stage.symbol))
-        yield stage.rule, stage.op, {**symbols, **before, "out": out, "g": gradient}
+        yield stage, {**symbols, **before, "out": out, "g": gradient}
         before = {"self": out}
 
 
@@ -280,9 +283,10 @@ def _stages_back(context: Context, step: Step, contribution: Contribution) -> It
     assert contribution.value is not None
     stages = list(_stages(context, step, context.symbols(step)))
     upstream: Data | None = step.upstream[0]
-    for place, (rule, op, symbols) in reversed([*enumerate(stages)]):
+    for place, (stage, symbols) in reversed([*enumerate(stages)]):
         if upstream is None:
             return
+        rule, op = stage.rule, stage.op
         gradient = symbols["g"].removeprefix("{").removesuffix("}")
         output = Operand(symbols["out"], gradient, _word(symbols["out"]), "", op.out)
         inner, argument = _named(context, contribution.value, step), contribution.argument

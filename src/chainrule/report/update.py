@@ -25,6 +25,7 @@ from chainrule.verification.update_check import compare_update
 
 LISTED = PUT_IN  # elements of a parameter whose terms are a table
 ACROSS = 6  # elements side by side in such a table
+HOW_CHECKED = "Tolerance: two last places of the parameter, 8 roundings of its step, more if its terms cancel."
 BETAS = {"beta1": "betas[0]", "beta2": "betas[1]"}
 
 
@@ -116,7 +117,8 @@ def update(context: Context, number: int, step: Update) -> Section:
         for place, each in enumerate(step.parameters)
         if context.repeated.of_parameter(each.name) is None
     )
-    return Section(title, f"update-{number}", "update", tuple(_events(context, step)), inner)
+    how = (Paragraph((HOW_CHECKED,)),) if number == 1 and seen else ()
+    return Section(title, f"update-{number}", "update", (*_events(context, step), *how), inner)
 
 
 def _events(context: Context, step: Update) -> Iterator[Block]:

@@ -308,11 +308,17 @@ def _value(context: Context, forward: Forward, step: Step, value: int, index: In
         made_of = tuple(Source(rows[operand], "value", at) for operand, at in used)
         text = f"{own} = {number(result)}" + f", which {depends}" * bool(used)
         return Sum(of, text, (Summand(real_part(result), (), made_of, depends),))
-    name = forward.named(value)
+    name, values = forward.named(value), context.graph.values
 
-    def sources(part: Element) -> tuple[Source, ...]:
-        placed = (forward.operand(value, leaf) for leaf in part.leaves() if leaf.source)
-        return tuple(dict.fromkeys(Source(rows[p[0]], "value", p[1]) for p in placed if p is not None and p[0] in rows))
+    def sources(part: Element) -> dict[Source, float | None]:
+        """The elements that a part is made of; those of a large tensor with their numbers."""
+        made_of: dict[Source, float | None] = {}
+        for leaf in part.leaves():
+            at = forward.operand(value, leaf) if leaf.source else None
+            if at is not None and at[0] in rows:
+                large = math.prod(values[at[0]].shape) > SMALL
+                made_of[Source(rows[at[0]], "value", at[1])] = real_part(leaf.value) if large else None
+        return made_of
 
     summands = [_summand_of(term, name, sources) for term in spread(found)]
     if len(summands) <= WRITTEN:
@@ -340,10 +346,12 @@ def _known(context: Context, value: int, index: Index) -> str:
     return name if data is None else f"{name} = {number(data[index].item())}"
 
 
-def _summand_of(term: Element, name: Named, sources: Callable[[Element], tuple[Source, ...]]) -> Summand:
+def _summand_of(term: Element, name: Named, sources: Callable[[Element], dict[Source, float | None]]) -> Summand:
     """A term of a formula: its factors where each is one number of the recording, else as a whole."""
     factors = [(part, sources(part)) for part in term.factors]
     if not all(len(found) == 1 for _, found in factors):
         factors = [(term, sources(term))]
     written = tuple((part.written(lambda leaf: symbol(leaf, name)), real_part(part.value)) for part, _ in factors)
-    return Summand(real_part(term.value), written, tuple(each for _, found in factors for each in found))
+    known = [number for _, found in factors for number in found.values() if len(found) > 1 and number is not None]
+    made_of = tuple(each for _, found in factors for each in found)
+    return Summand(real_part(term.value), written, made_of, numbers=tuple(known) if len(known) == len(made_of) else ())

@@ -1,21 +1,28 @@
-"""What a rule computes on the way: the weights of attention, the gates of each step of an LSTM and their gradients."""
+"""What a rule computes on the way: the weights of attention, the probabilities of a cross-entropy, an LSTM's gates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from chainrule.derivation.backprop import Step
 from chainrule.document import Block, Paragraph
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.report.context import ELEMENTS, Context
-from chainrule.rules import Working
+from chainrule.rules import Applied, Rule, Working
 
 
 def forward(context: Context, step: Step) -> Iterator[Block]:
     """The numbers that the formulas of a step name."""
-    rule, op = step.rule, step.op
-    if rule is not None and op is not None and rule.workings is not None and op.has_numbers:
-        yield from _tables(context, rule.workings(op), "value")
+    if step.rule is not None and step.op is not None:
+        yield from of_operation(context, step.rule, step.op, context.symbols(step))
+
+
+def of_operation(context: Context, rule: Rule, op: Applied, symbols: dict[str, str]) -> Iterator[Block]:
+    """The same of an operation, as one of those that a step amounts to."""
+    if rule.workings is not None and op.has_numbers:
+        found = (replace(each, symbol=rule.latex(each.symbol, op, symbols)) for each in rule.workings(op))
+        yield from _tables(context, found, "value")
 
 
 def backward(context: Context, step: Step) -> Iterator[Block]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from string import Template
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from chainrule.rules.pattern import Pattern, aligned, real
 
 NO_TOPICS = {"optimizers", "pytorch_formulas"}  # modules without rules, left out since they take time
 
+Answer = TypeVar("Answer")
 Latex = str | Callable[[Any], str]
 """LaTeX in which `$self` stands for a symbol, or what makes it from the operation."""
 Nondifferentiable = Literal["zero", "not differentiable", "no rule yet"]
@@ -48,6 +49,14 @@ class Applied:
         self.arguments = dict(arguments)
         self.outs = outs
         self.name = name
+        self._known: dict[object, Any] = {}
+
+    def once(self, question: Callable[[Any], Answer]) -> Answer:
+        """The answer to a question about this operation, which is asked once and not again for each element."""
+        if question not in self._known:
+            self._known[question] = question(self)
+        known: Answer = self._known[question]
+        return known
 
     @property
     def has_numbers(self) -> bool:
@@ -150,11 +159,15 @@ def sample(function: Callable[..., Any], *arguments: Any, note: str = "", **keyw
 
 @dataclass(frozen=True)
 class Stage:
-    """One of several operations in a row that one operation amounts to (a loss: one term a sample, then their mean)."""
+    """One of several operations in a row that one operation amounts to (a loss: one term a sample, then their mean).
+
+    `remark` says what it does to the numbers of the stage before, where its formula alone does not.
+    """
 
     rule: Rule
     op: Applied
     symbol: str  # LaTeX of this stage's output; "" for the last one, which keeps the operation's own
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -327,8 +340,11 @@ def elementwise_wrt(argument: str, equation: Latex, local: Expression) -> Wrt:
             gradient = g * (slope.conj() if op.out.is_complex() else slope)
         return _in_type_of(op.arguments[argument], gradient)
 
+    def written(op: Any) -> tuple[str, str]:
+        return _text(equation, op), local.put(op).text
+
     def factor(op: Any, out_index: tuple[int, ...], in_index: tuple[int, ...]) -> Factor:
-        return _diagonal(op, out_index, _text(equation, op), local.put(op).text)
+        return _diagonal(op, out_index, *op.once(written))
 
     zeros = "each output element depends on its own input element alone, so only the diagonal can differ from zero"
     product = partial(times_upstream, local, argument)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule.rules import Applied, Entry, Factor, Index, Kink, Rule, Wrt, number, sample
+from chainrule.rules import Applied, Entry, Factor, Index, Kink, Rule, Working, Wrt, number, sample
 from chainrule.rules.element import Element, Elements, call, exps
 from chainrule.rules.element import of as element_of
 from chainrule.rules.element import total as total_of
@@ -281,6 +281,17 @@ def _smoothed() -> dict[str, Any]:
     return {"weight": weights(), "label_smoothing": 0.1}
 
 
+def _probabilities(op: Any) -> list[Working]:
+    """The softmax of the scores, of which the loss and its derivative are made."""
+    if op.input.dim() > 2:
+        return []
+    found = op.input.softmax(-1).reshape(-1, op.input.shape[-1])
+    samples, classes = (
+        tuple(f"{name} {i}" for i in range(n)) for name, n in zip(("sample", "class"), found.shape, strict=True)
+    )
+    return [Working(PROBABILITIES.text, "the probability of each class; a row adds up to 1", found, samples, classes)]
+
+
 cross_entropy = of_classes(
     name="cross_entropy",
     calls=("cross_entropy",),
@@ -294,6 +305,7 @@ cross_entropy = of_classes(
     factor=cross_entropy_factor,
     selects=False,
     constants={"weight": "not differentiable"},
+    workings=_probabilities,
     samples=lambda: [
         sample(F.cross_entropy, x(3, 4), CLASSES),
         sample(F.cross_entropy, x(4), torch.tensor(2), note="no batch"),

@@ -159,7 +159,7 @@ def _operand(name: str, other: str, letters: Callable[[Any], Letters], zeros: st
         return _scaled(gradient.mT if columns else gradient, _alpha(op))
 
     def factor(op: Any, out_index: Index, in_index: Index) -> Factor | None:
-        mine, others, result = letters(op)
+        mine, others, result = op.once(letters)
         places = dict(zip(result, out_index, strict=True))
         if any(places.setdefault(letter, place) != place for letter, place in zip(mine, in_index, strict=True)):
             return None

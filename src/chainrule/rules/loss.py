@@ -183,14 +183,18 @@ def reduced_wrt(each: Wrt, apart: Callable[[Any], Applied], divisor: Divisor) ->
 
 def reduction_stages(losses: Tensor, cost: Tensor, divided_by: int | Tensor | None) -> list[Stage]:
     """From the losses L to the cost: a sum (divided by None), a mean, or a sum divided by the sum of the weights."""
+    count, several = losses.numel(), losses.numel() > 1
     if divided_by is None:
-        return [applied("SumBackward0", cost, self=losses, dtype=None)]
+        summed = applied("SumBackward0", cost, self=losses, dtype=None)
+        return [replace(summed, remark=f"the sum of the {count} losses" * several)]
     if isinstance(divided_by, int):
-        return [applied("MeanBackward0", cost, self=losses, dtype=None)]
+        mean = applied("MeanBackward0", cost, self=losses, dtype=None)
+        return [replace(mean, remark=f"the mean of the {count} losses" * several)]
     total = losses.sum()
+    weighed = "S divided by the sum of the samples' weights; a sample that is ignored has the weight 0"
     return [
-        replace(applied("SumBackward0", total, self=losses, dtype=None), symbol="S"),
-        applied("DivBackward0", cost, self=total, other=divided_by.item()),
+        replace(applied("SumBackward0", total, self=losses, dtype=None), symbol="S", remark="the sum of the losses"),
+        replace(applied("DivBackward0", cost, self=total, other=divided_by.item()), remark=weighed),
     ]
 
 

@@ -446,7 +446,10 @@ SOURCE = (
     "doi:10.1109/5.58337 (backpropagation through time); the cells as in the documentation of torch.nn.LSTM, GRU and "
     "RNN. derivatives.yaml: "
 )
-HELD = "The gates made from the input are a, those made from the state d, before their sigmoid or tanh. "
+HELD = (
+    "The gates made from the input are a, those made from the state d, before their sigmoid or tanh; chunk(z, k, n) is "
+    "part k of the n equal parts of z, counted from 0. "
+)
 
 
 def _recurrent(

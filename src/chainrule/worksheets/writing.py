@@ -33,6 +33,11 @@ def write(
     RecordingError where the script has no training step, StorageError where the folder holds worksheets already or
     cannot be written.
     """
+    if not is_sizes(network) and not Path(network).exists():
+        raise RequestError(
+            f"--network {network} is neither a network nor a file. Write the sizes of the layers from input to output "
+            "as whole numbers with hyphens between them, as in 2-3-2-1, or give the path of a script."
+        )
     if not is_sizes(network) and (dead_unit or kink or seed is not None or (variants or 1) > 1):
         raise RequestError(
             f"--network {network} is a script, and its numbers are as they are: one variant. Leave --variants, --seed, "

@@ -107,7 +107,7 @@ function drawPicture(sum) {
       const part = parts.get(name) ?? { row: rows[row], role, sources: [], values: [] };
       parts.set(name, part);
       part.sources.push({ row, role, index });
-      part.values.push(summand.sources.length === summand.factors.length ? summand.factors[place][1] : undefined);
+      part.values.push(summand.sources.length === summand.factors.length ? summand.factors[place][1] : summand.numbers?.[place]);
     });
   }
   const all = [...parts.values()].filter((part) => block(part)?.dtype);
@@ -226,7 +226,7 @@ function matrix(part, transposed, mark = "used", chosen = new Set()) {
   const symbol = h("div", { class: "whose-grid" }, math(shown.symbol), transposed ? h("sup", null, "T") : null);
   const slices = shown.entries ? [...new Set(part.sources.map((source) => source.index.slice(0, -2).join()))] : [];
   const grids = slices.map((lead) => sliceOf(part, shown, lead, transposed, mark, lit, chosen));
-  return h("div", { class: `tensor-part ${side(shown)}` }, symbol, shown.entries ? grids : patch(part, shown, mark));
+  return h("div", { class: `tensor-part ${side(shown)}` }, symbol, shown.entries ? grids : patch(part, shown, mark, chosen));
 }
 
 /**
@@ -280,8 +280,9 @@ function shorten(made, entry) {
  * @param {Part} part
  * @param {Tensor} shown
  * @param {string} mark
+ * @param {Set<string>} chosen
  */
-function patch(part, shown, mark) {
+function patch(part, shown, mark, chosen) {
   const axes = shown.shape.map((_, axis) => part.sources.map((source) => source.index[axis]));
   const ends = axes.map((places) => [Math.min(...places), Math.max(...places)]);
   const said = ends.map(([low, high]) => (low === high ? String(low) : `${low}:${high + 1}`));
@@ -292,7 +293,9 @@ function patch(part, shown, mark) {
   const whole = flat && known.size <= PATCHED && known.size === (across[1] - across[0] + 1) * (down[1] - down[0] + 1);
   if (!whole || [...known.values()].includes(undefined)) return facts;
   const most = Math.max(...[...known.values()].map((value) => Math.abs(real(value ?? 0)))) || 1;
-  const lines = range(down).map((i) => h("tr", null, range(across).map((j) => patched(known.get(shown.shape.length > 1 ? `${i},${j}` : `${j}`) ?? 0, most, across[1] - across[0] + 1, mark))));
+  const winners = new Set(part.sources.filter((source) => chosen.has(key(source))).map((source) => source.index.slice(-2).join()));
+  const one = (/** @type {string} */ at) => patched(known.get(at) ?? 0, most, across[1] - across[0] + 1, winners.has(at) ? [mark, "chosen"] : [mark]);
+  const lines = range(down).map((i) => h("tr", null, range(across).map((j) => one(shown.shape.length > 1 ? `${i},${j}` : `${j}`))));
   return [facts, h("table", { class: "grid", "aria-label": `${part.row.name}[${said.join(", ")}]` }, h("tbody", null, lines))];
 }
 
@@ -300,11 +303,11 @@ function patch(part, shown, mark) {
  * @param {Entry} entry
  * @param {number} most
  * @param {number} columns
- * @param {string} mark
+ * @param {string[]} marks
  */
-function patched(entry, most, columns, mark) {
+function patched(entry, most, columns, marks) {
   const made = cell(entry, most, false, null, false);
-  made.classList.add(mark);
+  made.classList.add(...marks);
   if (columns >= WIDE) shorten(made, entry);
   return made;
 }

@@ -70,7 +70,7 @@ export interface Row {
   taken?: number[];
 }
 export interface Source { row: number; role: "value" | "gradient"; index: number[] }
-export interface Summand { value: Entry; factors: [string, Entry][]; sources: Source[]; reason?: string }
+export interface Summand { value: Entry; factors: [string, Entry][]; sources: Source[]; reason?: string; numbers?: Entry[] }
 export interface Sum { of: Source; text: string; summands: Summand[]; chosen?: Source[] }
 /** A slot of a program, a slot read through a table, or a number, as text. */
 export type Operand = number | [number, number] | string;

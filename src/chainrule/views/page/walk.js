@@ -143,7 +143,7 @@ function go(stop, asNamed = true, row = null) {
 /** On a phone the step is below or above what is in sight. */
 function toTheStep() {
   if (document.documentElement.scrollHeight <= innerHeight || byId("detail").scrollHeight > byId("detail").clientHeight) return;
-  document.documentElement.style.setProperty("--bar", `${document.querySelector("nav")?.clientHeight ?? 0}px`);
+  document.documentElement.style.setProperty("--bar", `${document.querySelector("nav")?.offsetHeight ?? 0}px`);
   byId("step").scrollIntoView({ block: "start" });
 }
 
@@ -195,6 +195,7 @@ function parts(stop, printed = false) {
     ...(before.length ? [h("div", { class: "arrives" }, before.map(arriving))] : []),
     sectionOf(section, way, 2, printed ? null : closeUp(section, viewed)),
     layoutSteps(stop),
+    printed ? null : howToRead(stop),
     ...inner.map((each) => sectionOf(each, way, 3)),
   ].filter((each) => each !== null);
 }
@@ -206,6 +207,16 @@ function parts(stop, printed = false) {
 function arriving(block) {
   const many = block.block === "tensor" && (block.entries?.length ?? 0) > FEW;
   return many ? h("details", null, h("summary", null, math(block.symbol), ` ${block.label ?? ""}, ${shapeText(block.shape)}`), shown(block)) : shown(block);
+}
+
+/**
+ * What is said once, where a phase begins: folded, for who comes to a later step of it.
+ * @param {Stop} stop
+ */
+function howToRead(stop) {
+  const [phase] = stop.above;
+  if (!phase?.blocks?.length || isFirst(stop, phase)) return null;
+  return h("details", { class: "how" }, h("summary", null, "how to read this, and how it was checked"), phase.blocks.map(shown));
 }
 
 /**
