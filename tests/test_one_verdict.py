@@ -1,6 +1,7 @@
 """The verdicts of a document are those of the gradient check, and what is wrong is said to be so wherever it shows."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -238,6 +239,59 @@ def test_an_update_with_settings_that_are_tensors_of_a_coarser_type():
         for step in range(7):
             w.grad = torch.tensor([0.7, 0.1 * step - 0.4], dtype=torch.float64)
             assert checked(optimizer, w, 0.1 * (step == 6)) == ("disagrees" if step == 6 else "agrees")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("switch", ["differentiable", "capturable"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "ASGD"])
+def test_an_update_whose_steps_are_counted_in_a_tensor(
+    name: str, switch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    module = sys.modules[f"torch.optim.{name.removesuffix('W').lower()}"]
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda **_: ["cpu"])  # to try it on the processor
+    for foreach in (False, True) if switch == "capturable" else (False,):
+        leaf = torch.tensor([0.3, -0.5], dtype=dtype, requires_grad=True)
+        w = leaf.clone() if switch == "differentiable" else leaf
+        optimizer = getattr(torch.optim, name)([w], lr=0.01, weight_decay=0.1, foreach=foreach, **{switch: True})
+        for step in range(7):
+            w.grad = torch.tensor([0.7, 0.1 * step - 0.4], dtype=dtype)
+            with chainrule.record(namespace={"w": w}) as recording:
+                optimizer.step()
+            assert [each.verdict for each in recording.verify().updates] == ["agrees"]
+
+
+def test_why_an_update_of_a_known_optimizer_is_not_checked():
+    class SGD(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.sub_(0.1 * parameter.grad.sign())
+
+    w = torch.randn(4, 2, requires_grad=True)
+    sparse = torch.sparse_coo_tensor([[1, 1]], torch.randn(2, 2), (4, 2), check_invariants=True)
+    for optimizer, gradient, reason in (
+        (SGD([w], lr=0.1), torch.randn(4, 2), f"we have no rule for {__name__}.SGD"),
+        (torch.optim.SGD([w], lr=0.1), sparse, "our rule for SGD is for dense tensors, and its gradient is not dense"),
+        (torch.optim.SparseAdam([w]), sparse, "we have no rule for SparseAdam"),
+    ):
+        w.grad = gradient
+        with chainrule.record(namespace={"w": w}) as recording:
+            optimizer.step()
+        assert [(each.verdict, each.reason) for each in recording.verify().updates] == [("not checked", reason)]
+        assert f"{reason[1:]}: before, after and their difference" in plain(str(recording.document()))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adadelta"])
+def test_a_hook_of_an_optimizer_that_changes_gradients_before_the_step(name: str):
+    model, x = nn.Linear(4, 3), torch.randn(5, 4)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: [each.grad.neg_() for each in model.parameters()] and None)
+    with chainrule.record() as recording:
+        model(x).square().sum().backward()
+        optimizer.step()
+    check = recording.verify()
+    assert not check.failures, [(row.node.name, row.reason) for row in check.failures]
+    assert "disagrees" not in {each.verdict for each in check.updates}
 
 
 SMALL = ("vae",)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import chainrule
 from chainrule import runs, views
@@ -370,3 +371,17 @@ def test_the_penalty_of_a_critic_with_convolutions_is_proved(norm: nn.Module) ->
     assert not found.failures
     assert "ConvolutionBackwardBackward0" in {row.node.name for row in found.rows if row.verdict == "agrees"}
     assert str(recording)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_pass_inside_of_another_adds_to_the_same_leaves(first: bool, passes: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(5, 4, requires_grad=True)
+    with chainrule.record() as recording:
+        for _ in range(passes):
+            inner, outer = checkpoint(model, x, use_reentrant=True).square().sum(), model(x).sum()
+            (inner + outer if first else outer + inner).backward()
+    check = recording.verify()
+    assert check.passed, [(row.node.name, row.verdict, row.reason) for row in check.rows]
+    assert {row.verdict for row in check.rows} == {"agrees"}

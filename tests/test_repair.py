@@ -369,3 +369,50 @@ def test_the_turns_of_a_loop_change_together():
     found = mistakes(lambda x, y: (x * y).sum(1), backward, (4, 3), (3,))
     assert set(found) == {"y"}
     assert found["y"][1].startswith("the upstream gradient is missing in `dy += x[row]`")
+
+
+def test_the_rows_of_a_forgotten_upstream_gradient_are_named():
+    def backward(ctx, g):
+        x, index = ctx.saved_tensors
+        return torch.cos(x) * torch.ones_like(g[index]), None
+
+    def forward(ctx, x, index):
+        ctx.save_for_backward(x, index)
+        return torch.zeros(3, x.shape[1]).to(x).index_add(0, index, x.sin())
+
+    gather = type("Gather", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    (row,) = chainrule.verify(gather.apply, torch.randn(6, 2), torch.tensor([0, 2, 1, 1, 0, 2])).failures
+    assert [repair.kind for repair in row.repairs] == ["missing factor"]
+    assert "the upstream gradient at `index` is missing" in row.repairs[0].text
+
+
+def test_a_few_elements_are_not_wrong_for_the_sign_of_a_constant():
+    def forward(ctx, x, w):
+        ordered, places = x.sort(descending=True)
+        ctx.save_for_backward(ordered, places, w)
+        return ordered.relu() @ w
+
+    def backward(ctx, g):
+        ordered, places, w = ctx.saved_tensors
+        return (g * w * (ordered > 0))[places], None  # and not put at these places
+
+    lovasz = type("Lovasz", (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    generator = torch.Generator().manual_seed(4005689710)
+    x, w = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in "xw")
+    x.requires_grad_()
+    with chainrule.record() as recording:
+        (0.2 * lovasz.apply(x * 1.0, w)).sin().backward()
+    (row,) = recording.verify().failures
+    assert [repair.kind for repair in row.repairs] == ["not recognised"]
+    assert "is still right" in row.repairs[0].text
+
+
+def test_a_number_that_is_assigned_is_no_index():
+    def backward(g, x, y):
+        dx = g.clone()
+        dx[x > 0.8] = 1
+        return dx, g
+
+    found = mistakes(lambda x, y: x.clamp(max=0.8) + y, backward, (6, 5), (6, 5))
+    assert found["x"][0] == "wrong number"
+    assert "the number 1 should be 0" in found["x"][1]

@@ -231,6 +231,30 @@ def test_a_backward_that_is_differentiated_again(right: bool) -> None:
             assert "differentiated again" in check.failures[0].reason
 
 
+# -- an upstream gradient of ones -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [False, True])
+def test_a_backward_that_forgets_an_upstream_gradient_of_ones_is_wrong_in_any_other_step(loss: bool) -> None:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin().sum() if loss else x.sin()
+
+    for right in (True, False):
+        f = function(forward, lambda ctx, g, right=right: ctx.saved_tensors[0].cos() * (g if right else 1))
+        w = torch.randn(4, requires_grad=True)
+        check = recorded(lambda f=f, w=w: f.apply(1.0 * w).sum().backward()).verify()
+        judged(check, right)
+        if not right:
+            assert "right in this step, where the upstream gradient is 1 throughout" in check.failures[0].reason
+            assert [repair.kind for repair in check.failures[0].repairs] == ["missing factor"]
+
+
+def test_a_backward_that_clips_what_arrives_is_left_alone_where_it_does_not_clip() -> None:
+    clip = function(lambda ctx, x: x.clone(), lambda ctx, g: g.clamp(-1, 1))
+    judged(recorded(lambda: clip.apply(1.0 * torch.randn(4, requires_grad=True)).sum().backward()).verify(), True)
+
+
 # -- a checkpoint -----------------------------------------------------------------------------------------------------
 
 

@@ -345,6 +345,14 @@ def test_a_hook_that_changes_a_leafs_gradient_is_no_fault_of_the_node():
     assert "a hook on `x` changed its gradient: " in rows(verification, "AccumulateGrad")[0].reason
 
 
+def test_a_hook_of_a_module_that_takes_a_leaf_is_no_fault_of_a_node():
+    layer, x = torch.nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    layer.register_full_backward_hook(lambda module, sent, arrived: tuple(2 * each for each in sent))
+    verification = proved(lambda: layer(x).exp().sum().backward())
+    assert not verification.failures
+    assert [row.own for row in verification.unchecked] == ["hook"]
+
+
 # -- kinks ------------------------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,7 @@ class NodeHooks:
         self._modes = modes
         self._eviction = eviction  # None: everything is kept
         self._straight: dict[int, tuple[tuple[int, Tensor], ...]] = {}  # of the pass that was prepared last
+        self._open: list[tuple[RawBackward, list[Tensor]]] = []  # passes that run, the outermost first, with leaves
         self._handles: list[Any] = []
         self._running: list[_Running] = []  # outermost first
         self._reduced: dict[int, tuple[int, Tensor]] = {}  # id of a leaf whose gradient is combined over ranks -> where
@@ -98,12 +99,14 @@ class NodeHooks:
         roots = tuple(tensors_in(args[0] if args else kwargs.get("tensors", kwargs.get("outputs", ()))))
         backward, leaves = self._prepare(getattr(func, "__name__", "backward"), roots, accumulates)
         tape.backwards.append(backward)
+        around = len(self._open)
+        self._open.append((backward, leaves if accumulates else []))
         first, running = len(tape.executions), len(self._running)
         place = 3 if accumulates else 4
         create_graph = kwargs.get("create_graph", len(args) > place and args[place])
 
         def end(kind: Any, error: BaseException | None, trace: Any) -> None:
-            del self._running[running:]  # of functions that raised
+            del self._running[running:], self._open[around:]  # of functions that raised
             self._note_task(backward, first)
             if isinstance(error, Exception):
                 backward.error = f"{type(error).__name__}: {error}"
@@ -112,6 +115,9 @@ class NodeHooks:
             for leaf in leaves if accumulates else ():
                 _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
                 self._note_gradient(backward, part)
+            for _, shared in self._shared(leaves) if accumulates else ():  # the pass around this one adds to them
+                with unobserved():
+                    tape.overwritten(leaf.grad for leaf in shared if leaf.grad is not None)
             if given and not accumulates:
                 self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], given[0])
 
@@ -126,11 +132,35 @@ class NodeHooks:
         with unobserved():
             self._matcher.sweep()
             leaves = self._reach(roots, accumulates)
+            for outer, shared in self._shared(leaves) if accumulates else ():
+                self._set_apart(outer, {id(leaf) for leaf in shared})
             filled = {id(leaf): leaf.grad for leaf in leaves if accumulates and leaf.grad is not None}
             before = dict(zip(filled, tape.overwritten(filled.values()), strict=True))
             known = roots if tape.retention is None else tape.retention.of(roots)
             site, position = Site.of(sys._getframe(3)), len(tape.operations)
             return RawBackward(name, site, position, known, accumulates, before, self._straight), leaves
+
+    def _shared(self, leaves: list[Tensor]) -> Iterator[tuple[RawBackward, list[Tensor]]]:
+        """The passes that run, with the leaves among these that they reach too: a checkpoint runs a pass inside one."""
+        for outer, reached in self._open:
+            known = {id(leaf) for leaf in reached}
+            if shared := [leaf for leaf in leaves if id(leaf) in known]:
+                yield outer, shared
+
+    def _set_apart(self, outer: RawBackward, shared: set[int]) -> None:
+        """What an outer pass sends into these leaves is not what it leaves in `.grad`: a pass inside adds to them."""
+        for identity in shared:
+            outer.passed.setdefault(identity, None)
+        for index, entries in outer.straight.items():
+            to_come = []
+            for position, leaf in entries:
+                gradient = leaf.grad
+                if id(leaf) in shared and gradient is None:
+                    continue  # it is held when it comes
+                if id(leaf) in shared and gradient is not None and outer.passed[id(leaf)] is None:
+                    outer.passed[id(leaf)] = self._tape.version(gradient)
+                to_come.append((position, leaf))
+            outer.straight[index] = self._tape.nodes[index].leaves = tuple(to_come)
 
     def _begin_batched(self, ends: ExitStack) -> None:
         """`autograd.grad` over many gradients at once: what reaches the nodes then has no numbers of its own."""

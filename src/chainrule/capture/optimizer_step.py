@@ -33,7 +33,7 @@ def update_begun(tape: Tape, optimizer: Optimizer, site: Site | None) -> RawUpda
     before = tape.overwritten(parameters)
     gradients = [p.grad for p in parameters]
     versions = [None if gradient is None else tape.version(gradient) for gradient in gradients]
-    if not _only_reads(optimizer):
+    if not _only_reads(optimizer) or optimizer._optimizer_step_pre_hooks:
         tape.overwritten(gradient for gradient in gradients if gradient is not None)  # it may be working memory
     own = [] if tape.retention is None or not tape.retention.is_strict else list(map(own_part, parameters))
     return RawUpdate(
@@ -58,14 +58,23 @@ def closure_ran(tape: Tape, update: RawUpdate) -> None:
 
     Of an optimizer that may write to `.grad`, or call the closure again, the gradients that it used are not known.
     """
-    present = [parameter.grad for parameter in update.parameters]
+    present = _gradients_now(tape, update)
     if not _only_reads(update.optimizer):
-        update.gradients = [None if each is None else (torch.empty_like(each, device="meta"), 0) for each in present]
         return
-    update.gradients = [None if each is None else tape.version(each) for each in present]
     ends = (each.position if each.last is None else each.last for each in tape.backwards)
     written = (position + 1 for position, gradient, *_ in tape.writes if any(gradient == id(each) for each in present))
     update.position = max(update.position, *ends, *written)
+
+
+def _gradients_now(tape: Tape, update: RawUpdate) -> list[Tensor | None]:
+    """Take what is in `.grad` at the end of a step for what it used; of an optimizer that writes, that is not known."""
+    present = [parameter.grad for parameter in update.parameters]
+    unknown = not _only_reads(update.optimizer)
+    update.gradients = [
+        None if each is None else (torch.empty_like(each, device="meta"), 0) if unknown else tape.version(each)
+        for each in present
+    ]
+    return present
 
 
 def _only_reads(optimizer: Optimizer) -> bool:
@@ -93,7 +102,12 @@ def _copied(tape: Tape, tree: Any) -> Any:
 
 
 def complete(tape: Tape, update: RawUpdate) -> None:
-    """Add the parameters after the step, and statistics of what was added to them where they were not all kept."""
+    """Add the parameters after the step, and statistics of what was added to them where they were not all kept.
+
+    Hooks that the user gave the optimizer run after ours, and may have written to `.grad` before the step.
+    """
+    if update.optimizer._optimizer_step_pre_hooks:
+        _gradients_now(tape, update)
     update.after = [tape.version(p) for p in update.parameters]
     if update.parts:
         own = list(map(own_part, update.parameters))

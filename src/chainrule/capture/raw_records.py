@@ -92,6 +92,7 @@ class RawBackward:
     last: int | None = None  # its position at the end, where it was differentiable (`create_graph`)
     task: int | None = None  # autograd's number of the pass
     after: dict[int, Version | None] = field(default_factory=dict)
+    passed: dict[int, Version | None] = field(default_factory=dict)  # of leaves that a pass inside added to: the first
     given: list[tuple[Tensor, Version]] = field(default_factory=list)  # what `autograd.grad` returned, and of what
     error: str | None = None
 

@@ -20,7 +20,7 @@ from chainrule.numbers import number
 from chainrule.report import block_tables, digits
 from chainrule.report.context import PUT_IN, Context, group, matrix, shape_text
 from chainrule.report.verdicts import UNKEPT, of_comparison
-from chainrule.rules.optimizers import SYMBOLS, Term, hyperparameters, terms
+from chainrule.rules.optimizers import SYMBOLS, Term, hyperparameters, terms, without_terms
 from chainrule.verification.update_check import compare_update
 
 LISTED = PUT_IN  # elements of a parameter whose terms are a table
@@ -171,7 +171,8 @@ def _without_terms(context: Context, step: Update, each: ParameterUpdate) -> Ite
         return
     yield from _changed(context, each)
     yield context.known(rf"\frac{{\partial J}}{{\partial {symbol}}}", each.gradient, "gradient", "gradient")
-    yield Paragraph((f"No rule yet for {step.optimizer}: before, after and their difference.",), "note")
+    why = without_terms(each, step.optimizer)
+    yield Paragraph((f"{why[0].upper()}{why[1:]}: before, after and their difference.",), "note")
     yield context.tensor(rf"{symbol}_{{new}}", each.after, "parameter", "after")
     known = each if each.is_whole else each.without_numbers()
     yield context.passing(rf"\Delta {symbol}", dense(known.after) - dense(known.before), "parameter", "difference")

@@ -142,7 +142,8 @@ class Derivation:
 
     `after` is the optimizer's state after the step, as far as terms are a part of it. Kernels work out coarse types in
     float32, and so do the terms. What is kept from step to step is rounded to the number type `stored` before the terms
-    that follow read it; a `fused` kernel reads it unrounded. `recorded` is the type that the parameter had in the step.
+    that follow read it; a `fused` kernel reads it unrounded. `recorded` is the type that the parameter had in the step,
+    `counter` the number of the step where it is a tensor (`counter_of`).
     """
 
     theta: Written
@@ -151,6 +152,7 @@ class Derivation:
     hyper: dict[str, Any]
     stored: torch.dtype
     recorded: torch.dtype
+    counter: Tensor | None = None
     terms: list[Term] = field(default_factory=list)
     after: dict[str, Any] = field(default_factory=dict)
     _kept: dict[str, tuple[str, torch.dtype]] = field(default_factory=dict)  # the symbol after the step -> in the state
@@ -161,6 +163,11 @@ class Derivation:
             return Written(f"${name}", self.__dict__["hyper"][name])
         except KeyError:
             raise AttributeError(name) from None
+
+    @property
+    def t(self) -> Written:
+        """The number of this step; where PyTorch counts in a tensor, what is made of it is rounded as that is."""
+        return Written("$t", self.hyper["t"] if self.counter is None else self.counter)
 
     def keep(self, symbol: str, name: str, dtype: torch.dtype | None = None) -> None:
         """The next term of this symbol is what the state will have under this name, in this number type."""
@@ -236,6 +243,17 @@ def terms(update: ParameterUpdate, optimizer: str) -> tuple[Term, ...] | None:
     return tuple(replace(each, value=as_complex(each.value)) for each in derivation.terms)
 
 
+def without_terms(update: ParameterUpdate, optimizer: str) -> str:
+    """Why an update has no terms."""
+    load()
+    if optimizer not in _blocks:
+        return f"we have no rule for {optimizer}"
+    if sparse := [name for name, each in (("gradient", update.grad), ("parameter", update.before))
+                  if each is not None and each.layout != torch.strided]:  # fmt: skip
+        return f"our rule for {optimizer} is for dense tensors, and its {sparse[0]} is not dense"
+    return f"its options are not those of PyTorch's {optimizer}, which our rule is for"
+
+
 def worked_out(
     update: ParameterUpdate, optimizer: str, variables: Mapping[str, Any] | None = None
 ) -> Derivation | None:
@@ -251,9 +269,21 @@ def worked_out(
     hyper = hyperparameters(update.options, state) | dict(variables or {})
     before, grad = (as_real(each) for each in (update.before, update.grad))
     theta, g = Written("$theta", as_worked_out(before)), Written("$g", as_worked_out(grad))
-    derivation = Derivation(theta, g, state, hyper, before.dtype, update.after.dtype.to_real())
+    counter = counter_of(update, optimizer)
+    derivation = Derivation(theta, g, state, hyper, before.dtype, update.after.dtype.to_real(), counter)
     block(derivation)
     return derivation
+
+
+def counter_of(update: ParameterUpdate, optimizer: str) -> Tensor | None:
+    """The number of this step as a tensor, where PyTorch works with it so: in float32, also of float64 parameters.
+
+    It does if the step can be captured in a graph of the device, and Adam does if it can be differentiated.
+    """
+    switches = ("capturable", "differentiable") if optimizer in ("Adam", "AdamW") else ("capturable",)
+    if not any(update.options.get(switch) for switch in switches):
+        return None
+    return default_scalar(hyperparameters(update.options, update.state_before)["t"])
 
 
 PART = 2**19  # elements that are worked out at a time where only their agreement is asked for
@@ -436,7 +466,8 @@ def nadam(d: Derivation) -> None:
     d.keep(r"\Pi", "mu_product")
     kept = Written(r"\Pi_{t-1}", d.state.get("mu_product", default_scalar(1.0)))
     rounded = (kept.value * now.value).to(kept.value.dtype)
-    product = replace(kept * now, value=rounded if isinstance(now.value, Tensor) else rounded.item())
+    in_tensors = isinstance(now.value, Tensor) or d.hyper.get("differentiable")
+    product = replace(kept * now, value=rounded if in_tensors else rounded.item())
     product = d.add(r"\Pi_t", product, "the product of all of them so far, for the bias correction")
     ahead = later * m / (1 - product * later) + (1 - now) * d.g / (1 - product)
     m_hat = d.add(r"\hat{m}_t", ahead, "Nesterov: the first moment, looking one step ahead")

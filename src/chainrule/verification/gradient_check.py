@@ -206,25 +206,35 @@ def _unreached(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, 
     """A node that no gradient flowed through; a user's function is given a random one."""
     if node.function_class is None or node.operation is None:
         return unchecked(node, NO_GRADIENT)
+    try:
+        row = _given_another(NodeContext(graph, node, _never(graph), op, rule), torch.randn, memory)
+    except Exception:
+        return unchecked(node, NO_GRADIENT)
+    return replace(row, reason=f"{NO_GRADIENT} in this step; given a random one: {row.reason}")
+
+
+def _never(graph: Graph) -> NodeExecution:
+    return NodeExecution(len(graph.backwards), -1, (), ())
+
+
+def _given_another(context: NodeContext, draw: Callable[..., Tensor], memory: int) -> Row:
+    """The row of a user's function that is run again with an upstream gradient that is drawn."""
+    graph, node = context.graph, context.node
     generator = torch.Generator().manual_seed(4)
     outs = [None if value is None else graph.values[value] for value in node.outputs]
     arrived = tuple(
-        torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
+        draw(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
         if out is not None and (out.dtype.is_floating_point or out.dtype.is_complex)
         else None
         for out in outs
     )
-    try:
-        edges = [edge for edge in node.edges if edge.argument is not None]
-        gradients = Experiment(graph, node, arrived, memory).replayed(edges, wide=False)
-    except Exception:
-        return unchecked(node, NO_GRADIENT)
+    edges = [edge for edge in node.edges if edge.argument is not None]
+    gradients = Experiment(graph, node, arrived, memory).replayed(edges, wide=False)
     sent: list[Tensor | None] = [None] * (1 + max((edge.position for edge in edges), default=-1))
     for edge, gradient in zip(edges, gradients, strict=True):
         sent[edge.position] = gradient
-    execution = NodeExecution(len(graph.backwards), -1, snapshots_of(arrived), snapshots_of(tuple(sent)))
-    row = _execution(NodeContext(graph, node, execution, op, rule), memory, differences=True)
-    return replace(row, reason=f"{NO_GRADIENT} in this step; given a random one: {row.reason}")
+    execution = replace(_never(graph), arrived=snapshots_of(arrived), sent=snapshots_of(tuple(sent)))
+    return _execution(NodeContext(graph, node, execution, context.op, context.rule), memory, differences=True)
 
 
 # -- one execution of one node ----------------------------------------------------------------------------------------
@@ -298,7 +308,24 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return row
     if row.verdict == "disagrees":
         return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
-    return _differentiated(context, experiment, row)
+    return _of_another_upstream(context, memory, _differentiated(context, experiment, row))
+
+
+def _of_another_upstream(context: NodeContext, memory: int, row: Row) -> Row:
+    """A row that agrees where the upstream gradient is 1 throughout, as that of a sum: given another one too.
+
+    A backward that forgets the upstream gradient is right there, and wrong in any other step. What is given lies
+    between 0 and 1, where one that clips what arrives does not clip.
+    """
+    arrived = [g for g in context.execution.upstream if g is not None]
+    if row.verdict != "agrees" or not all(bool((g == 1).all()) for g in arrived):
+        return row
+    try:
+        other = _given_another(context, torch.rand, memory)
+    except Exception:
+        return row
+    said = f"right in this step, where the upstream gradient is 1 throughout; given another one: {other.reason}"
+    return replace(other, reason=said) if other.verdict == "disagrees" else row
 
 
 def _repairs(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> Iterator[Repair]:

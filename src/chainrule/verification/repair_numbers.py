@@ -118,7 +118,8 @@ def of_numbers(points: Sequence[FunctionTrace], reach: Sequence[Reach], call: Ca
             yield from _slices(points[0].steps.calls, path, now, place)
         if not isinstance(now, (int, float)) or isinstance(now, bool):
             continue
-        for cost, kind, text, value in _candidates(points, reach, now, call.name in INDEXING):
+        is_index = call.name in INDEXING and not (call.name == "setitem" and path[0] == 2)
+        for cost, kind, text, value in _candidates(points, reach, now, is_index):
 
             def work(
                 call: Called, reach: Reach, a: list[Any], k: dict[str, Any], path: Path = path, value: Value = value
@@ -188,7 +189,9 @@ def _candidates(
     for name, number, take in derived(reach[0]):
         if number != now and math.isfinite(number):
             cost = 2.0 if float(number).is_integer() else 1.15  # a fraction does not fit by chance
-            yield cost, "wrong number", f"{name} = {number:.6g}", lambda reach, now, take=take: take(reach)  # type: ignore[misc]
+            text = f"{number:.6g}"
+            text = text if name == text else f"{name} = {text}"
+            yield cost, "wrong number", text, lambda reach, now, take=take: take(reach)  # type: ignore[misc]
     for size, called in sizes(points[0]):
         if size != now:
             yield 2.2, "wrong number", f"{size}, {called}", lambda reach, now, size=size: size  # type: ignore[misc]

@@ -48,6 +48,7 @@ def _named(point: FunctionTrace) -> Iterator[tuple[str, Named]]:
         yield text, Named(text, tensor, cost, kept=text == "the output" or _mark(tensor) in saved)
     for text, tensor in list(point.sources.items()):
         yield from _one_hot(point, text, text, tensor)
+        yield from _indexed(point, text, tensor)
     own = {text for call in point.steps.calls for text, _ in _results(call)}
     for place, call in enumerate(point.forward):
         for item, (text, tensor) in enumerate(_results(call)):
@@ -91,6 +92,15 @@ def _one_hot(point: FunctionTrace, key: str, text: str, index: Tensor) -> Iterat
         if int(index.max()) < classes:
             hot = torch.nn.functional.one_hot(index, classes).double()
             yield f"one-hot {classes} {key}", Named(f"the one-hot of {text}", hot, _SOURCE)
+
+
+def _indexed(point: FunctionTrace, text: str, index: Tensor) -> Iterator[tuple[str, Named]]:
+    """The rows of an upstream gradient that an index names: what a forward that gathers into them sends back."""
+    if index.dtype != torch.long or index.dim() != 1 or not index.numel() or int(index.min()) < 0:
+        return
+    for key, tensor in point.sources.items():
+        if "upstream" in key and tensor.dim() and len(tensor) > int(index.max()):
+            yield f"rows of {key} {text}", Named(f"{key} at {text}", tensor[index], _SOURCE)
 
 
 def _slopes(point: FunctionTrace) -> list[tuple[Called, str, Tensor]]:

@@ -24,7 +24,7 @@ from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
 from chainrule.graph.trees import reach
 from chainrule.numbers import many
 from chainrule.rules import Applied, Rule, reduce_to_shape
-from chainrule.rules.optimizers import new_parameters
+from chainrule.rules.optimizers import new_parameters, without_terms
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
 from chainrule.verification.update_check import compare_update
@@ -432,7 +432,7 @@ def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
         return UpdateCheck(update.name, "not checked", "its numbers were not kept")
     found = [compare_update(*each, step.optimizer) for each in new_parameters(update, step.optimizer)]
     if not found:
-        return UpdateCheck(update.name, "not checked", f"we have no rule for {step.optimizer}")
+        return UpdateCheck(update.name, "not checked", without_terms(update, step.optimizer))
     if not all(comparison.agrees for comparison, _ in found):
         return UpdateCheck(update.name, "disagrees", f"it is not what the formula of {step.optimizer} gives")
     undecided = next((reason for _, reason in found if reason), "")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chainrule.execution.experiment import widened
 from chainrule.execution.random_rounding import RandomRounding, spread
-from chainrule.graph.comparison import MARGIN, Comparison, compare, dense, last_place, rounding
+from chainrule.graph.comparison import FLOAT32, MARGIN, Comparison, compare, dense, last_place, rounding
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot
 from chainrule.graph.trees import tensors_in
 from chainrule.rules.optimizers import terms
@@ -34,9 +34,11 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tupl
     own = (new.to(before.dtype) - before).abs()
     places = 2 * last_place(torch.maximum(before.abs(), after.abs()).nan_to_num(0.0, 0.0), after.dtype.to_real())
     of_settings = max((rounding(each.dtype) for each in tensors_in(list(update.options.values()))), default=0.0)
-    if of_settings > rounding(after.dtype) and update.options.get("weight_decay"):  # its factor is that of a tensor
-        places = places + of_settings * before.abs()
-    of_step = MARGIN * max(rounding(dtype), of_settings) * (after - before).abs()
+    of_counters = _of_counters(update)
+    for decay, of_factor in (("weight_decay", of_settings), ("lambd", of_counters)):
+        if of_factor > rounding(after.dtype) and update.options.get(decay):  # its factor is that of a tensor
+            places = places + of_factor * before.abs()
+    of_step = MARGIN * max(rounding(dtype), of_settings, of_counters) * (after - before).abs()
     of_step = of_step + MARGIN * torch.where(own < fine.smallest_normal / fine.eps**2, own, 0.0)
 
     found = compare(new, after, 0.0, eps=0.0, slack=places + of_step)
@@ -49,16 +51,26 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tupl
     return found, f"rounding alone decides the step of {many} of its elements: {WHY}" if many else ""
 
 
-def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
-    """How far the rounding of the parameter's type, and of settings that are tensors, moves the step.
+def _of_counters(update: ParameterUpdate) -> float:
+    """The rounding of what is counted from step to step, where that is multiplied as a tensor."""
+    if not update.options.get("capturable") and not update.options.get("differentiable"):
+        return 0.0
+    counters = [each for each in update.state_before.values() if isinstance(each, Tensor) and not each.dim()]
+    return max((rounding(each.dtype) for each in counters), default=FLOAT32)
 
-    The parameter, its gradient and the state are what the optimizer read: they are not moved.
+
+def _spread_of_step(update: ParameterUpdate, optimizer: str) -> Tensor:
+    """How far the rounding of the parameter's type, of settings that are tensors, and of counters moves the step.
+
+    The parameter, its gradient and the rest of the state are what the optimizer read: they are not moved.
     """
-    state = {name: each for name, each in update.state_before.items() if name != "step"}
-    before, gradient, state = widened([update.before, update.grad, state])
+    kept = {name: each for name, each in update.state_before.items() if name != "step"}
+    counters = {name: each for name, each in kept.items() if _of_counters(update) and not torch.as_tensor(each).dim()}
+    before, gradient, kept = widened([update.before, update.grad, kept])
 
     def step(rounding: RandomRounding | None, _: bool = True) -> Tensor:
         options = update.options if rounding is None else rounding.moved(update.options)
+        state = kept if rounding is None else kept | widened(rounding.moved(counters))
         wide = replace(
             update, start=Snapshot.of(before), gradient=Snapshot.of(gradient), state_before=update.state_before | state,
             options=options,

@@ -236,7 +236,8 @@ class BackwardPasses:
         if raw is not None:
             for position, leaf in raw.straight.get(node, ()):
                 if filled[position] is None:
-                    filled[position] = self.left(raw, leaf)
+                    passed = raw.passed.get(id(leaf))
+                    filled[position] = self.left(raw, leaf) if passed is None else self._tape.data_of(passed)
         return tuple(filled)
 
     def left(self, raw: RawBackward, leaf: Tensor) -> Tensor | None:
@@ -359,7 +360,7 @@ def _changes(passes: BackwardPasses) -> Iterator[_Change]:
     for order, (task, number, _, upstream) in enumerate(tape.executions):
         sent_on, arrived = passes.sent_on(order), frozen(tape, upstream, order)
         if getattr(tape.nodes[number].node, "_forward_cls", None) is BackwardHookFunction:
-            yield from _changes_by_module_hooks(lowering, number, arrived, sent_on)
+            yield from _changes_by_module_hooks(lowering, number, arrived, passes.with_leaves(order))
         for slot, value in lowering.outputs_of.get(number, {}).items():
             parts = sent.pop((task, number, slot), [])
             here = arrived[slot] if slot < len(arrived) else None
@@ -400,6 +401,8 @@ def _changes_at_leaves(passes: BackwardPasses, arriving: _Sent) -> Iterator[_Cha
         leaf, sent = getattr(tape.nodes[number].node, "variable", None), _total(parts)
         raw = passes.by_task.get(task)
         if raw is None or leaf is None or id(leaf) not in lowering.values.versions or (task, id(leaf)) in combined:
+            continue
+        if id(leaf) in raw.passed:  # a pass inside added to `.grad` too
             continue
         before, left = raw.before.get(id(leaf)), passes.left(raw, leaf)
         if before is not None and not all_have_numbers(before, sent):

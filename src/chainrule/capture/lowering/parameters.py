@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
@@ -35,13 +37,19 @@ def read_updates(lowering: Lowering, names: Names, snapshots: Snapshots) -> tupl
     number_of: dict[int, int] = {}
     return tuple(
         Update(
-            type(raw.optimizer).__name__,
+            _name_of(type(raw.optimizer)),
             tuple(_updated(lowering, raw, names, snapshots)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
         )
         for raw in lowering.tape.updates
     )
+
+
+def _name_of(optimizer: type[Optimizer]) -> str:
+    """The name of an optimizer's class, with its module where one of PyTorch's is called so and it is another."""
+    name = optimizer.__name__
+    return name if getattr(torch.optim, name, optimizer) is optimizer else f"{optimizer.__module__}.{name}"
 
 
 def _updated(lowering: Lowering, raw: RawUpdate, names: Names, snapshots: Snapshots) -> Iterator[ParameterUpdate]:
