@@ -109,9 +109,10 @@ class NodeHooks:
                 backward.error = f"{type(error).__name__}: {error}"
                 tape.failures.all.append(failed_backward(error, tape, backward.roots, backward.site, first))
             backward.last = len(tape.operations) if create_graph else None
-            for leaf in leaves if accumulates else ():
-                _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
-                self._note_gradient(backward, part)
+            with unobserved():
+                for leaf in leaves if accumulates else ():
+                    _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
+                    self._note_gradient(backward, part)
             if given and not accumulates:
                 self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], given[0])
 
