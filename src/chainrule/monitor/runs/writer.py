@@ -22,7 +22,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from chainrule.capture.guard import Process
-from chainrule.errors import StorageError
 from chainrule.graph.history import Kind, Noticed, StepFacts, Unwatched
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format
@@ -122,7 +121,7 @@ class Writer:
         try:
             folder.mkdir(exist_ok=True)
             save(folder / name)
-        except (OSError, StorageError) as error:
+        except Exception as error:  # a full disk, or an `open` that the script has replaced
             return f"step {step} could not be saved in full: {error}"
         self.recorded(step, f"{folder.name}/{name}", reason)
         return None
