@@ -25,7 +25,7 @@ from chainrule.capture.session import Session
 from chainrule.capture.source import leave_out_recorder
 from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
-from chainrule.errors import RecordingError
+from chainrule.errors import ChainruleError, RecordingError
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
 from chainrule.graph.reexecution import apart, unobserved
@@ -439,7 +439,8 @@ class record(Session):  # noqa: N801 (read as a verb)
         try:
             around = sys._getframe(1)
             self.end(error, lambda: variables_around(around) if self._namespace is None else self._namespace)
-            leave_out_recorder(trace)
+            if not isinstance(error, ChainruleError):
+                leave_out_recorder(trace)
         finally:
             self.take_off()
             self._recording._open = False

@@ -260,14 +260,17 @@ def without_our_frames(trace: TracebackType | None, room: str = "chainrule") -> 
 def leave_out_recorder(trace: TracebackType | None) -> None:
     """Take the recorder's frames out of the traceback of an error of the user's, in place: they say nothing of it.
 
-    An error that was raised by the recorder itself keeps them.
+    An error of the recorder itself keeps them. PyTorch's functions are called as `func` by frames of ours.
     """
     *_, last = (None, *entries(trace))
     kept = without_our_frames(trace, "chainrule.capture")
-    if len(kept) < 2 or kept[0] is not trace or kept[-1] is not last:
+    if last is None or not kept or kept[0] is not trace:
         return
-    for entry, inner in pairwise(kept):
-        entry.tb_next = inner
+    if kept[-1] is not last and "func" not in last.tb_frame.f_code.co_varnames:
+        return
+    for entry, inner in pairwise([*kept, None]):
+        if entry is not None:
+            entry.tb_next = inner
 
 
 def _is_ours(module: str, room: str) -> bool:

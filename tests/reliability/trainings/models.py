@@ -234,30 +234,26 @@ def number_types_of_all_sorts() -> Training:
 
 @training
 def moved_between_steps() -> Training:
-    """A model is converted in place, by swapped parameters, emptied, and filled by assignment, while it trains."""
+    """A model is converted in place, emptied, and filled by assignment, while it trains."""
     model, (x, y) = mlp(), batch()
     holders: dict[str, Any] = {}
 
     def step(number: int) -> Tensor:
-        torch.__future__.set_swap_module_params_on_conversion(number % 2 == 0)
-        try:
-            state = {name: t.detach().clone() for name, t in model.state_dict().items()}
-            if number in (1, 2):
-                model.to(torch.float64 if number == 1 else torch.float32)
-            if number == 3:
-                model.to("meta")
-                model.to_empty(device="cpu")
-                model.load_state_dict(state, assign=True)
-                model.requires_grad_()
-        finally:
-            torch.__future__.set_swap_module_params_on_conversion(False)
+        state = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        if number in (1, 2):
+            model.to(torch.float64 if number == 1 else torch.float32)
+        if number == 3:
+            model.to("meta")
+            model.to_empty(device="cpu")
+            model.load_state_dict(state, assign=True)
+            model.requires_grad_()
         holders["optimizer"] = optimizer = optim.Adam(model.parameters(), lr=0.01)
         kind = next(model.parameters()).dtype
         loss = F.cross_entropy(model(x.to(kind)), y)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.detach()  # its graph would hold the parameters, which cannot be swapped then
+        return loss
 
     return Training(step, (model, holders))
 
