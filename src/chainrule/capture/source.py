@@ -262,15 +262,14 @@ def leave_out_recorder(trace: TracebackType | None) -> None:
 
     An error of the recorder itself keeps them. PyTorch's functions are called as `func` by frames of ours.
     """
-    *_, last = (None, *entries(trace))
     kept = without_our_frames(trace, "chainrule.capture")
-    if last is None or not kept or kept[0] is not trace:
+    if not kept or kept[0] is not trace:
         return
-    if kept[-1] is not last and "func" not in last.tb_frame.f_code.co_varnames:
-        return
-    for entry, inner in pairwise([*kept, None]):
-        if entry is not None:
+    *_, last = (each for each in entries(trace) if each.tb_frame.f_globals.get("__name__") != OPERATORS)
+    if last in kept or "func" in last.tb_frame.f_code.co_varnames:
+        for entry, inner in pairwise(kept):
             entry.tb_next = inner
+        kept[-1].tb_next = None
 
 
 def _is_ours(module: str, room: str) -> bool:
