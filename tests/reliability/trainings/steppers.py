@@ -1,4 +1,4 @@
-"""Trainings whose optimizers, schedulers and loops are their authors' own; and compiled, random and concurrent ones."""
+"""Trainings whose optimizers, schedulers and loops are their authors' own; random, concurrent and scripted ones."""
 
 from __future__ import annotations
 
@@ -360,45 +360,7 @@ def random_states_are_compared() -> Training:
     return Training(step, inner.holds)
 
 
-# -- compilers --------------------------------------------------------------------------------------------------------
-
-
-@training
-def compiled_in_many_ways() -> Training:
-    """Whole models, functions with breaks, a step of the optimizer, with backends of one's own, reset in between."""
-    model, (x, y), graphs = mlp(), batch(), []
-    optimizer = optim.SGD(model.parameters(), lr=0.1)
-
-    def backend(module: Any, inputs: Any) -> Any:
-        return module.forward
-
-    @torch.compile(backend="aot_eager")
-    def broken(h: Tensor) -> Tensor:
-        h = h.sin()
-        torch._dynamo.graph_break()
-        if h.sum() > 0:
-            return h * 2
-        return h
-
-    @torch.compile(backend=backend)
-    def update() -> None:
-        optimizer.step()
-
-    whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
-
-    def step(number: int) -> Tensor:
-        optimizer.zero_grad()
-        if number == 2:
-            torch._dynamo.reset()
-        rows = 8 - number
-        with torch.compiler.set_stance("force_eager") if number == 1 else contextlib.nullcontext():
-            loss = F.cross_entropy(broken(whole(x[:rows])), y[:rows])
-        loss.backward()
-        update() if number % 2 else optimizer.step()
-        graphs.append(type(loss.grad_fn).__name__)
-        return loss
-
-    return Training(step, (model, optimizer, graphs))
+# -- graphs -----------------------------------------------------------------------------------------------------------
 
 
 @training
