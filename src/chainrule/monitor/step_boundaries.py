@@ -173,6 +173,8 @@ class Boundaries:
             if self.evaluations.curious and not torch.is_grad_enabled():
                 self.evaluations.see(module)
             return
+        if torch.jit.is_tracing():  # what we compute would be traced as the user's
+            return
         if self._waits:
             self._perhaps_begin(module, args)
         elif module is self._first:
