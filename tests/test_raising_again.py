@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -163,3 +164,16 @@ def test_an_operation_without_a_kernel_for_float64(none: bool) -> None:
     assert set(verdicts(1.0)) <= {"agrees", "by convention"}
     assert set(verdicts(3.0)) == {"disagrees"}
     assert set(verdicts(1.001)) == {"disagrees"}
+
+
+def test_the_recorder_is_not_in_the_traceback_of_an_error_of_the_users():
+    w = torch.ones(2, requires_grad=True)
+
+    def step() -> None:
+        F.relu(w @ torch.ones(3))
+
+    for around in (contextlib.nullcontext(), chainrule.record(), chainrule.record(keep="statistics")):
+        with pytest.raises(RuntimeError) as caught, around:
+            step()
+        names = [entry.frame.f_globals["__name__"] for entry in caught.traceback]
+        assert names == [__name__, __name__]

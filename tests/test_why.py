@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chainrule import record
-from chainrule.errors import MissingError
+from chainrule.errors import MissingError, RequestError
 from chainrule.examples import worked_example
 
 
@@ -422,3 +422,16 @@ def test_a_complex_term_is_the_product_that_is_shown():
     assert str(asked) == "dJ/dz[0] = dJ/dp[0] * conj(u[0]) = (6+8j) * (2+1j) = 4+22j"
     (term,) = asked.terms
     assert term.factors[0].value * term.factors[1].value == term.value == z.grad[0].item()
+
+
+def test_a_tensor_is_no_name():
+    w = torch.tensor([1.0], requires_grad=True)
+    with record() as recording:
+        loss = w.square().sum()
+        loss.backward()
+    for ask in (recording.why, recording.__getitem__):
+        with pytest.raises(RequestError) as caught:
+            ask(w)
+        assert str(caught.value) == (
+            "A recording is asked by a name, not by a Tensor. It holds 'w', 'loss', 'sum', 'square'."
+        )

@@ -22,9 +22,10 @@ from chainrule.capture.lowering import free, lower
 from chainrule.capture.lowering.naming import variables_around
 from chainrule.capture.lowering.tensor_versions import Snapshots, SnapshotsInPlace
 from chainrule.capture.session import Session
+from chainrule.capture.source import leave_out_recorder
 from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
-from chainrule.errors import RecordingError
+from chainrule.errors import ChainruleError, RecordingError
 from chainrule.graph.graph import Graph, Node, Value
 from chainrule.graph.names import Notation, find_value
 from chainrule.graph.reexecution import apart, unobserved
@@ -169,7 +170,7 @@ class Recording:
         """The value of this name: a variable of the user's code, or the path of a parameter or module.
 
         Of several values of one name (`x` in a loop) it is the last; `x@1` is the first.
-        Raises MissingError, with near matches, where nothing has that name.
+        Raises MissingError, with near matches, where nothing has that name, and RequestError for what is no name.
         """
         return shown(self.graph.values[find_value(self.graph, name)])
 
@@ -222,7 +223,8 @@ class Recording:
     def why(self, name: str, index: tuple[int, ...] | int = ()) -> Why:
         """The sum behind one number of a gradient: `.terms`, each with its `.value` and its two factors.
 
-        A single number needs no index. Raises MissingError where the name or the index does not exist.
+        A single number needs no index. Raises MissingError where the name or the index does not exist, and RequestError
+        for what is no name, such as a tensor.
         """
         from chainrule.derivation.why import why
 
@@ -336,13 +338,14 @@ class Recording:
 
         Raises StorageError for a suffix that no view has, and where the file cannot be written.
         """
-        from chainrule import views
         from chainrule.graph import storage
 
         suffix = _suffix(path)
         if suffix == ".safetensors":
             storage.write(self.graph, path)
             return
+        from chainrule import views
+
         view = views.by_suffix()[suffix]
         document = self.document(pointing=view.pointing, coded=view.coded, running=view.running)
         storage.write_atomically(path, view.written(document).encode())
@@ -378,10 +381,11 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 def _suffix(path: str | os.PathLike[str]) -> str:
     """The suffix, in lower case. Raises StorageError where nothing writes such a file."""
-    from chainrule import views
-
     suffix = os.path.splitext(os.fspath(path))[1].lower()
-    views.check_suffix(suffix, ".safetensors")
+    if suffix != ".safetensors":  # a watch that saves a step must not wait for all views
+        from chainrule import views
+
+        views.check_suffix(suffix, ".safetensors")
     return suffix
 
 
@@ -435,6 +439,8 @@ class record(Session):  # noqa: N801 (read as a verb)
         try:
             around = sys._getframe(1)
             self.end(error, lambda: variables_around(around) if self._namespace is None else self._namespace)
+            if not isinstance(error, ChainruleError):
+                leave_out_recorder(trace)
         finally:
             self.take_off()
             self._recording._open = False

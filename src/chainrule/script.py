@@ -31,6 +31,7 @@ from torch.optim.optimizer import (
 )
 
 from chainrule.capture.global_hooks import before_forward
+from chainrule.capture.guard import Process
 from chainrule.capture.rounds import Rounds, besides, living
 from chainrule.capture.source import Site, entries, is_library, locals_of, without_our_frames
 from chainrule.capture.step_log import StepLog
@@ -148,19 +149,25 @@ def run_inside(
 def _execute(
     code: Callable[[], CodeType], namespace: Namespace, around: AbstractContextManager[Any]
 ) -> tuple[Ending, int]:
-    """Run a script's code; its exceptions are printed as Python prints them, and end here."""
+    """Run a script's code; its exceptions are printed as Python prints them, and end here.
+
+    So does a child that the script forked, by SystemExit: what comes after the script is its parent's to do.
+    """
+    process = Process()
     try:
         with around:
             exec(code(), namespace)
+        ended: tuple[Ending, int] = "ended", 0
     except _StepRecorded:
-        return "was stopped", 0
+        ended = "was stopped", 0
     except SystemExit as error:
-        return "exited", _exit_status(error.code)
+        ended = "exited", _exit_status(error.code)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
+        ended = ("was interrupted", INTERRUPTED) if isinstance(error, KeyboardInterrupt) else ("crashed", 1)
         _print_as_python(error)
-        return ("was interrupted", INTERRUPTED) if interrupted else ("crashed", 1)
-    return "ended", 0
+    if process.is_left:
+        sys.exit(ended[1])
+    return ended
 
 
 def _read(script: str) -> bytes:
@@ -250,6 +257,7 @@ class _StepRecorder:
         self._ran = weakref.WeakSet[torch.nn.Module]()  # modules, in a first step that is not recorded
         self._log = StepLog()
         self.failure: Recording | None = None
+        self._process = Process()
 
     def __enter__(self) -> None:
         self._before = register_optimizer_step_pre_hook(self._before_step)
@@ -325,6 +333,9 @@ class _StepRecorder:
         if optimizer is not self._stepping:
             return
         self._stepping = None
+        if self._process.is_left:  # in a child that the script forked, whose steps are not its parent's
+            self._close(())
+            return
         session = self._session
         others = partial((session if isinstance(session, record) else self).others_than, optimizer)
         if not self._rounds.stepped(optimizer, others):

@@ -250,3 +250,17 @@ def test_a_parameter_that_wraps_another_tensor():
     assert not [each for each in told if "ended" in each]
     assert (watch.step_number, watch.watched) == (made, made)
     assert {("parameter", "0.bias"), ("parameter", "2.weight"), ("value", "0")} <= set(watch.history.series)
+
+
+def test_parameters_can_be_swapped_under_a_watch() -> None:
+    """PyTorch swaps no tensor to which a weak reference exists."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chainrule.watch() as watch:
+        for _ in range(3):
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch.utils.swap_tensors(model.weight, nn.Parameter(model.weight * 2))
+    assert watch.watched == 3

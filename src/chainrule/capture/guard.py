@@ -1,4 +1,4 @@
-"""Keeps the errors of a recording out of the training that it records, and other threads out of the recording.
+"""Keeps the errors of a recording out of the training that it records, and other threads and processes out of both.
 
 PyTorch calls us in the middle of the user's step, in whichever thread it runs. All that we do there runs guarded: an
 error of ours ends the recording's work, not the training, and from then on everything passes as if nobody looked.
@@ -21,6 +21,18 @@ from chainrule.pytorch_internals import _current_graph_task_id, stash, stashed, 
 GAVE_WAY = "a `chainrule.record()` of your own ran in it"
 _KEY = "chainrule"  # of what autograd's own threads carry for us during a pass
 _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class Process:
+    """The process in which this was made."""
+
+    def __init__(self) -> None:
+        self._id = os.getpid()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether we are in a child that was forked from it. The child inherits all but the threads."""
+        return os.getpid() != self._id
 
 
 class _Here(threading.local):

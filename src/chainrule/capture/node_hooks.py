@@ -112,11 +112,11 @@ class NodeHooks:
                 backward.error = f"{type(error).__name__}: {error}"
                 tape.failures.all.append(failed_backward(error, tape, backward.roots, backward.site, first))
             backward.last = len(tape.operations) if create_graph else None
-            for leaf in leaves if accumulates else ():
-                _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
-                self._note_gradient(backward, part)
-            for _, shared in self._shared(leaves) if accumulates else ():  # the pass around this one adds to them
-                with unobserved():
+            with unobserved():
+                for leaf in leaves if accumulates else ():
+                    _, part = tape.reducers.gathered.get(id(leaf), (leaf, leaf))
+                    self._note_gradient(backward, part)
+                for _, shared in self._shared(leaves) if accumulates else ():  # the pass around this one adds to them
                     tape.overwritten(leaf.grad for leaf in shared if leaf.grad is not None)
             if given and not accumulates:
                 self._note_given(backward, args[1] if len(args) > 1 else kwargs["inputs"], given[0])

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
+from chainrule.capture.data_parallel import own_part
 from chainrule.capture.module_tree import parameters_of
+from chainrule.graph.reexecution import unobserved
 from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 
 FOREIGN = -1  # the key of optimizers that do not concern the watch
@@ -36,7 +38,7 @@ class Rounds:
         self._unevenly = unevenly
         self._known: dict[int, tuple[weakref.ref[Optimizer], int]] = {}  # by id; with a key that some may share
         self._latest: dict[int, weakref.ref[Optimizer]] = {}  # by key
-        self._keys = WeakIdKeyDictionary()  # of parameters
+        self._keys = _Keys()  # of parameters
         self._waited: dict[int, int] = {}  # key -> when it stepped last; the longest idle first
         self._apart: set[int] = set()  # not waited for, because they step too rarely
         self._stepped: set[int] = set()  # in this round
@@ -146,7 +148,8 @@ class Rounds:
 
     def _shared(self, optimizer: Optimizer) -> list[int]:
         """The keys of the optimizers with which one shares a parameter."""
-        return list({self._keys[each]: None for each in _parameters(optimizer) if each in self._keys})
+        found = map(self._keys.of, _parameters(optimizer))
+        return list({key: None for key in found if key is not None})
 
     def _key(self, optimizer: Optimizer) -> int:
         """The key of an optimizer: that of another whose place it takes, as they share a parameter; or else its own."""
@@ -165,8 +168,8 @@ class Rounds:
         self._known[id(optimizer)] = weakref.ref(optimizer, self._note_dead), first
         self._latest[first] = weakref.ref(optimizer)
         for each in _parameters(optimizer):
-            if each not in self._keys:
-                self._keys[each] = first
+            if self._keys.of(each) is None:
+                self._keys.put(each, first)
         return first
 
     def _is_beside(self, key: int) -> bool:
@@ -179,10 +182,43 @@ class Rounds:
     def _forget_dead(self) -> None:
         """Drop optimizers that are gone: nobody waits for them."""
         self._dead = False
+        self._keys.forget_dead()
         self._known = {number: each for number, each in self._known.items() if each[0]() is not None}
         for key in self._waited.keys() - {key for _, key in self._known.values()}:
             del self._waited[key]
             self._stepped.discard(key)
+
+
+class _Keys:
+    """Of parameters, without a weak reference to any: with one PyTorch cannot swap it, as `Module.to` does with some.
+
+    A parameter that was given other memory since is not found.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, StorageWeakRef]] = {}
+
+    def of(self, parameter: Tensor) -> int | None:
+        """The key of a parameter, if it has one."""
+        key, memory = self._known.get(id(parameter), (None, None))
+        return None if memory is None or memory != _memory(parameter) else key
+
+    def put(self, parameter: Tensor, key: int) -> None:
+        """Give a parameter a key."""
+        if (memory := _memory(parameter)) is not None:
+            self._known[id(parameter)] = key, memory
+
+    def forget_dead(self) -> None:
+        """Drop the keys of parameters whose memory is gone."""
+        self._known = {identity: each for identity, each in self._known.items() if not each[1].expired()}
+
+
+def _memory(parameter: Tensor) -> StorageWeakRef | None:
+    with unobserved():
+        try:
+            return StorageWeakRef(own_part(parameter).untyped_storage())
+        except Exception:  # sparse, or what the user's class raises
+            return None
 
 
 def besides(

@@ -85,8 +85,9 @@ class Session:
                     note_end(recorder.tape, error)
                 recorder.finish()
                 if self._log is not None:
-                    recorder.tape.failures.carried = carried(recorder.tape, self._log)
-                    self._log.made = lines_of_nodes(recorder.tape)
+                    with unobserved():
+                        recorder.tape.failures.carried = carried(recorder.tape, self._log)
+                        self._log.made = lines_of_nodes(recorder.tape)
                 note_names(recorder.tape, names())
                 with unobserved():
                     recorder.tape.end()

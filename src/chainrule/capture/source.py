@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -237,7 +238,7 @@ def entries(trace: TracebackType | None) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
-def without_our_frames(trace: TracebackType | None) -> list[TracebackType]:
+def without_our_frames(trace: TracebackType | None, room: str = "chainrule") -> list[TracebackType]:
     """The entries of a traceback without those that recording adds: ours, and PyTorch's on the way to and from us.
 
     Under a function mode PyTorch's Python functions (`F.relu`, but not `F.linear`) come twice: on the way to us,
@@ -247,7 +248,7 @@ def without_our_frames(trace: TracebackType | None) -> list[TracebackType]:
     ours = False
     for entry in entries(trace):
         name = entry.tb_frame.f_globals.get("__name__", "")
-        came_from_us, ours = ours, _is_ours(name)
+        came_from_us, ours = ours, _is_ours(name, room)
         if ours:
             if kept and kept[-1].tb_frame.f_code.co_name == "handle_torch_function":
                 del kept[-2:]
@@ -256,5 +257,20 @@ def without_our_frames(trace: TracebackType | None) -> list[TracebackType]:
     return kept
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "chainrule" and not module.startswith("chainrule.examples.")
+def leave_out_recorder(trace: TracebackType | None) -> None:
+    """Take the recorder's frames out of the traceback of an error of the user's, in place: they say nothing of it.
+
+    An error of the recorder itself keeps them. PyTorch's functions are called as `func` by frames of ours.
+    """
+    kept = without_our_frames(trace, "chainrule.capture")
+    if not kept or kept[0] is not trace:
+        return
+    *_, last = (each for each in entries(trace) if each.tb_frame.f_globals.get("__name__") != OPERATORS)
+    if last in kept or "func" in last.tb_frame.f_code.co_varnames:
+        for entry, inner in pairwise(kept):
+            entry.tb_next = inner
+        kept[-1].tb_next = None
+
+
+def _is_ours(module: str, room: str) -> bool:
+    return f"{module}.".startswith(f"{room}.") and not module.startswith("chainrule.examples.")

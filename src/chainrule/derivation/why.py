@@ -194,7 +194,7 @@ def why(graph: Graph, derivation: Derivation, notation: Notation, name: str, ind
     Raises MissingError for a name that the recording does not hold, for an index outside the value's shape, and where
     the numbers were not kept.
     """
-    parameter = graph.parameters.get(name)
+    parameter = graph.parameters.get(name) if isinstance(name, str) else None
     if parameter is not None and parameter.value is None:
         given = index if isinstance(index, tuple) else (index,)
         sentence = _FORWARD_BEFORE.format(name) if parameter.has_gradient else no_gradient(graph, None, name)

@@ -188,9 +188,13 @@ def find_value(graph: Graph, name: str) -> int:
 
     A bare name that several values share (`x@1`, `x@2`) means the last of them.
 
-    Raises MissingError, with the near matches, where no value has that name.
+    Raises MissingError, with the near matches, where no value has that name, and RequestError for what is no name.
     """
     known = _names_of_values(graph)
+    if not isinstance(name, str):
+        raise RequestError(
+            f"A recording is asked by a name, not by a {type(name).__name__}. {near_matches('', [*known])}"
+        )
     if name in known:
         return known[name]
     notation = Notation(graph)

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from chainrule.capture.module_tree import modules_of, named_buffers, named_parameters, parameters_of
 from chainrule.capture.source import is_library, locals_of
 from chainrule.errors import RequestError
+from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import is_a
 from chainrule.monitor.step_series import without_wrappers
 
@@ -101,9 +102,10 @@ def steps_done(optimizers: Iterable[Optimizer]) -> int:
 
 def step_count(optimizer: Optimizer) -> int:
     """The count of steps in an optimizer's state of its first parameter that has a gradient; 0 if there is none."""
-    learning = (each for group in optimizer.param_groups for each in group["params"] if each.grad is not None)
-    states = (optimizer.state[each] for each in learning if each in optimizer.state)
-    return next((int(state["step"]) for state in states if "step" in state), 0)
+    with unobserved():
+        learning = (each for group in optimizer.param_groups for each in group["params"] if each.grad is not None)
+        states = (optimizer.state[each] for each in learning if each in optimizer.state)
+        return next((int(state["step"]) for state in states if "step" in state), 0)
 
 
 def check_counts(options: Mapping[str, int | None], least: int) -> None:

@@ -28,6 +28,11 @@ class BetweenSteps:
         self._strange: tuple[int, float, Sequence[Finding]] | None = None  # a step that lost numbers, with its loss
         self._passes = 1  # of a watched step; 0 if the losses of others cannot be compared with its own
 
+    def forget(self) -> None:
+        """Drop every reference to the user's objects."""
+        self.again.forget()
+        self._looks.forget()
+
     def passed(self, step: int, parameter: Tensor, scaled: bool, examined: Callable[..., Sequence[Finding]]) -> None:
         """A backward pass of a step that is not recorded. One that loses numbers is run again at once."""
         if (loss := self._looks.passed(parameter, scaled)) is not None:

@@ -6,17 +6,21 @@ The script's own output scrolls above the dashboard. The display shows the last 
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
+from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from chainrule.capture.guard import Process
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
 from chainrule.monitor.runs.found import by_cause, notes
@@ -79,6 +83,7 @@ class Display:
     def __init__(self, console: Console, total: int | None) -> None:
         self.progress: Callable[[], int] = lambda: 0
         self._console, self._total = console, total
+        self._process = Process()
         self._last = LastStep()
 
     def __enter__(self) -> Self:
@@ -110,7 +115,8 @@ class Lines(Display):
 
     def conclude(self, findings: Sequence[Found]) -> None:
         """Print the notes of the last examination. The command itself ends with the graver findings."""
-        self._tell(notes(findings), "at the end")
+        if not self._process.is_left:
+            self._tell(notes(findings), "at the end")
 
     def _tell(self, findings: Sequence[Found], when: str) -> None:
         """Print the findings that are new, with their evidence, and those whose severity has changed."""
@@ -151,10 +157,19 @@ class Dashboard(Display):
     def __enter__(self) -> Self:
         self._began = time.monotonic()
         self._live.__enter__()
+        self._streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+        os.register_at_fork(after_in_child=self._leave_to_parent)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)
+        if not self._process.is_left:
+            self._live.__exit__(*error)
+
+    def _leave_to_parent(self) -> None:
+        """Give a forked child its own output: what it prints must not draw the panel once more."""
+        for name, stream in self._streams.items():
+            if getattr(sys, name) is stream and isinstance(stream, FileProxy):
+                setattr(sys, name, stream.rich_proxied_file)
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [self._head(), Text(self._last.sentence()), self._curve()]

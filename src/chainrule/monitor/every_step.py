@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from types import FrameType
 
@@ -46,7 +47,8 @@ class EveryStep:
         self._rates: tuple[float, ...] = ()
         self._changes = 0
         self._of: list[int] = []  # the optimizers, by id, whose parameters are looked at
-        self._chosen: list[weakref.ref[Tensor]] = []
+        self._chosen: list[_Place] = []
+        self._plain = False  # whether those are of no class that hears what is asked of them
         self._lost: bool | None = None  # whether numbers are lost now; None: nothing was looked at so far
         self._waiting: list[tuple[int, bool, Tensor]] = []
         self._thread = threading.get_ident()
@@ -57,7 +59,7 @@ class EveryStep:
         self._seen = False  # whether the gradient was read in a pass of this step
         self._before = False  # whether the strange pass began with lost parameters
         self._between: list[tuple[int, int, list[Tensor | float | None], float]] = []
-        self._parameter: weakref.ref[Tensor] | None = None  # that of the latest pass
+        self._parameter: Tensor | None = None  # that of the latest pass; with a weak reference it cannot be swapped
         self._left: Tensor | None = None  # some of its numbers after the update of a watched step
         self.rewritten = False  # whether it began the next step with others
 
@@ -73,12 +75,12 @@ class EveryStep:
 
     def _passed(self, parameter: Tensor, scaled: bool) -> float | None:
         if self._left is not None:
-            same = self._parameter is None or self._parameter() is not parameter
+            same = self._parameter is not parameter
             self.rewritten, self._left = not (same or same_bits(self._left, some_bits(parameter))), None
-        first = not self._losses or self._parameter is None or self._parameter() is not parameter
+        first = not self._losses or self._parameter is not parameter
         self._version = parameter._version if first else self._version
         elsewhere = parameter._version != self._version  # SAM climbs first
-        self._parameter = weakref.ref(parameter)
+        self._parameter = parameter
         loss = loss_of_pass(self._thread)
         if loss is None or loss.device.type != "cpu":
             if not elsewhere:
@@ -102,7 +104,7 @@ class EveryStep:
             if not watched:
                 self._between.append((step, nodes - self._nodes, losses, scale or 1.0))
         self._nodes = nodes
-        parameter = self._parameter() if watched and self._parameter is not None else None
+        parameter = self._parameter if watched else None
         if parameter is not None and parameter.device.type == "cpu":  # of another device it would wait
             self._left = some_bits(parameter)
         if seen and not self._strange and not watched:  # what its update may have lost, the next pass shows
@@ -125,7 +127,12 @@ class EveryStep:
 
     def look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         """Look at the parameters after a step."""
-        if dispatch_modes.any() or function_modes.any():
+        if (ids := [id(each) for each in optimizers]) != self._of:
+            self._of = ids
+            with unobserved():
+                self._chosen = list(_chosen(optimizers))
+            self._plain = all(each.kind in (Tensor, torch.nn.Parameter) for each in self._chosen)
+        if not self._plain or dispatch_modes.any() or function_modes.any():
             with unobserved():  # which takes longer than the look
                 return self._look(step, watched, optimizers)
         before = torch.is_grad_enabled()
@@ -136,12 +143,10 @@ class EveryStep:
             _set_grad_enabled(before)
 
     def _look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
-        if (ids := [id(each) for each in optimizers]) != self._of:
-            self._of, self._chosen = ids, [weakref.ref(each) for each in _chosen(optimizers)]
         found = self._changed(step, optimizers)
         lost, at_once = False, True
-        for reference in self._chosen:
-            parameter = reference()
+        for place in self._chosen:
+            parameter = place.parameter()
             if parameter is None:
                 self._of = []  # choose again, for another optimizer may have the id of one that is gone
                 continue
@@ -179,7 +184,8 @@ class EveryStep:
         if not now:
             return Noticed(step, self._rates, lost=True)
         frame = user_frame()
-        names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
+        with unobserved():
+            names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
         if self._before:
             step, loss = step - 1, self._between[-2][2][-1] if len(self._between) > 1 else None
             loss = loss if type(loss) is float and self._between[-2][0] == step else None
@@ -187,6 +193,10 @@ class EveryStep:
             loss = None if frame is None else _loss_in(frame)
         place = "" if frame is None else str(Site(frame.f_code, frame.f_lasti).place())
         return Noticed(step, self._rates, True, tuple(names), loss, place)
+
+    def forget(self) -> None:
+        """Drop every reference to the user's objects."""
+        self._parameter = self._left = None
 
     def _changed(self, step: int, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
         rates = tuple([group.get("lr") for each in optimizers for group in each.param_groups])
@@ -211,13 +221,30 @@ def _parameters(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
     return (each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"])
 
 
-def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a parameter is found: a weak reference to itself would keep PyTorch from swapping it (`Module.to`)."""
+
+    optimizer: weakref.ref[Optimizer]
+    place: int  # in the first group
+    kind: type[Tensor]
+
+    def parameter(self) -> Tensor | None:
+        optimizer = self.optimizer()
+        there = [] if optimizer is None else optimizer.param_groups[0]["params"]
+        found = there[self.place] if self.place < len(there) else None
+        return found if type(found) is self.kind else None
+
+
+def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[_Place]:
     """The parameter of each optimizer that is looked at."""
     for optimizer in optimizers:
         first = [each for each in optimizer.param_groups[0]["params"][:NEAR] if has_numbers(own_part(each))]
         first = [each for each in first if each.dtype in KNOWN and each.layout is torch.strided]
         if first:
-            yield first_small(first)
+            found = first_small(first)
+            place = next(at for at, each in enumerate(optimizer.param_groups[0]["params"]) if each is found)
+            yield _Place(weakref.ref(optimizer), place, type(found))
 
 
 def first_small(parameters: Sequence[Tensor]) -> Tensor:

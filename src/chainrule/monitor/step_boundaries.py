@@ -41,6 +41,7 @@ from chainrule.monitor.updates_by_hand import UpdatesByHand
 from chainrule.pytorch_internals import (
     _current_graph_task_id,
     _disable_dynamo,
+    _is_tracing,
     compiled_frames,
     get_eval_frame_callback,
 )
@@ -171,6 +172,8 @@ class Boundaries:
         if left_on.modes or not self._armed:
             if self.evaluations.curious and not torch.is_grad_enabled():
                 self.evaluations.see(module)
+            return
+        if _is_tracing():  # what we compute would be traced as the user's
             return
         if self._waits:
             self._perhaps_begin(module, args)

@@ -37,8 +37,9 @@ class UpdatesByHand:
     def begin(self, root: nn.Module | None) -> None:
         """Look at the parameters of the models, or of the one that runs."""
         models = [*self._models()] or ([] if root is None else [root])
-        trained = [each for model in models for each in parameters_of(model) if each.requires_grad]
-        trained = [each for each in trained if has_numbers(own_part(each))]
+        with unobserved():
+            trained = [each for model in models for each in parameters_of(model) if each.requires_grad]
+            trained = [each for each in trained if has_numbers(own_part(each))]
         self._seen = [(each, some_bits(each)) for each in trained[:: max(1, len(trained) // PARAMETERS)]]
 
     def forget(self) -> None:

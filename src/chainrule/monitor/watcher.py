@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.guard import Process
 from chainrule.capture.source import Site
 from chainrule.diagnostics.modes import always_drops
 from chainrule.errors import ChainruleError, warn
@@ -24,16 +25,8 @@ from chainrule.gc_control import gc_paused
 from chainrule.graph.history import History, StepFacts, Unstepped
 from chainrule.graph.reexecution import apart
 from chainrule.graph.statistics_cache import StatisticsCache
+from chainrule.monitor import arguments
 from chainrule.monitor import step_series as series
-from chainrule.monitor.arguments import (
-    WatchedModels,
-    as_list,
-    check_counts,
-    modules_around,
-    step_count,
-    steps_done,
-    unwrapped,
-)
 from chainrule.monitor.between_steps import BetweenSteps
 from chainrule.monitor.every_step import rates_of, user_frame
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
@@ -104,22 +97,22 @@ class watch:  # noqa: N801 (read as a verb)
         self._full: str | None = None  # why the next step is recorded in full
         self._failed = ""  # what ended the watch early
         self._finished = self._closed = False
-        self._step = StepRecording()
+        self._step, self._process = StepRecording(), Process()
         try:
-            check_counts({"every": every, "full_every": full_every}, 1)
-            check_counts({"start": start}, 0)
-            models = as_list(model, nn.Module, "model")
-            optimizers = [unwrapped(each) for each in as_list(optimizer, Optimizer, "optimizer")]
-            self._warnings = Warnings()
+            arguments.check_counts({"every": every, "full_every": full_every}, 1)
+            arguments.check_counts({"start": start}, 0)
+            models = arguments.as_list(model, nn.Module, "model")
+            optimizers = [arguments.unwrapped(each) for each in arguments.as_list(optimizer, Optimizer, "optimizer")]
+            self._warnings, self._ranks = Warnings(), WatchingRanks()
             self._warn = self._warnings.warn
-            self._ranks = WatchingRanks()
             # The other ranks record for rank 0, which stores and examines.
             self._examiner = Examiner(self.history, thresholds, silence)
             self._results = Results(self._examiner, self._ranks.leads, self._warn)
             if start is None:
-                self.step_number = steps_done(optimizers)
+                self.step_number = arguments.steps_done(optimizers)
             self._due = self._full_due = self.step_number + 1
-            self._models = WatchedModels(models, modules_around(sys._getframe(1)) if namespace is None else namespace)
+            names = arguments.modules_around(sys._getframe(1)) if namespace is None else namespace
+            self._models = arguments.WatchedModels(models, names)
             self._scaler = ScalerView(scaler)
             self._between = BetweenSteps(self._models)
             self._on_finding = self._ranks.leads and on_finding
@@ -195,7 +188,7 @@ class watch:  # noqa: N801 (read as a verb)
             lambda: atexit.unregister(self._end_of_process),
             lambda: self._results.close("interrupted"),
             lambda: self._models.forget(),
-            lambda: self._between.again.forget(),
+            lambda: self._between.forget(),
         ))  # fmt: skip
         self._closed = True
 
@@ -375,7 +368,7 @@ class watch:  # noqa: N801 (read as a verb)
             gradients=series.measured_gradients(optimizers, self._models.names, histograms)
             if self._step.closure
             else {},
-            counts=tuple(filter(None, map(step_count, optimizers))),
+            counts=tuple(filter(None, map(arguments.step_count, optimizers))),
             moments=series.measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
@@ -427,7 +420,9 @@ class watch:  # noqa: N801 (read as a verb)
     def _guard(self, act: Callable[..., Any], *arguments: Any) -> None:
         """Call `act` for a hook; an error ends the watch with a warning, an interrupt this step's recording."""
         try:
-            if self._failed:
+            if self._process.is_left and not self._finished:
+                self._leave_to_parent()
+            elif self._failed:
                 self._finish_failed()
             elif not self._closed:
                 act(*arguments)
@@ -436,6 +431,12 @@ class watch:  # noqa: N801 (read as a verb)
         except BaseException:
             self._step.abandon()  # the training may catch it and go on
             raise
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the run, its file and its place among the ranks are the parent's."""
+        self._failed, self._finished = "it is watched by the process that was forked", True
+        self._ranks, self._results.writer = WatchingRanks(), None
+        self._step.abandon()
 
     def _fail(self, error: Exception) -> None:
         self._failed = self._failed or f"{type(error).__name__}: {error}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
-from chainrule.errors import StorageError
+from chainrule.capture.guard import Process
 from chainrule.graph.history import Kind, Noticed, StepFacts, Unwatched
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format
@@ -81,7 +81,7 @@ class Writer:
         self.notice: str | None = None  # why the run is in another file than `path`
         self.problem: str | None = None  # why nothing can be written since the last batch that was
         self.dropped = 0  # items that were not written
-        self._process = os.getpid()
+        self._process = Process()
         self._items: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._waiting: list[_Item] = []
         self._forget()
@@ -121,7 +121,7 @@ class Writer:
         try:
             folder.mkdir(exist_ok=True)
             save(folder / name)
-        except (OSError, StorageError) as error:
+        except Exception as error:  # a full disk, or an `open` that the script has replaced
             return f"step {step} could not be saved in full: {error}"
         self.recorded(step, f"{folder.name}/{name}", reason)
         return None
@@ -138,7 +138,7 @@ class Writer:
 
     def close(self, status: Literal["ended"] | str = "ended") -> None:
         """Write all items and the status of the run, and close the file. Does nothing in a forked process."""
-        if os.getpid() != self._process or not self._thread.is_alive():
+        if self._process.is_left or not self._thread.is_alive():
             return
         self._items.put(lambda: self._update("run", self.run, status=status, ended=time.time()))
         self._items.put(None)
