@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.capture.ignored_settings import ignored_of
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.module_tree import (
@@ -106,7 +107,17 @@ class Paths:
                 seen.add(id(module))
                 own = tuple(self.of_tensor.get(id(p), "") for p in own_parameters(module))
                 held = *own, *self._loose.get(id(module), ())
-                yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
+                yield Module(
+                    self.of(module), type(module).__name__, id(module) in training, held, drops(module),
+                    self._again(run), ignored_of(module),
+                )  # fmt: skip
+
+    def _again(self, run: RawModule) -> tuple[str, ...]:
+        """The paths, but for the first, at which the module around a module holds it."""
+        around = None if run.parent is None else self._tape.modules[run.parent].module
+        held = {} if around is None else vars(around).get("_modules", {})
+        names = [name for name, each in held.items() if each is run.module]
+        return tuple(f"{self.of(around)}.{name}".lstrip(".") for name in names[1:]) if around is not None else ()
 
     def notes_of_compiled(self) -> tuple[str, ...]:
         """Notes on modules under `torch.compile`."""

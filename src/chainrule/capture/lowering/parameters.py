@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from chainrule.capture.ignored_settings import ignored_options
 from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
@@ -39,6 +40,7 @@ def read_updates(lowering: Lowering, names: Names, snapshots: Snapshots) -> tupl
             tuple(_updated(lowering, raw, names, snapshots)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
+            ignored_options(raw.optimizer),
         )
         for raw in lowering.tape.updates
     )
