@@ -26,7 +26,7 @@ ALIKE = Check(
     why="A batch of one sample many times teaches one sample at a time: the others are forgotten meanwhile.",
     advice="Look at how a sample is read: an index that is not used, a counter that moves once a batch, an array that "
     "is overwritten in place and collected without a copy.",
-    source="Karpathy, A recipe for training neural networks, 2019: visualize just before the net", lasts=3)  # fmt: skip
+    source="Karpathy, A recipe for training neural networks, 2019: visualize just before the net")  # fmt: skip
 FEWEST = 4  # samples
 
 
@@ -63,13 +63,35 @@ def _varies(value: Value) -> bool:
     return value.data is not None and value.data.unique().numel() > 1
 
 
+OFTEN = 3  # steps
+
+
+@ALIKE.over_time
+def _alike_often(run: Run) -> Iterator[Finding]:
+    yield from often(run, ALIKE)
+
+
+def often(run: Run, check: Check) -> Iterator[Finding]:
+    """What most of the steps show of which the numbers are known, 3 at least: the latest, with how many they are."""
+    examined = run.in_steps(check.id)
+    shown = [(step, found) for step, found in examined if found is not None]
+    full = {each.step for each in run.steps if each.full}
+    whole = [step for step, _ in examined if step in full]
+    among = whole if full.issuperset(step for step, _ in shown) else [step for step, _ in examined]
+    if shown:
+        found = replace(shown[-1][1], since=shown[0][0])
+        many = f"It is so at {len(shown)} of {len(among)} examined steps."
+        last = len(shown) >= OFTEN and 2 * len(shown) >= len(among)
+        yield replace(found, evidence=(*found.evidence, many)) if last else replace(found, severity="note")
+
+
 LEAK = Check(
     "target-in-input", "The input contains the target", "warning",
     what="One feature of the input is the target of each sample, to the last digit, or a multiple of it, and others "
     "are not. It needs the numbers of both, and is a note where both are made of few whole numbers.",
     why="The network copies it: the loss is near 0, and nothing is learnt of what is known when one predicts.",
     advice="Take the column of the target out of the inputs, or predict the row after it.",
-    source="Kaufman et al., Leakage in data mining, 2012", lasts=3)  # fmt: skip
+    source="Kaufman et al., Leakage in data mining, 2012")  # fmt: skip
 SAMPLES, FEATURES, MANY = 8, 2, 8  # the least, and how many different targets are no accident
 
 
@@ -101,6 +123,11 @@ def _leak(context: StepContext) -> Iterator[Finding]:
             return
 
 
+@LEAK.over_time
+def _leaks_often(run: Run) -> Iterator[Finding]:
+    yield from often(run, LEAK)
+
+
 def _column_of(rows: Tensor, wanted: Tensor) -> int | None:
     """The column that has the numbers of a target, up to its scale and place; None if there is none, or several."""
     same = (rows == wanted[:, None]).all(0)
@@ -122,7 +149,7 @@ WEIGHTS = Check(
     advice="Give each class one over its number: counts.sum() / (classes * counts); pos_weight is the number of "
     "negatives over that of the positives.",
     source="King and Zeng, Logistic regression in rare events data, 2001; PyTorch's documentation of CrossEntropyLoss "
-    "and BCEWithLogitsLoss", lasts=3)  # fmt: skip
+    "and BCEWithLogitsLoss")  # fmt: skip
 LEAST, TIMES, HALF, RARE = 200, 3.0, 0.5, 0.25  # targets counted; ratio of weights; weight and share of positives
 
 
@@ -172,6 +199,11 @@ def _of_classes(context: StepContext, comparison: Comparison, weight: Value) -> 
             f"Of {int(counts.sum())} targets so far {int(counts[first])} are of class {first}, and {int(counts[last])} "
             f"of class {last}.", place=context.place(comparison.operation),
         )  # fmt: skip
+
+
+@WEIGHTS.over_time
+def _weighs_often(run: Run) -> Iterator[Finding]:
+    yield from often(run, WEIGHTS)
 
 
 SEEDED = Check(

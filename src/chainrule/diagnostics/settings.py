@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
@@ -54,6 +55,33 @@ def _other_rate(context: StepContext) -> Iterator[Finding]:
                 advice=f'Set it in each group: for group in optimizer.param_groups: group["{name}"] = {value:g}.',
             )  # fmt: skip
 
+
+SYNONYMS = {"learning_rate": "lr"}
+ALIKE = 0.85  # share of letters in common
+
+
+@WITHOUT_EFFECT.in_step
+def _misspelt(context: StepContext) -> Iterator[Finding]:
+    """Options of a group beside the one that they were meant for."""
+    seen = set()
+    for update in context.graph.updates:
+        for member in update.parameters:
+            for name, value in member.options.items():
+                meant = SYNONYMS.get(name) or next(iter(get_close_matches(name, KNOWN, 1, ALIKE)), name)
+                if name in KNOWN or meant not in member.options or (name, meant) in seen:
+                    continue
+                if not isinstance(value, (int, float)) or value == member.options[meant]:
+                    continue
+                seen.add((name, meant))
+                used = number(float(member.options[meant]))
+                yield WITHOUT_EFFECT.found(
+                    member.name, f"{update.optimizer} does not know the option {name} of the group of {member.name}.",
+                    f"It was given {name} = {number(float(value))}, and uses {meant} = {used}.",
+                    advice=f"The option is called {meant}.",
+                )  # fmt: skip
+
+
+KNOWN = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "alpha", "eps", "amsgrad", "initial_lr")
 
 SHARED = Check(
     "shared-layers", "Several layers are one and the same", "warning",
