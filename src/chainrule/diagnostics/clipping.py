@@ -52,7 +52,7 @@ def clipped_between(context: StepContext) -> Event | None:
     for first, event in enumerate(clips):
         later = [each for each in clips[first + 1 :] if each.text == event.text and each.place == event.place]
         steps = [each.position for each in context.graph.updates if each.position > event.position]
-        if any(event.position <= start < each.position <= min(steps, default=0) for start in begun for each in later):
+        if any(event.position < start <= each.position <= min(steps, default=0) for start in begun for each in later):
             return event
     return None
 

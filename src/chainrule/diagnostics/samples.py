@@ -49,6 +49,8 @@ def _alike(context: StepContext) -> Iterator[Finding]:
 
 def _inputs(context: StepContext, target: Value) -> list[Value]:
     """The inputs of the network with one row for each target; empty if some have no numbers, or other rows."""
+    if not target.shape:
+        return []
     found = {given for given, _, _ in context.weighed} | set(looked_up(context))
     values = [context.values[each] for each in sorted(found) if each in context.data]
     rows = [len(each.shape) > 1 and each.data is not None and each.shape[0] == target.shape[0] for each in values]

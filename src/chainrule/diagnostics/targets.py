@@ -103,8 +103,9 @@ def _hinge_of_zeros(context: StepContext) -> Iterator[Finding]:
 @OUT_OF_RANGE.in_step
 def _add_up_to_one(context: StepContext) -> Iterator[Finding]:
     for comparison in comparisons(context):
-        maker = context.producer(context.source(comparison.prediction))
-        known, shape = context.statistics(comparison.target), context.values[comparison.prediction].shape
+        made = context.source(comparison.prediction)
+        maker, shape = context.producer(made), context.values[made].shape
+        known = context.statistics(comparison.target)
         if comparison.scale != "numbers" or maker is None or not facts_of(maker.name).softmax or known is None:
             continue
         count = shape[maker.arguments.get("dim", -1)] if shape else 1
