@@ -40,7 +40,7 @@ def _misplaced(context: StepContext) -> Iterator[Finding]:
         yield MISPLACED.found(
             "all gradients", f"{again.kind} clips the gradients of a step before the last of its {len(passes)} "
             "backward passes adds to them, and after it again.",
-            "What the earlier passes left is scaled down each time, and the last one is not.",
+            f"What the first {len(passes) - 1} passes left is scaled down again and again.",
             place=again.place, title="Gradients are clipped after each micro-batch",
         )  # fmt: skip
 
@@ -61,7 +61,7 @@ def _without_effect(context: StepContext, backward: Place) -> Iterator[Finding]:
     for call, line, why in context.once(("clips", str(backward)), lambda: _calls_beside(backward)):
         yield MISPLACED.found(
             "all gradients", f"{call} clips nothing that the optimizer uses: {why}.",
-            "No gradient was clipped between backward() and the optimizer's step.", place=replace(backward, line=line),
+            "0 gradients were clipped between backward() and the optimizer's step.", place=replace(backward, line=line),
         )  # fmt: skip
 
 

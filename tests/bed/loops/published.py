@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import count
 
 import torch
@@ -112,6 +113,7 @@ def clipped_by_a_generator_that_is_used_up():
     model = mlp(64, 32, 10)
     parameters = (each for each in model.parameters() if each.requires_grad)
     optimizer = torch.optim.SGD(parameters, lr=0.05)
+    warnings.filterwarnings("ignore", "`parameters` is an empty generator")
     yield model
     for x, y in batches():
         optimizer.zero_grad()
