@@ -156,7 +156,8 @@ def _moves(context: StepContext) -> Iterator[Finding]:
         (path, operation, taker), names = moving[0], listed(list(dict.fromkeys(path for path, _, _ in moving)))
         yield MOVES.found(
             path, f"The frozen batch norms of {names} are in train mode: their statistics follow the batches.",
-            f"{len(moving)} compute with the batch; none of their parameters learns, and {taker} does on the result.", place=context.place(operation),
+            f"{len(moving)} compute with the batch; none of their parameters learns, and {taker} does on the result.",
+                place=context.place(operation),
         )  # fmt: skip
 
 
