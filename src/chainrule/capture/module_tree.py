@@ -22,8 +22,13 @@ def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(id(module))
         yield path, module
-        inner = [(_joined(path, name), each) for name, each in _own(module, "_modules") if each is not None]
+        inner = [(_joined(path, name), each) for name, each in inside(module)]
         waiting += reversed(inner)
+
+
+def inside(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules directly inside a module, by each of their names."""
+    return [(name, each) for name, each in _own(module, "_modules") if each is not None]
 
 
 def modules_of(root: nn.Module) -> Iterator[nn.Module]:

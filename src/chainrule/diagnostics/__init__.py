@@ -14,6 +14,7 @@ from chainrule.diagnostics import (
     adversaries,
     attention,
     batches,
+    clipping,
     data,
     dependence,
     depth,
@@ -21,6 +22,7 @@ from chainrule.diagnostics import (
     gradients,
     itself,
     kept_graph,
+    last_activation,
     learning_rate,
     linear_chains,
     loss_curve,
@@ -37,8 +39,10 @@ from chainrule.diagnostics import (
     ranges,
     ranks,
     rows,
+    samples,
     schedules,
     scores,
+    settings,
     softmax,
     standstill,
     targets,
@@ -68,20 +72,22 @@ def _checks_of(*modules: object) -> list[Check]:
     return [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
 
 
-LAYERS = [units.BATCH_NORM_OF_ONE, options.NORM, *_checks_of(linear_chains)]
+LAYERS = [units.BATCH_NORM_OF_ONE, options.NORM, *_checks_of(linear_chains), settings.SHARED]
 BY_TOPIC = {
     "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
     "Units": [each for each in _checks_of(units) if each not in LAYERS],
-    "Losses": _checks_of(losses, loss_terms, penalties, softmax, scores, ranges, undetached, itself, adversaries),
+    "Losses": _checks_of(
+        last_activation, losses, loss_terms, penalties, softmax, scores, ranges, undetached, itself, adversaries
+    ),
     "Layers": LAYERS,
     "Attention": _checks_of(attention),
     "Padding": _checks_of(padding),
-    "Modes and frozen parts": _checks_of(modes),
+    "Modes and frozen parts": [*_checks_of(modes), settings.MOVES, settings.WITHOUT_EFFECT],
     "Targets": _checks_of(targets),
-    "Data": _checks_of(data, batches),
+    "Data": _checks_of(data, batches, samples),
     "What depends on what": _checks_of(dependence, rows, positions),
-    "Gradients": _checks_of(gradients, loss_scale),
+    "Gradients": _checks_of(clipping, gradients, loss_scale),
     "Gradients that are 0": _checks_of(zero_gradients),
     "Gradients through depth": _checks_of(depth),
     "The graph of earlier steps": _checks_of(kept_graph),

@@ -12,6 +12,7 @@ import torch
 
 from chainrule.diagnostics import gradients  # not its check alone: `_checks_of` takes the checks of a module
 from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.clipping import clipped_between
 from chainrule.diagnostics.comparisons import Comparison, comparisons, counted, looked_up, picked, with_constants
 from chainrule.diagnostics.finding import Finding, Severity, listed
 from chainrule.diagnostics.loss_terms import loss_scale
@@ -225,7 +226,7 @@ def _micro_scale(context: StepContext) -> Iterator[Finding]:
 def _cleared_between(context: StepContext) -> Iterator[Finding]:
     """Micro-batches of which the optimizer used less than all sent: gradients were cleared between their passes."""
     passes = context.graph.accumulating
-    for several in _micro_batches(context):
+    for several in _micro_batches(context) if not clipped_between(context) else ():
         lost = [_lost_between(context, member) for member in context.members]
         if len(several) < MIN_CLEARED or len({each.place for each in passes}) > 1 or not lost or not all(lost):
             continue

@@ -72,3 +72,31 @@ def _too_early(graph: Graph, update: Update) -> Iterator[tuple[str, Event, float
         clip = next((each for each in events[:last] if each.kind.startswith(CLIPS)), None)
         if clip is not None:
             yield name, clip, unscaled_by(graph, events)
+
+
+UNSCALED = Check(
+    "unscaled-loss", "A GradScaler unscales a loss that was not scaled", "warning",
+    what="A GradScaler divided gradients by its scale, and a backward pass before began from a loss that was not "
+    "multiplied by it.",
+    why="These gradients are too small by the scale, 65536 at first: the weights hardly move.",
+    advice="Call scaler.scale(loss).backward(), for each loss.",
+    source="PyTorch's documentation: Automatic mixed precision examples, Typical mixed precision training", lasts=2,
+)  # fmt: skip
+
+
+@UNSCALED.in_step
+def _unscaled(context: StepContext) -> Iterator[Finding]:
+    events = [each for each in context.graph.events if each.kind == UNSCALE]
+    scale = 1 / unscaled_by(context.graph, events[:1])
+    for backward in context.graph.accumulating if scale > 1 else ():
+        loss = backward.loss
+        if loss is None or not any(backward.position <= each.position for each in events):
+            continue
+        behind = {loss, *context.graph.ancestors([loss])}
+        numbers = [context.statistics(each) for each in behind if context.values[each].shape in ((), (1,))]
+        if not any(known is not None and math.isclose(known.mean, scale, rel_tol=1e-3) for known in numbers):
+            name = context.name(loss)
+            yield UNSCALED.found(
+                name, f"The loss {name} was not scaled, and a GradScaler divides its gradients by {number(scale)}.",
+                (f"{len(events)} gradients were unscaled.", context.between(loss)), place=backward.place,
+            )  # fmt: skip

@@ -23,14 +23,15 @@ from chainrule.graph.graph import Operation, Place, Ref
 from chainrule.graph.snapshot import data_of, has_numbers
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import facts_of, facts_of_call
 
 ASCENDS = Check(
     "loss-ascends", "The loss has the wrong sign", "warning",
     what="Every comparison of predictions with targets gets a negative gradient (or, with `maximize=True`, a positive "
-    "one), or the log-likelihood of the targets a positive one, equal for all samples. Or an update by hand "
-    "adds the gradients to the parameters. Or, over a run, a summand that compares nothing with data makes the loss "
-    "fall below 0 faster and faster, as a KL divergence that is subtracted.",
+    "one), or the log-likelihood of the targets a positive one, equal for all samples. Or a similarity of predictions "
+    "and targets is made smaller. Or an update by hand adds the gradients to the parameters. Or, over a run, a summand "
+    "that compares nothing with data makes the loss fall below 0 faster and faster, as a KL divergence that is "
+    "subtracted.",
     why="Each update makes the predictions worse: the loss falls without bound, and nothing is learnt.",
     advice="Remove the minus sign before the loss, or put one before a likelihood or an accuracy; with maximize=True "
     "give what is to grow. If the ascent is wanted (unlearning), silence this finding.",
@@ -79,6 +80,31 @@ def _size(context: StepContext, value: int) -> str:
     known = context.statistics(value)
     alone = known is not None and known.elements == 1
     return f"It is {number(known.mean)}." if known is not None and alone else context.between(value)
+
+
+@ASCENDS.in_step
+def _made_unlike(context: StepContext) -> Iterator[Finding]:
+    """Similarities of predictions and data, which are to grow."""
+    upside_down = -1 if any(each.options.get("maximize") for each in context.members) else 1
+    alike: dict[int, Place | None] = {}
+    for call in context.graph.calls:
+        taken = [each.value for each in (*call.arguments, *call.keywords.values()) if isinstance(each, Ref)]
+        learning = [each for each in taken if context.values[each].requires_grad]
+        targets = {*taken} - {*learning}
+        if not facts_of_call(call.name).likens or len(learning) != 1 or len(targets) != 1 or not call.outputs:
+            continue
+        if targets <= context.data:
+            alike[call.outputs[0]] = call.place
+    known = {each: context.statistics(each, gradient=True) for each in alike}
+    if any(sign_of(each) * upside_down <= 0 or each is None or not is_constant(each) for each in known.values()):
+        return  # some are to be alike, and some to differ
+    for value, place in alike.items():
+        name = context.name(value)
+        yield ASCENDS.found(
+            name, f"Each update makes {name} smaller, the similarity of predictions and their targets: the loss has "
+            "the wrong sign.", context.between(value), place=place,
+            advice="Make 1 - similarity small, or its negative.",
+        )  # fmt: skip
 
 
 ALONG = 0.99  # cosine between an update and the gradient

@@ -124,8 +124,10 @@ def _softmax_before_bce(context: StepContext) -> Iterator[Finding]:
 
 NO_LOGARITHM = Check(
     "nll-without-log", "A negative log-likelihood of numbers that are not logarithms", "warning",
-    what="`nll_loss`, `ctc_loss` or `kl_div` takes probabilities or logits instead of log-probabilities.",
-    why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake.",
+    what="`nll_loss`, `ctc_loss` or `kl_div` takes probabilities or logits instead of log-probabilities; or "
+    "`poisson_nll_loss` with log_input takes what is never below 0, a rate instead of its logarithm.",
+    why="With logits the loss falls without bound; with probabilities it hardly punishes a sure mistake. The exponent "
+    "of what is never below 0 is never below 1.",
     advice="Pass it log_softmax of the logits, or pass the logits to cross_entropy, which does both.",
     source="PyTorch's documentation of NLLLoss: the input is expected to contain log-probabilities")  # fmt: skip
 
@@ -156,6 +158,26 @@ def _no_logarithm(context: StepContext) -> Iterator[Finding]:
 
 
 DIVERGENCE = "kl_div"
+
+
+@NO_LOGARITHM.in_step
+def _rate_for_logarithm(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        given, *rest = call.arguments or (None,)
+        logarithm = call.keywords.get("log_input", next(iter(rest[1:2]), True))
+        if not facts_of_call(call.name).counts_events or not logarithm or not isinstance(given, Ref):
+            continue
+        source = context.source(given.value)
+        maker = context.producer(source)
+        bounds = None if maker is None else facts_of(maker.name).bounds
+        if maker is not None and bounds is not None and bounds(maker.arguments)[0] >= 0:
+            name, function = context.name(source), base_name(maker.name).strip("_")
+            yield NO_LOGARITHM.found(
+                name, f"{name} is a rate, made by `{function}`, but {call.name} expects the logarithm of the rate.",
+                (f"It takes exp({name}) for the rate, which is never below 1.", context.between(source)),
+                place=call.place, title="A rate in place of its logarithm",
+                advice=f"Give {call.name} log_input=False, or drop the {function}.",
+            )  # fmt: skip
 
 
 def _not_logarithms(facts: Facts) -> str:

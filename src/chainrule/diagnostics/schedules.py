@@ -102,3 +102,35 @@ def _batches_change(run: Run) -> bool:
     """Whether the inputs differ from step to step: with the whole data in each step an epoch is one step."""
     inputs = run.history.of_kind("input")
     return any(len({(each.norm, each.mean) for _, each in series}) > len(series.steps) // 2 for series in inputs)
+
+
+VANISHED = Check(
+    "learning-rate-vanished", "The learning rate has vanished long before the end", "warning",
+    what="The largest learning rate has fallen, step by step and not at once, below a millionth of what it was, and "
+    "stays there for a fifth of the watched steps, 20 at least, while the loss is above a tenth of that at the start.",
+    why="Updates are too small for the number type: the rest of the training moves nothing.",
+    advice="Print the rate at each epoch. The function of LambdaLR returns the factor of the first rate, that of "
+    "MultiplicativeLR the factor of the last one; gamma multiplies the rate again and again.",
+    source="PyTorch's documentation of torch.optim.lr_scheduler: MultiplicativeLR, LambdaLR, ExponentialLR",
+)  # fmt: skip
+GONE, REST, LEAST, ABOVE = 1e-6, 0.2, 20, 0.1  # of the largest rate; of the steps; steps; of the first loss
+
+
+@VANISHED.over_time
+def _vanished(run: Run) -> Iterator[Finding]:
+    rates = [(each.step, max(each.rates)) for each in run.steps if each.rates and not each.skipped]
+    top = max(range(len(rates)), key=lambda place: (rates[place][1], place), default=0)
+    start = next((place for place in range(top, len(rates)) if rates[place][1] < GONE * rates[top][1]), None)
+    if start is None or len(rates) - start < max(LEAST, REST * len(rates)) or not run.losses:
+        return
+    fall, rest = rates[top : start + 1], rates[start:]
+    drops = sum(after < before for (_, before), (_, after) in pairwise(fall))
+    stays = all(rate < GONE * fall[0][1] for _, rate in rest)
+    if drops < DROPS or not stays or run.losses[-1][1] < ABOVE * run.first_loss:
+        return
+    yield VANISHED.found(
+        "learning rate", f"The learning rate fell from {number(fall[0][1])} at step {fall[0][0]} to "
+        f"{number(fall[-1][1])} at step {fall[-1][0]}, and the training went on for {rest[-1][0] - rest[0][0]} steps.",
+        f"It is {number(rest[-1][1])} at step {rest[-1][0]}, after {drops} drops; the loss is "
+        f"{number(run.losses[-1][1])}, and was {number(run.first_loss)} at the start.", since=fall[-1][0],
+    )  # fmt: skip

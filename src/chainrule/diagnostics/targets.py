@@ -31,6 +31,8 @@ OUT_OF_RANGE = Check(
     "targets-out-of-range", "Targets that the outputs cannot reach", "warning",
     what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
     "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins, cosines, a hinge written by hand) gets 0. "
+    "Or predictions add up to 1, by a softmax, and the numbers of a regression do not; or a loss that lists the labels "
+    "of a sample (`multilabel_margin_loss`) gets zeros and ones. "
     "It is a note if they exceed the range by less than a twentieth of their deviation.",
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
@@ -95,6 +97,49 @@ def _hinge_of_zeros(context: StepContext) -> Iterator[Finding]:
                 ("A label of 0 takes the prediction out of max(0, 1 - y * prediction): that sample has a constant loss "
                  "and no gradient.", context.between(target)),
                 place=context.place(product), title=NO_SIGN, advice=GIVE_SIGNS,
+            )  # fmt: skip
+
+
+@OUT_OF_RANGE.in_step
+def _add_up_to_one(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        made = context.source(comparison.prediction)
+        maker, shape = context.producer(made), context.values[made].shape
+        known = context.statistics(comparison.target)
+        if comparison.scale != "numbers" or maker is None or not facts_of(maker.name).softmax or known is None:
+            continue
+        count = shape[maker.arguments.get("dim", -1)] if shape else 1
+        total, same = known.mean * count, context.values[comparison.target].shape == shape
+        if count > 1 and same and abs(total - 1) > OF_ONE and not _excess(context, comparison, known):
+            name, targets = context.name(comparison.prediction), context.name(comparison.target)
+            yield OUT_OF_RANGE.found(
+                targets, f"The targets {targets} are out of reach: each row of {name} adds up to 1, by a softmax, and "
+                f"theirs to {number(total)} on average.", (context.between(comparison.target),),
+                place=context.place(comparison.operation), title="Predictions that always add up to 1",
+                advice="Drop the softmax: a regression ends in a linear layer, or in a sigmoid for numbers from 0 to 1."
+            )  # fmt: skip
+
+
+OF_ONE = 0.2  # how far the mean sum of a row may be from 1
+
+
+@OUT_OF_RANGE.in_step
+def _zeros_and_ones_for_indices(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        given = call.keywords.get("target", next(iter(call.arguments[1:2]), None))
+        if not facts_of_call(call.name).lists_labels or not isinstance(given, Ref):
+            continue
+        known, shape = context.statistics(given.value), context.values[given.value].shape
+        # A list that no -1 ends has all classes, so also the last.
+        if known is not None and known.low >= 0 and shape and known.high < shape[-1] - 1:
+            name = context.name(given.value)
+            yield OUT_OF_RANGE.found(
+                name, (f"The targets {name} are zeros and ones, and ", Code(call.name), " expects the indices of each "
+                       "sample's labels, and -1 after the last."),
+                (f"They are read as the classes 0 and 1, whatever the labels are: {known.zeros} of {known.elements} "
+                 "are 0.", context.between(given.value)),
+                place=call.place, title="Zeros and ones where indices are expected",
+                advice="For zeros and ones use binary_cross_entropy_with_logits or multilabel_soft_margin_loss.",
             )  # fmt: skip
 
 

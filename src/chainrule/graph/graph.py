@@ -351,7 +351,8 @@ class Carried:
 class Module:
     """A module that ran: its path and class name, whether it ever ran in train mode, and its own parameters.
 
-    `drops` is the probability with which it drops an element in train mode.
+    `drops` is the probability with which it drops an element in train mode, `again` are its other paths in the module
+    around it, and `ignored` are attributes, of it or of its parameters, that somebody set and PyTorch does not read.
     """
 
     path: str
@@ -359,6 +360,8 @@ class Module:
     training: bool
     parameters: tuple[str, ...]
     drops: float = 0.0
+    again: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class Facts:
     measures: bool = False  # it measures the size of a difference
     largest: bool = False  # its first result is the largest element of its operand, or along an axis
     likens: bool = False  # it measures how alike two operands are: more is more alike
+    counts_events: bool = False  # a loss of counts, whose rate is the exponential of its prediction by default
+    lists_labels: bool = False  # the target of a loss lists the indices of labels, and -1 ends a list
     size: str = ""  # what it takes of its operand, or of a difference: "squares", "sizes" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
     slope: Slope | None = None
@@ -446,6 +448,8 @@ _add("norm linalg_vector_norm", size="norm")
 _add("gather index", picks=True)
 _add("max amax", largest=True)
 _add("cosine_similarity", likens=True)
+_add("poisson_nll_loss", counts_events=True)
+_add("multilabel_margin_loss multilabel_margin_loss_forward", lists_labels=True)
 _add("_local_scalar_dense", reads_number=True)
 _add("log", logarithm=True)
 _add("logsumexp", sums_exponentials=True)

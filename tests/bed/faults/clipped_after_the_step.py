@@ -1,6 +1,6 @@
 """clip_grad_norm_ is called after step(): the large gradients have moved the weights before they are clipped.
 
-expect: gradient-changed
+expect: clipping-misplaced, gradient-changed
 effects: update-too-large, learning-rate-too-high, exploding-gradient, loss-spike
 source: [VGraphRNN/VGRNN#4](https://github.com/VGraphRNN/VGRNN/issues/4), [awslabs/graphstorm#1366](https://github.com/awslabs/graphstorm/issues/1366)
 """

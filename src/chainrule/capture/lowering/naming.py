@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.capture.ignored_settings import ignored_of
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.tensor_versions import DraftValue
 from chainrule.capture.module_tree import (
     children_of,
+    inside,
     modules_of,
     named_buffers,
     named_modules,
@@ -45,6 +47,7 @@ class Paths:
         self.of_tensor: dict[int, str] = {}  # id of a parameter or buffer -> its path
         self.buffers: set[int] = set()  # their ids
         self._of_module: dict[int, str] = {}
+        self._held: dict[int, dict[int, dict[str, str]]] = {}  # by module, and by one around it: names and paths
         self._loose: dict[int, list[str]] = {}  # id of a module -> the parameters that it holds without knowing of them
         self._tape = tape
         roots = {id(run.module): run.module for run in tape.modules if run.parent is None}
@@ -63,6 +66,9 @@ class Paths:
     def _enter(self, root: torch.nn.Module, prefix: str) -> None:
         for path, module in named_modules(root):
             self._of_module.setdefault(id(module), (prefix + path).rstrip("."))
+            for name, inner in inside(module):
+                places = self._held.setdefault(id(inner), {}).setdefault(id(module), {})
+                places.setdefault(name, f"{prefix}{path}.{name}".replace("..", ".").lstrip("."))
         for path, parameter in named_parameters(root):
             self.of_tensor.setdefault(id(parameter), prefix + path)
         for path, buffer in named_buffers(root):
@@ -106,7 +112,15 @@ class Paths:
                 seen.add(id(module))
                 own = tuple(self.of_tensor.get(id(p), "") for p in own_parameters(module))
                 held = *own, *self._loose.get(id(module), ())
-                yield Module(self.of(module), type(module).__name__, id(module) in training, held, drops(module))
+                yield Module(
+                    self.of(module), type(module).__name__, id(module) in training, held, drops(module),
+                    self._again(module), ignored_of(module),
+                )  # fmt: skip
+
+    def _again(self, module: torch.nn.Module) -> tuple[str, ...]:
+        """The paths, but for the first, at which one module holds another, as a list of it many times does."""
+        places = max(self._held.get(id(module), {}).values(), key=len, default={})
+        return tuple(places.values())[1:]
 
     def notes_of_compiled(self) -> tuple[str, ...]:
         """Notes on modules under `torch.compile`."""

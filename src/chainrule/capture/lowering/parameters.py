@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from chainrule.capture.ignored_settings import ignored_options
 from chainrule.capture.lowering.backward_passes import BackwardPasses
 from chainrule.capture.lowering.naming import Names, Paths
 from chainrule.capture.lowering.operations import Lowering
@@ -41,6 +42,7 @@ def read_updates(lowering: Lowering, names: Names, snapshots: Snapshots) -> tupl
             tuple(_updated(lowering, raw, names, snapshots)),
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
+            ignored_options(raw.optimizer),
         )
         for raw in lowering.tape.updates
     )
