@@ -107,7 +107,7 @@ def _softmax_before_sampling(context: StepContext) -> Iterator[Finding]:
             softmax = context.producer(context.source(given))
             if softmax is None or not facts_of(softmax.name).softmax or not context.values[given].requires_grad:
                 continue
-            drawn = [each for each in operands(operation) if each != given and each in context.data]
+            drawn = [each for each in operands(operation) if not context.values[each].requires_grad]
             if facts.adds and not (drawn and out is not None and _goes_to_softmax(context, out)):
                 continue
             if facts.sums_exponentials and not any(facts_of(use.name).difference for use in context.uses[given]):

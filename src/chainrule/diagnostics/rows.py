@@ -137,9 +137,17 @@ def _sorted_rows(context: StepContext, count: int) -> Iterator[tuple[Operation, 
         made = context.producer(order) if order >= 0 else None
         if given is None or made is None or not operation.outputs or context.values[given].shape[:1] != (count,):
             continue
-        sorts = made.outputs[-1] == order and len(made.outputs) == 2 and context.values[order].dtype == torch.int64
-        if sorts and operands(made) and context.values[order].shape == context.values[operands(made)[0]].shape:
+        by = context.source(operands(made)[0]) if _is_order(context, made, order) else order
+        before = context.producer(by)
+        if by != order and (before is None or not _is_order(context, before, by)):  # that of an order undoes it
             yield operation, order, given
+
+
+def _is_order(context: StepContext, made: Operation, value: int) -> bool:
+    """Whether a value is the indices by which an operation sorts its operand."""
+    shapes = [context.values[each].shape for each in (value, *operands(made))]
+    whole = len(shapes) == 2 and shapes[0] == shapes[1]
+    return whole and len(made.outputs) == 2 and made.outputs[1] == value and context.values[value].dtype == torch.int64
 
 
 def _takers(context: StepContext, value: int, apart: Operation) -> list[Operation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from chainrule.diagnostics.attention import in_dropout
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import comparisons, first_output
 from chainrule.diagnostics.dependence import MIXED
@@ -64,7 +65,7 @@ def _weighs(context: StepContext, value: int) -> bool:
         out, facts = first_output(use), facts_of(use.name)
         if facts.matrix_product and argument(use, "self") == value:
             return True
-        passes = facts.in_row_order or facts.copies or facts.drops
+        passes = facts.in_row_order or facts.copies or facts.drops or in_dropout(context, use)
         if passes and out is not None and _weighs(context, out):
             return True
     return False
@@ -122,8 +123,8 @@ POOLED = Check(
     what="A mean over the positions of a batch of tokens, of which a quarter at least is padding, makes one vector for "
     "each sample, and no mask is used before it. It needs the numbers of the tokens.",
     why="What a sentence means then depends on the length of the longest one in its batch, and is mostly padding.",
-    advice="Take the mean of the tokens alone: (h * mask).sum(1) / mask.sum(1), mask = (ids != pad)[..., None].",
-    source="Reimers and Gurevych, Sentence-BERT, 2019: mean pooling; Transformers' documentation of padding")  # fmt: skip
+    advice="Take the mean of the tokens alone: (h * mask).sum(1) / mask.sum(1).",
+    source="Reimers and Gurevych, Sentence-BERT, 2019: mean pooling")  # fmt: skip
 SHARE = 0.25  # of the tokens
 
 
