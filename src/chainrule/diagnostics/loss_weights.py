@@ -35,7 +35,7 @@ def _unheld(context: StepContext) -> Iterator[Finding]:
             parameter = _parameter(context, weight)
             known, sent = context.statistics(loss), context.statistics(out, gradient=True)
             before = context.graph.ancestors([loss]) | {loss}
-            if parameter not in names or parameter in before or measured.isdisjoint(before):
+            if parameter is None or parameter not in names or parameter in before or measured.isdisjoint(before):
                 continue
             if known is None or sent is None or known.mean * sent.mean <= 0:
                 continue

@@ -115,7 +115,7 @@ def _sorted_alone(context: StepContext) -> Iterator[Finding]:
                 or any(made in before for use in again for made in use.outputs)
             ):
                 continue
-            if given in set(reach([until], lambda v, out=out: () if v == out else context.graph.operands(v))):  # type: ignore[misc]
+            if given in set(reach([until], lambda v, out=out: () if v == out else context.graph.operands(v))):
                 continue
             yield OF_OTHERS.found(
                 context.name(until), f"{context.name(given)} is sorted by {context.name(order)} on its way to the "
