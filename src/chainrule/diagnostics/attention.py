@@ -75,12 +75,12 @@ def _weighs_values(context: StepContext, weights: int) -> bool:
 def _same_places(context: StepContext, value: int) -> list[int]:
     """What becomes of weights by a dropout, or in another shape."""
     return [
-        out for use in context.uses.get(value, ()) if facts_of(use.name).keeps_numbers or _in_call(context, use)
+        out for use in context.uses.get(value, ()) if facts_of(use.name).keeps_numbers or in_dropout(context, use)
         for out in use.outputs if out is not None and context.values[out].requires_grad
     ]  # fmt: skip
 
 
-def _in_call(context: StepContext, operation: Operation) -> bool:
+def in_dropout(context: StepContext, operation: Operation) -> bool:
     """Whether it multiplies the weights by those of a dropout."""
     facts = facts_of(operation.name)
     if not (facts.multiplies or facts.drops) or operation.call is None:

@@ -58,6 +58,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "input-not-normalised": ("saturated", "unit-off", "initial-loss", *LARGE),
     "targets-scale": ("initial-loss", "exploding-gradient", "always-clipped", *THROWN),
     "targets-out-of-range": ("saturated", "unit-off", "vanishing-gradient", "zero-gradient", "unfittable-labels"),
+    "cosine-axis": ("initial-loss",),
     "clipped-before-unscale": ("always-clipped", "update-too-small"),
     "frozen-by-name": ("no-gradient",),
     "no-activation": ("unfittable-labels",),

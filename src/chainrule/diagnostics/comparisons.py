@@ -98,7 +98,7 @@ def _by_likelihood(context: StepContext, operation: Operation) -> Comparison | N
         place, target = max(indices, default=(0, None))
         axes = len(context.values[given].shape)
         dim = operation.arguments.get("dim", place if len(indices) == axes else None)
-        kind, _ = _probability(context, given)
+        kind, _ = probability(context, given)
         if target is None or dim is None or kind != "classes" or is_boolean(context, target):
             return None
         logarithms = [use for use in context.uses.get(out, ()) if facts_of(use.name).logarithm]
@@ -108,13 +108,13 @@ def _by_likelihood(context: StepContext, operation: Operation) -> Comparison | N
     if target is not None and not context.values[given].requires_grad:
         given, target = target, given
     known = context.statistics(target) if target in context.data else None
-    kind, logarithm = _probability(context, given)
+    kind, logarithm = probability(context, given)
     if target is None or known is None or known.low < 0 or known.high != 1 or not kind or not logarithm:
         return None
     return Comparison(operation, given, target, out, "classes" if kind == "classes" else "probabilities", True)
 
 
-def _probability(context: StepContext, value: int) -> tuple[str, bool]:
+def probability(context: StepContext, value: int) -> tuple[str, bool]:
     """(`classes` for a softmax, `one` for a sigmoid, "" for others; whether it is the logarithm of it)."""
     maker = context.producer(context.source(value))
     logarithm = maker is not None and facts_of(maker.name).logarithm

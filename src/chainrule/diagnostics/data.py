@@ -181,9 +181,9 @@ def _other_noise(context: StepContext) -> Iterator[Finding]:
     for comparison in comparisons(context):
         target, shape = context.source(comparison.target), context.values[context.source(comparison.target)].shape
         before = context.graph.ancestors([comparison.prediction])
-        if not _is_noise(context, target) or target in before or math.prod(shape) < FEWEST:
+        if not is_noise(context, target) or target in before or math.prod(shape) < FEWEST:
             continue
-        added = [each for each in sorted(before) if _is_noise(context, each) and context.values[each].shape == shape]
+        added = [each for each in sorted(before) if is_noise(context, each) and context.values[each].shape == shape]
         added = [each for each in added if any(_is_combined(context, use) for use in _followed(context, each))]
         if added:
             name, other = context.name(target), context.name(added[0])
@@ -200,12 +200,17 @@ def _other_noise(context: StepContext) -> Iterator[Finding]:
 FEWEST = 16  # numbers
 
 
-def _is_noise(context: StepContext, value: int) -> bool:
-    """Whether it was drawn from a normal distribution in this step."""
+def is_noise(context: StepContext, value: int) -> bool:
+    """Whether it was drawn from a normal distribution in this step, whatever the network computes."""
+    return value in context.data and is_drawn(context, value)
+
+
+def is_drawn(context: StepContext, value: int) -> bool:
+    """Whether it was drawn from a normal distribution in this step; its shape may be that of a computed value."""
     made = context.producer(value)
     if made is None or made.call is None:
         return False
-    return context.graph.calls[made.call].name in ("randn", "randn_like", "normal", "normal_") and value in context.data
+    return context.graph.calls[made.call].name in ("randn", "randn_like", "normal", "normal_")
 
 
 def _followed(context: StepContext, value: int) -> list[Operation]:

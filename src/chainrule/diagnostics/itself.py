@@ -17,7 +17,8 @@ from chainrule.rules.facts import facts_of
 
 ITSELF = Check(
     "compared-with-itself", "A loss compares something with itself", "warning",
-    what="The scores of a cross-entropy are products of some rows with the same rows, and each row is to find itself. "
+    what="The scores of a cross-entropy are products of some rows with the same rows, and each row is to find itself, "
+    "or another row while nothing hides its product with itself. "
     "Or predictions are equal to targets that are not constant, so that the loss is exactly 0: over a run it is so "
     "from the first watched step on, and in one step it is a note. Or the difference of two values that the network "
     "computed, as between an anchor and its positive, is 0 everywhere.",
@@ -33,7 +34,19 @@ def _own_row(context: StepContext) -> Iterator[Finding]:
         target = context.values[context.source(comparison.target)].data
         if made is None or target is None or target.dim() != 1 or target.dtype.is_floating_point:
             continue
-        if len(target) > 1 and torch.equal(target, torch.arange(len(target), device=target.device)):
+        own = target == torch.arange(len(target), device=target.device)
+        if len(target) > 1 and not own.any():
+            name, rows = context.name(comparison.prediction), context.name(context.source(operands(made)[0]))
+            yield ITSELF.found(
+                name, f"Each row of {rows} is to find another one among all of them, itself included: nothing hides "
+                f"the products of rows with themselves in {name}.",
+                (f"None of the targets {context.name(comparison.target)} is the row itself. Of unit vectors no other "
+                 "has a larger product with a row than itself, so the loss cannot fall below ln 2 = 0.6931.",
+                 context.between(comparison.prediction)),
+                place=context.place(comparison.operation), title="A row is among its own negatives",
+                advice="Hide the diagonal before the loss: scores.masked_fill(torch.eye(len(z)).bool(), -inf).",
+            )  # fmt: skip
+        if len(target) > 1 and own.all():
             name, rows = context.name(comparison.prediction), context.name(context.source(operands(made)[0]))
             yield ITSELF.found(
                 name, f"Each row of {rows} is to find itself: {name} has the products of {rows} with {rows}.",

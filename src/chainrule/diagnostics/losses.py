@@ -76,7 +76,8 @@ def _sigmoid_twice(context: StepContext) -> Iterator[Finding]:
 
 SOFTMAX_BEFORE_CROSS_ENTROPY = Check(
     "softmax-before-cross-entropy", "A softmax before cross-entropy", "warning",
-    what="`cross_entropy` (nn.CrossEntropyLoss) or `log_softmax` takes the output of a softmax.",
+    what="`cross_entropy` (nn.CrossEntropyLoss), `log_softmax`, torch.distributions.Categorical(logits=...) or "
+    "F.gumbel_softmax takes the output of a softmax.",
     why="The loss treats probabilities as logits: it cannot come near 0, and the gradient passes two softmaxes.",
     advice="Pass the logits to cross_entropy and drop the softmax; the loss applies it.",
     source="PyTorch's documentation of CrossEntropyLoss: the input is expected to contain the unnormalised logits",
@@ -95,6 +96,41 @@ def _softmax_before_cross_entropy(context: StepContext) -> Iterator[Finding]:
             place=a.place,
             advice=f"Pass {_logits(context, softmax)} to cross_entropy and drop the softmax; the loss applies it.",
         )  # fmt: skip
+
+
+@SOFTMAX_BEFORE_CROSS_ENTROPY.in_step
+def _softmax_before_sampling(context: StepContext) -> Iterator[Finding]:
+    """Probabilities as the logits of a distribution, which normalises them, or adds noise and takes a softmax."""
+    for operation in context.graph.operations:
+        facts, out = facts_of(operation.name), next(iter(operation.outputs), None)
+        for given in operands(operation) if facts.sums_exponentials or facts.adds else ():
+            softmax = context.producer(context.source(given))
+            if softmax is None or not facts_of(softmax.name).softmax or not context.values[given].requires_grad:
+                continue
+            drawn = [each for each in operands(operation) if not context.values[each].requires_grad]
+            if facts.adds and not (drawn and out is not None and _goes_to_softmax(context, out)):
+                continue
+            if facts.sums_exponentials and not any(facts_of(use.name).difference for use in context.uses[given]):
+                continue
+            name = context.name(context.source(given))
+            yield SOFTMAX_BEFORE_CROSS_ENTROPY.found(
+                name, f"{name} is the output of a softmax, and is taken for logits, of which another softmax makes "
+                "probabilities.",
+                ("Logits between 0 and 1 give probabilities that differ at most by a factor of e = 2.718.",
+                 context.between(given)), place=context.place(operation),
+                advice=f"Pass {_logits(context, softmax)} in its place, or give probabilities as such: "
+                "Categorical(probs=...).",
+            )  # fmt: skip
+            return
+
+
+def _goes_to_softmax(context: StepContext, value: int) -> bool:
+    """Whether a softmax takes it, perhaps divided by a temperature."""
+    for use in context.uses.get(value, ()):
+        facts, out = facts_of(use.name), next(iter(use.outputs), None)
+        if facts.softmax or (facts.scales and out is not None and _goes_to_softmax(context, out)):
+            return True
+    return False
 
 
 SOFTMAX_BEFORE_BCE = Check(

@@ -259,17 +259,17 @@ def _uses_last(context: StepContext, call: Call, axis: int, used: set[int]) -> b
     """Whether a prediction uses the last state of a recurrent layer or, of its outputs, the last alone."""
     if any(state in used for state in call.outputs[1:]):
         return True
-    ways = [use for out in call.outputs[:1] for use in _beyond_views(context, out) if used & set(use.outputs)]
+    ways = [use for out in call.outputs[:1] for use in beyond_views(context, out) if used & set(use.outputs)]
     return bool(ways) and all(_selects_last(context, use, axis) for use in ways)
 
 
-def _beyond_views(context: StepContext, value: int) -> list[Operation]:
+def beyond_views(context: StepContext, value: int) -> list[Operation]:
     """What takes a value, or the whole of it under another name."""
     found = []
     for use in context.uses.get(value, ()):
         out = first_output(use)
         same = out is not None and context.values[out].shape == context.values[value].shape
-        found += _beyond_views(context, out) if same and out is not None and facts_of(use.name).keeps_numbers else [use]
+        found += beyond_views(context, out) if same and out is not None and facts_of(use.name).keeps_numbers else [use]
     return found
 
 

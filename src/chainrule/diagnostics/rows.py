@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from chainrule.derivation.reaches import Reaches
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.dependence import Compared, for_all, inputs_of, last_of_each_line, sources_of, walk_of
+from chainrule.diagnostics.dependence import (
+    FEWEST,
+    Compared,
+    for_all,
+    inputs_of,
+    last_of_each_line,
+    sources_of,
+    walk_of,
+)
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation, Value
+from chainrule.graph.trees import reach
 from chainrule.rules.facts import facts_of
 
 OF_OTHERS = Check(
     "targets-of-others", "Predictions are compared with the targets of other samples", "warning",
     what="Predictions and targets are flattened in different orders, such as (time, samples) and (samples, time): the "
-    "rows that a loss compares come from different samples of the batch.",
+    "rows that a loss compares come from different samples of the batch. Or the samples were sorted, by their lengths "
+    "say, and neither the targets nor the predictions were brought into the same order.",
     why="All shapes fit, and nothing fails. The network learns no more than how frequent each target is.",
     advice="Transpose one of them before it is flattened, so that both have the samples along the same axis.",
     source="PyTorch's documentation of nn.LSTM: without batch_first its first axis is the time")  # fmt: skip
@@ -82,6 +93,77 @@ def _rows(walk: Reaches, of: Value) -> Tensor | None:
         return None
     last = bounds.last.expand(of.shape).reshape(of.shape[0], -1) - 1
     return last[:, 0] if bool((last == last[:, :1]).all() and (last >= 0).all()) else None
+
+
+@OF_OTHERS.in_step
+def _sorted_alone(context: StepContext) -> Iterator[Finding]:
+    """The rows of the data were put into the order of a sort, and the targets were not."""
+    for each in last_of_each_line(context):
+        count, until = each.prediction.shape[0] if each.prediction.shape else 0, each.prediction.index
+        if count < FEWEST or not each.target.shape or each.target.shape[0] != count:
+            continue
+        before, of_target = context.graph.ancestors([until]), context.graph.ancestors([each.target.index])
+        known = context.statistics(each.target.index)
+        if each.target.index not in context.data or known is None or known.std == 0:
+            continue
+        for operation, order, given in _sorted_rows(context, count):
+            out = operation.outputs[0]
+            again = _takers(context, order, operation)
+            if (
+                out not in before
+                or order in of_target | {each.target.index}
+                or given in of_target
+                or any(made in before for use in again for made in use.outputs)
+            ):
+                continue
+            if given in set(reach([until], partial(_operands_but, context, out))):
+                continue
+            yield OF_OTHERS.found(
+                context.name(until), f"{context.name(given)} is sorted by {context.name(order)} on its way to the "
+                f"prediction, and the targets {context.name(each.target.index)} are not.",
+                f"{count} rows are put into the order {context.name(order)}, which nothing undoes.",
+                place=context.place(operation),
+                advice="Sort the targets too, or undo it: output[order.argsort()]. pack_padded_sequence with "
+                "enforce_sorted=False does both.",
+            )  # fmt: skip
+            return
+
+
+def _sorted_rows(context: StepContext, count: int) -> Iterator[tuple[Operation, int, int]]:
+    """(operation, indices, tensor) where rows are taken in the order of a sort."""
+    for operation in context.operations_that(lambda facts: facts.takes_rows):
+        given = argument(operation, "self")
+        indices = [each for each in operands(operation) if each != given]
+        order = context.source(indices[0]) if len(indices) == 1 else -1
+        made = context.producer(order) if order >= 0 else None
+        if given is None or made is None or not operation.outputs or context.values[given].shape[:1] != (count,):
+            continue
+        by = context.source(operands(made)[0]) if _is_order(context, made, order) else order
+        before = context.producer(by)
+        if by != order and (before is None or not _is_order(context, before, by)):  # that of an order undoes it
+            yield operation, order, given
+
+
+def _operands_but(context: StepContext, end: int, value: int) -> Iterable[int]:
+    return () if value == end else context.graph.operands(value)
+
+
+def _is_order(context: StepContext, made: Operation, value: int) -> bool:
+    """Whether a value is the indices by which an operation sorts its operand."""
+    shapes = [context.values[each].shape for each in (value, *operands(made))]
+    whole = len(shapes) == 2 and shapes[0] == shapes[1]
+    return whole and len(made.outputs) == 2 and made.outputs[1] == value and context.values[value].dtype == torch.int64
+
+
+def _takers(context: StepContext, value: int, apart: Operation) -> list[Operation]:
+    """The operations, apart from one, that take a value or data that is computed from it."""
+    found = []
+    for use in context.uses.get(value, ()):
+        if use.index != apart.index:
+            found.append(use)
+            outs = [] if any(context.values[each].requires_grad for each in operands(use)) else use.outputs
+            found += [each for out in outs if out is not None for each in _takers(context, out, apart)]
+    return found
 
 
 SWAPPED = Check(

@@ -103,3 +103,68 @@ def _is_unit(context: StepContext, value: int | None, axis: int) -> bool:
     if value is None or known is None or maker is None or facts_of(maker.name).singular != "other":
         return False
     return math.isclose(known.norm**2, known.elements / context.values[value].shape[axis], rel_tol=1e-3)
+
+
+ACROSS = Check(
+    "cosine-axis", "Vectors are normalised along another axis than their products add up", "warning",
+    what="Both sides of a matrix product of learned values were divided by their norms along another axis than the one "
+    "along which the product adds up: of tokens or samples in place of features.",
+    why="The products are no cosines: they are not bounded by 1, and depend on the other tokens or samples.",
+    advice="Give the axis of the features: F.normalize(x, dim=-1). Without dim it takes axis 1.",
+    source="PyTorch's documentation of torch.nn.functional.normalize: dim is 1 by default")  # fmt: skip
+
+
+@ACROSS.in_step
+def _across(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.matrix_product):
+        other = argument(operation, "mat2") or argument(operation, "other")
+        sides = ((argument(operation, "self"), -1), (other, -2))
+        found = [_normalised(context, value, axis) for value, axis in sides if value is not None]
+        if len(found) != 2 or None in found or any(each is not None and each[1] for each in found):
+            continue
+        name, makers = context.name(next(iter(operation.outputs)) or 0), [each[0] for each in found if each is not None]
+        shape = context.values[next(iter(makers[0].outputs)) or 0].shape
+        yield ACROSS.found(
+            name, f"{name} adds up products along the features of {context.name(next(iter(makers[0].outputs)) or 0)} "
+            f"{shape}, which were normalised along another axis.",
+            "Rows of a unit length have norms of 1 along the axis that a product adds up.",
+            place=context.place(makers[0]),
+        )  # fmt: skip
+        return
+
+
+def _normalised(context: StepContext, value: int, axis: int) -> tuple[Operation, bool] | None:
+    """(the division by norms that made a value, whether these run along an axis of it); None without one."""
+    while (maker := context.producer(value)) is not None:
+        facts, given = facts_of(maker.name), argument(maker, "self")
+        if facts.singular == "other" and not facts.logarithm:
+            norms = argument(maker, "other")
+            if norms is None or given is None or not context.values[given].requires_grad:
+                return None
+            size, shape = _norms(context, norms), context.values[given].shape
+            alone = [place for place, each in enumerate(size or ()) if each == 1 and shape[place] > 1]
+            if size is None or len(size) != len(shape) or len(alone) != 1 or len(shape) + axis < 0:
+                return None
+            return maker, alone[0] == len(shape) + axis
+        if given is None or not (facts.keeps_numbers or facts.copies) or len(context.values[given].shape) < 2:
+            return None
+        before, after = context.values[given].shape[-2:], context.values[value].shape[-2:]
+        swaps = not facts.in_row_order and facts.only_reshapes
+        if swaps:
+            axis = -3 - axis
+        elif before != after:
+            return None
+        value = given
+    return None
+
+
+def _norms(context: StepContext, value: int) -> tuple[int, ...] | None:
+    """The shape of norms, before they were expanded; None if it has others."""
+    while (maker := context.producer(value)) is not None:
+        facts, given = facts_of(maker.name), argument(maker, "self")
+        if facts.size == "norm":
+            return context.values[value].shape
+        if given is None or not (facts.limits or facts.in_row_order):
+            return None
+        value = given
+    return None

@@ -104,6 +104,8 @@ class Facts:
     passes_gradient: bool = False  # a gradient that is not 0 reaches an operand as one that is not 0
     difference: bool = False  # of two operands
     complements: bool = False  # it subtracts its operand from a number
+    negates: bool = False
+    averages: bool = False  # the elements of its operand
     adds_up: bool = False  # the elements of its operand
     picks: bool = False  # elements of its operand by their indices
     joins: bool = False  # tensors, side by side
@@ -440,6 +442,8 @@ _add("nll_loss_forward nll_loss2d_forward _ctc_loss", takes="log-probabilities")
 _add("nll_loss_forward nll_loss2d_forward", class_target=True)
 _add("sub", difference=True)
 _add("rsub.Scalar", complements=True)
+_add("neg", negates=True)
+_add("mean", averages=True)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
 _add("mse_loss square", size="squares")
