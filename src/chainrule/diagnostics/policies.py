@@ -195,9 +195,10 @@ def _unlimited(context: StepContext, value: int) -> int:
 
 
 def _is_of_a_policy(context: StepContext, value: int) -> bool:
-    """Whether it is in a loss together with log-probabilities that data weighs."""
+    """Whether it is in a loss together with log-probabilities that are weighted by what is to be gained."""
+    rewarded = [each.product for each in weighted(context) if _gain(context, each.weight) is not None]
     inside = (context.graph.ancestors([loss]) for loss in context.losses)
-    return any(value in each and any(other.product in each for other in weighted(context)) for each in inside)
+    return any(value in each and any(product in each for product in rewarded) for each in inside)
 
 
 def _added_at(context: StepContext, value: int) -> Place | None:

@@ -36,7 +36,8 @@ def _after(context: StepContext) -> Iterator[Finding]:
             given, out = [each for each in operands(use) if each != weights], first_output(use)
             if not facts_of(use.name).multiplies or len(given) != 1 or out is None:
                 continue
-            if not _is_mask(context, given[0]) or not _weighs(context, out):
+            chosen = weights in context.graph.ancestors([given[0]])  # the largest weights, as experts are chosen
+            if chosen or not _is_mask(context, given[0]) or not _weighs(context, out):
                 continue
             name, mask = context.name(weights), context.statistics(given[0])
             assert mask is not None
