@@ -12,7 +12,7 @@ import chainrule
 
 SOURCE = Path(chainrule.__file__).parent
 ROOMS = (
-    ("_version", "errors", "document", "numbers", "gc_control", "plugins", "pytorch_internals"),
+    ("_version", "errors", "document", "numbers", "gc_control", "plugins", "process", "pytorch_internals"),
     ("graph",),
     ("rules",),
     ("capture",),

@@ -29,6 +29,8 @@ NO_OPERATION = {
     "capture/source.py": {"add", "sub", "mul", "div", "pow"},  # Python's operators, as in `__radd__`
     "diagnostics/data.py": {"normal", "normal_", "randn", "randn_like"},  # functions of a user's that draw
     "diagnostics/padding.py": {"index"},  # an argument
+    "diagnostics/recurrent.py": {"index"},
+    "diagnostics/tokens.py": {"index"},
     "lab/decompositions.py": {"prod", "amax"},
     "live/widget.py": {"view"},  # of a widget
     "derivation/contributions.py": {"linear"},  # the structure of a rule

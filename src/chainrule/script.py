@@ -31,11 +31,11 @@ from torch.optim.optimizer import (
 )
 
 from chainrule.capture.global_hooks import before_forward
-from chainrule.capture.guard import Process
 from chainrule.capture.rounds import Rounds, besides, living
 from chainrule.capture.source import Site, entries, is_library, locals_of, without_our_frames
 from chainrule.capture.step_log import StepLog
 from chainrule.errors import RecordingError
+from chainrule.process import Process
 from chainrule.pytorch_internals import _current_graph_task_id
 from chainrule.recording import Recording, record
 

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction, Function, FunctionMeta
 
 from chainrule.capture.guard import here
+from chainrule.pytorch_internals import make_autograd_impl
 
 Enter = Callable[[type, tuple[Any, ...], FrameType | None], None]
 Leave = Callable[[], None]
@@ -57,7 +58,7 @@ class FunctionHooks:
 
     def _around(self, cls: type, forward: Any) -> Any:
         begun, _applied.cls = _applied.cls is cls, None
-        if not begun or here() is None or not issubclass(cls, Function):
+        if not begun or here() is None or not issubclass(cls, Function) or is_of_operator(cls):
             return forward
         hooks = list(self.ours.values())
 
@@ -110,6 +111,11 @@ class _ClassAttribute:
 
 
 around_functions = FunctionHooks()
+
+
+def is_of_operator(cls: type) -> bool:
+    """Whether PyTorch made a function for a single operation (`torch.library.register_autograd`)."""
+    return cls.__module__ == make_autograd_impl.__module__
 
 
 def in_forward_of_function() -> bool:

@@ -23,18 +23,6 @@ _KEY = "chainrule"  # of what autograd's own threads carry for us during a pass
 _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-class Process:
-    """The process in which this was made."""
-
-    def __init__(self) -> None:
-        self._id = os.getpid()
-
-    @property
-    def is_left(self) -> bool:
-        """Whether we are in a child that was forked from it. The child inherits all but the threads."""
-        return os.getpid() != self._id
-
-
 class _Here(threading.local):
     guard: Guard | None = None
 

@@ -222,7 +222,8 @@ SEED = re.compile(r"^\s+.*\bmanual_seed\(")
 
 @SEEDED.in_step
 def _seeded(context: StepContext) -> Iterator[Finding]:
-    drawn = [each for each in context.graph.operations if each.random_state is not None]
+    random = (each for each in context.graph.operations if each.random_state is not None)
+    drawn = [each for each in random if each.arguments.get("generator") is None]  # not from one of the user's own
     state = drawn[0].random_state if drawn else None
     if state is None:
         return

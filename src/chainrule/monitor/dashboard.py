@@ -20,12 +20,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from chainrule.capture.guard import Process
 from chainrule.graph.history import StepFacts
 from chainrule.monitor.runs import Figure, Found
 from chainrule.monitor.runs.found import by_cause, notes
 from chainrule.monitor.runs.reader import spread
 from chainrule.numbers import number
+from chainrule.process import Process
 from chainrule.views.blocks import printable
 
 SPARKS = "▁▂▃▄▅▆▇█"

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.guard import Process
 from chainrule.capture.source import Site
 from chainrule.diagnostics.modes import always_drops
 from chainrule.errors import ChainruleError, warn
@@ -39,6 +38,7 @@ from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
 from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView, in_backward
 from chainrule.monitor.step_recording import StepRecording
+from chainrule.process import Process
 from chainrule.recording import Recording
 
 if TYPE_CHECKING:

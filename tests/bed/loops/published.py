@@ -187,9 +187,10 @@ def factor_of_a_schedule_that_is_compounded():
     model = mlp(64, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda epoch: 0.98**epoch)
-    for each in train(model, batches(), optimizer):
+    for step, each in enumerate(train(model, batches(), optimizer)):
         yield each
-        schedule.step()
+        if step > 0:  # the first time is before the first step
+            schedule.step()
 
 
 @fault("learning-rate-vanished", steps=90)

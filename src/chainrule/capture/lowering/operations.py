@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chainrule.capture.function_hooks import is_of_operator
 from chainrule.capture.lowering.tensor_versions import TensorVersions, data_after
 from chainrule.capture.raw_records import RawFunction
 from chainrule.capture.tape import Tape
@@ -21,7 +22,6 @@ from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.pytorch_internals import make_autograd_impl
 from chainrule.rules.facts import STRIDED, facts_of
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
@@ -327,7 +327,7 @@ def _is_of_operation(node: Any) -> bool:
     function for a single operation (`torch.library.register_autograd`).
     """
     function = getattr(node, "_forward_cls", None)
-    return function is None or function.__module__ == make_autograd_impl.__module__
+    return function is None or is_of_operator(function)
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:

@@ -21,11 +21,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
-from chainrule.capture.guard import Process
 from chainrule.graph.history import Kind, Noticed, StepFacts, Unwatched
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor.runs import format
 from chainrule.monitor.runs.found import Found
+from chainrule.process import Process
 
 BATCH = 1.0  # seconds between two writes
 CHUNK = 64  # steps in a full chunk
