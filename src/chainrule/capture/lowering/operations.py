@@ -106,18 +106,16 @@ class Lowering:
             while unread and unread[0].position <= position:
                 run = unread.pop(0)
                 self.values.forget(run.tensor, run.copies)
+            self._read_functions(opened, position)
             for function in starts.pop(position, ()):  # outermost first
                 node = self._node_of(function)
                 if node is not None and node not in self.operation_of and all(node != each.node for each in opened):
                     opened.append(_OpenFunction(function, node, self._arguments(function)))
-            if opened and opened[-1].function.last <= position:
-                self._read_function(opened.pop())
-                continue
+            self._read_functions(opened, position)  # also one that ran no operation
             if not opened and position not in unused:
                 self._read_operation(position)
             position += 1
-        while opened:
-            self._read_function(opened.pop())
+        self._read_functions(opened, position)
         for index, raw in enumerate(self.tape.nodes):  # nodes whose outputs no operation has seen
             if index not in self.operation_of and not hasattr(raw.node, "variable"):
                 self._read_unmatched(index)
@@ -276,6 +274,11 @@ class Lowering:
         names = _parameter_names(function.cls, len(function.arguments))
         given = zip(names, function.arguments, strict=True)
         return {name: self._refs(value, function.first) for name, value in given}
+
+    def _read_functions(self, opened: list[_OpenFunction], position: int) -> None:
+        """Read those that end before a position, innermost first."""
+        while opened and opened[-1].function.last <= position:
+            self._read_function(opened.pop())
 
     def _read_function(self, opened: _OpenFunction) -> None:
         """An `autograd.Function` is one operation; those that its forward ran are not shown.
