@@ -23,7 +23,7 @@ from torch import Tensor
 from chainrule.execution.experiment import STEP, Experiment, cloned, nothing_left_behind, pick, put, widened
 from chainrule.graph.comparison import rms
 from chainrule.graph.graph import Edge
-from chainrule.graph.reexecution import functions_unobserved
+from chainrule.graph.reexecution import functions_unobserved, unobserved
 from chainrule.graph.trees import map_leaves, reach, tensors_in
 from chainrule.verification.differences import label_of
 
@@ -81,9 +81,9 @@ def second_derivative(
 
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
-        with functions_unobserved(), nothing_left_behind(), torch.enable_grad():
+        with unobserved(), nothing_left_behind(), torch.enable_grad():
             found = [each.detach() for each in derivative(*tensors)[1]]
-        return tuple(each.clone() for each in found)  # the recorder knows a function by the operations that it sees
+        return tuple(each.clone() for each in found)  # the only operations that the recorder sees: it draws nothing
 
     def backward(ctx: Any, *sent: Tensor) -> tuple[Tensor | None, ...]:
         with functions_unobserved(), nothing_left_behind(), torch.enable_grad():
