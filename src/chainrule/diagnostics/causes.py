@@ -43,8 +43,8 @@ LARGE = ("exploding-gradient", "always-clipped", "update-too-large", "learning-r
 EFFECTS: dict[str, tuple[str, ...]] = {
     "loss-ascends": (*THROWN, "exploding-gradient"),
     "learning-rate-jump": (*THROWN, "exploding-gradient", "stuck-update", "update-too-small"),
+    "scheduler-per-batch": ("learning-rate-vanished", "stuck-update", "update-too-small"),
     "learning-rate-vanished": ("stuck-update", "update-too-small"),
-    "scheduler-per-batch": ("stuck-update", "update-too-small"),
     "nothing-to-step": ("no-gradient", "not-in-optimizer", "accumulated-gradient"),
     "clipping-misplaced": (*LARGE, *THROWN, "gradient-changed"),
     "unscaled-loss": ("stuck-update", "update-too-small", "optimizer-option"),

@@ -111,6 +111,8 @@ def _leak(context: StepContext) -> Iterator[Finding]:
         wanted = dense(target.data).flatten().double()
         kinds = wanted.unique().numel()
         for given in _inputs(context, target):
+            if given.index in context.graph.ancestors([comparison.target]):
+                continue  # a function that is to be learnt, or a sequence that is to be continued
             rows = dense(given.data).flatten(1).double() if given.data is not None else wanted[:, None]
             column = _column_of(rows, wanted) if kinds > 1 and rows.shape[1] >= FEATURES else None
             if column is None:
