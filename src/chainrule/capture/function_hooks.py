@@ -48,9 +48,11 @@ class FunctionHooks:
         try:
             self.ours.pop(key, None)
         finally:
-            if not self.ours:
-                for each in self._attributes:
+            for each in self._attributes:
+                if not self.ours:
                     each.take_off()
+                if self.ours:  # those of another thread, put on meanwhile
+                    each.put_on()
 
     def _begins(self, cls: type, found: Any) -> Any:
         _applied.cls = cls
