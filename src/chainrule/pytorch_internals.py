@@ -83,7 +83,7 @@ __all__ = [
     "unstash",
 ]  # fmt: skip
 
-SEEN = ("2.11.0", "2.13.0")
+SEEN = ("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")
 """The versions of PyTorch in which all of these names were found."""
 
 try:
@@ -140,7 +140,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"{error}. chainrule uses this name, which PyTorch does not promise to keep. It was found in PyTorch "
-        f"{' and '.join(SEEN)}, and this is {torch.__version__}: install one of those."
+        f"{', '.join(SEEN)}, and this is {torch.__version__}: install one of those."
     ) from error
 
 _remove_obj_from_tls: Any = getattr(torch._C, "_remove_obj_from_tls", None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from chainrule.rules import Kink, Sample, elementwise, sample
 from chainrule.rules.expression import HALF, OTHER, OUT, SUM, Expression, Named, X, argument, cases, choice, like, of
@@ -166,8 +167,10 @@ for f, latex, first in (
         remark="NaN counts as missing.",
     )
 
+OPEN = TorchVersion(torch.__version__) >= TorchVersion("2.14")
 MIN, MAX = argument("min"), argument("max")
 WITHIN = Named(r"@1 \le @2 \le @3", lambda low, z, high: (z >= low) & (z <= high), (), SUM)
+STRICTLY_WITHIN = Named("@1 < @2 < @3", lambda low, z, high: (z > low) & (z < high), (), SUM)
 BELOW_BOTH = Named("@1 < @2 < @3", lambda z, low, high: (z < low) & (low < high), (), SUM)
 ABOVE = Named(r"@1 > @2 \text{ or } @2 < @3", lambda z, high, low: (z > high) | (high < low), (), SUM)
 
@@ -177,6 +180,15 @@ def _by_bounds(both: Any, low: Any, high: Any) -> Expression:
     return choice(
         lambda op: high if op.arguments.get("min") is None else low if op.arguments.get("max") is None else both
     )
+
+
+def _within_bounds() -> Expression:
+    """1 where the gradient passes to the clamped tensor; from PyTorch 2.14 on not at a bound that is a number."""
+    closed = _by_bounds(cases(1, WITHIN(MIN, X, MAX)), cases(1, X >= MIN), cases(1, X <= MAX))
+    if not OPEN:
+        return closed
+    inside = _by_bounds(cases(1, STRICTLY_WITHIN(MIN, X, MAX)), cases(1, X > MIN), cases(1, X < MAX))
+    return choice(lambda op: closed if any(isinstance(op.arguments.get(m), Tensor) for m in ("min", "max")) else inside)
 
 
 def _may_cross(crossing: Any, otherwise: Any) -> Expression:
@@ -198,7 +210,7 @@ clamp = elementwise(
     "ClampMaxBackward0",
     equation=_by_bounds(lowest(highest(X, MIN), MAX), highest(X, MIN), lowest(X, MAX)),
     derivative={
-        "self": _by_bounds(cases(1, WITHIN(MIN, X, MAX)), cases(1, X >= MIN), cases(1, X <= MAX)),
+        "self": _within_bounds(),
         "min": _by_bounds(_may_cross(cases(1, BELOW_BOTH(X, MIN, MAX)), cases(1, X < MIN)), cases(1, X < MIN), 0),
         "max": _by_bounds(_may_cross(cases(1, ABOVE(X, MAX, MIN)), cases(1, X > MAX)), 0, cases(1, X > MAX)),
     },
@@ -214,7 +226,12 @@ clamp = elementwise(
         sample(torch.clamp, x(0, 5, 1), x(2, 2, 2), x(1, 1, 1), note="bounds crossed"),
     ],
     source="derivatives.yaml: clamp, clamp.Tensor, clamp_min, clamp_max",
-    kink=Kink(_at_a_bound, "at a bound PyTorch lets the gradient pass to the clamped tensor, and gives the bound 0"),
+    kink=Kink(
+        _at_a_bound,
+        "at a bound that is a number PyTorch lets no gradient pass"
+        if OPEN
+        else "at a bound PyTorch lets the gradient pass to the clamped tensor, and gives the bound 0",
+    ),
 )
 to_copy = elementwise(
     "ToCopyBackward0",
