@@ -60,8 +60,14 @@ class FunctionHooks:
 
     def _around(self, cls: type, forward: Any) -> Any:
         begun, _applied.cls = _applied.cls is cls, None
-        if not begun or here() is None or not issubclass(cls, Function) or is_of_operator(cls):
+        guard = here() if begun else None
+        if guard is None:
             return forward
+        try:
+            if not issubclass(cls, Function) or is_of_operator(cls):
+                return forward
+        except BaseException as error:
+            guard.failed(error)
         hooks = list(self.ours.values())
 
         def applied(*given: Any, **named: Any) -> Any:
