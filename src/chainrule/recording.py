@@ -440,7 +440,8 @@ class record(Session):  # noqa: N801 (read as a verb)
             around = sys._getframe(1)
             self.end(error, lambda: variables_around(around) if self._namespace is None else self._namespace)
             if not isinstance(error, ChainruleError):
-                leave_out_recorder(trace)
+                with suppress(Exception):  # the error of the user's is what counts
+                    leave_out_recorder(trace)
         finally:
             self.take_off()
             self._recording._open = False
