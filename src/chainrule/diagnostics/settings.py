@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 
+from chainrule.capture.ignored_settings import is_slip
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.step_context import StepContext, argument
@@ -57,7 +57,6 @@ def _other_rate(context: StepContext) -> Iterator[Finding]:
 
 
 SYNONYMS = {"learning_rate": "lr"}
-ALIKE = 0.85  # share of letters in common
 
 
 @WITHOUT_EFFECT.in_step
@@ -67,7 +66,7 @@ def _misspelt(context: StepContext) -> Iterator[Finding]:
     for update in context.graph.updates:
         for member in update.parameters:
             for name, value in member.options.items():
-                meant = SYNONYMS.get(name) or next(iter(get_close_matches(name, KNOWN, 1, ALIKE)), name)
+                meant = SYNONYMS.get(name) or next((each for each in KNOWN if is_slip(name, each)), name)
                 if name in KNOWN or meant not in member.options or (name, meant) in seen:
                     continue
                 if not isinstance(value, (int, float)) or value == member.options[meant]:
