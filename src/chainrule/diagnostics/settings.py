@@ -156,7 +156,7 @@ def _moves(context: StepContext) -> Iterator[Finding]:
         yield MOVES.found(
             path, f"The frozen batch norms of {names} are in train mode: their statistics follow the batches.",
             f"{len(moving)} compute with the batch; none of their parameters learns, and {taker} does on the result.",
-                place=context.place(operation),
+            place=context.place(operation),
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from chainrule.exercises.reading import Given, places_of, read
 from chainrule.graph.comparison import FLOAT32, MARGIN, allowance, rms, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import element
+from chainrule.numbers import many
 
 BY_CHANCE = 0.05  # mistakes that may fit a number that has none of them
 COARSE = 0.05  # half a unit of the last digit, relative to the number, up to which its digits are enough
@@ -281,5 +282,5 @@ def said(mistake: Mistake) -> str:
         return mistake.sentence
     sentences = list(dict.fromkeys((mistake.sentence, *(each.sentence for each in mistake.also))))
     more = len(sentences) - LISTED
-    rest = [f"{more} other mistake{'s' * (more > 1)} that give{'s' * (more == 1)} the same number"] if more > 0 else []
+    rest = [f"{many(more, 'other mistake')} that give{'s' * (more == 1)} the same number"] if more > 0 else []
     return "; or ".join((*sentences[:LISTED], *rest))
