@@ -136,10 +136,13 @@ class EveryStep:
             with unobserved():  # which takes longer than the look
                 return self._look(step, watched, optimizers)
         before = torch.is_grad_enabled()
-        _set_grad_enabled(False)
         try:
-            return self._look(step, watched, optimizers)
-        finally:
+            try:
+                _set_grad_enabled(False)
+                return self._look(step, watched, optimizers)
+            finally:
+                _set_grad_enabled(before)
+        finally:  # an interrupt came before the line above
             _set_grad_enabled(before)
 
     def _look(self, step: int, watched: bool, optimizers: Sequence[Optimizer]) -> Sequence[Noticed]:
