@@ -236,8 +236,8 @@ class watch:  # noqa: N801 (read as a verb)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        harmless = error is None or isinstance(error, SystemExit)
         try:
+            harmless = error is None or isinstance(error, SystemExit)
             self._close("ended" if harmless else f"{type(error).__name__}: {error}", None if harmless else error)
         except Exception as failure:
             self._warn(f"the end of the watch failed in part: {type(failure).__name__}: {failure}")
