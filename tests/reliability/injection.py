@@ -14,6 +14,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import random
 import sys
 import traceback
 import warnings
@@ -213,10 +214,10 @@ def place_of(code: CodeType) -> Place:
 
 @dataclass
 class Census:
-    """What of ours ran during a training: how often each function was entered, and how many lines ran."""
+    """What of ours ran during a training: how often each function was entered, and how often each line ran."""
 
     entered: Counter[Place] = field(default_factory=Counter)
-    lines: int = 0
+    lines: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def ours(self, packages: tuple[str, ...]) -> dict[Place, str]:
         """The functions of these packages that were entered, with their names."""
@@ -233,7 +234,7 @@ def take_census(observe: Observe, lines: bool = True) -> Census:
 
     def local(frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
-            census.lines += 1
+            census.lines[frame.f_code.co_filename, frame.f_lineno] += 1
         return local
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -288,6 +289,49 @@ def at_line(number: int, error: type[BaseException]) -> Any:
         return local if frame.f_code.co_filename.startswith(_ROOT) else None
 
     return trace
+
+
+@dataclass
+class BeforeLine:
+    """A trace function that interrupts before this line when it is reached for the n-th time."""
+
+    file: str
+    line: int
+    left: int
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return self._local if frame.f_code.co_filename == self.file else None
+
+    def _local(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_lineno == self.line and self.left:
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                raise KeyboardInterrupt(f"{INJECTED} before {self.file.removeprefix(_ROOT)}:{self.line}")
+        return self._local
+
+
+def interrupted(observe: Observe, moments: int, expected: dict[str, Any]) -> dict[str, list[str]]:
+    """What is wrong after an interrupt at random lines of ours."""
+    lines = int(0.98 * take_census(observe).lines.total())  # how many run depends a little on what is cached
+    problems, draw = {}, random.Random(0)
+    for moment in sorted(draw.randrange(1, lines + 1) for _ in range(moments)):
+        trial = attempt(observe, at_line(moment, KeyboardInterrupt), expected)
+        if found := trial.problems(interrupted=True):
+            problems[f"line {moment}"] = [*found, str(trial.raised)]
+    return problems
+
+
+def interrupted_everywhere(observe: Observe, expected: dict[str, Any]) -> dict[str, list[str]]:
+    """What is wrong after an interrupt before each line of ours, when it is reached first and in the middle."""
+    problems = {}
+    for (file, line), count in take_census(observe).lines.items():
+        for time in {1, max(count // 2, 1)}:
+            trace = BeforeLine(file, line, time)
+            found = attempt(observe, trace, expected).problems(interrupted=True)
+            if found and not trace.left:  # not every line is reached again: where fresh memory held a NaN, say
+                problems[f"{file.removeprefix(_ROOT)}:{line}, time {time}"] = found
+    return problems
 
 
 def lines_of(function: str, work: Callable[[], Any]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from typing import Any
 
@@ -111,27 +110,22 @@ def test_every_function_may_fail(name: str, interrupted: bool, expected: dict[st
     assert sweep(name, interrupted, 1, expected) == {}
 
 
-def interrupted_at(name: str, moments: int, expected: dict[str, Any]) -> dict[int, list[str]]:
-    """Interrupt a training at random lines of ours."""
-    observe = OBSERVERS[name]
-    lines = int(0.98 * injection.take_census(observe).lines)  # how many run depends a little on what is cached
-    problems, draw = {}, random.Random(0)
-    for moment in sorted(draw.randrange(1, lines + 1) for _ in range(moments)):
-        trial = injection.attempt(observe, injection.at_line(moment, KeyboardInterrupt), expected)
-        if found := trial.problems(interrupted=True):
-            problems[moment] = [*found, str(trial.raised)]
-    return problems
-
-
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_interrupt_at_some_lines(name: str, expected: dict[str, Any]) -> None:
-    assert interrupted_at(name, 10, expected) == {}
+    assert injection.interrupted(OBSERVERS[name], 10, expected) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_an_interrupt_at_any_line(name: str, expected: dict[str, Any]) -> None:
-    assert interrupted_at(name, 500, expected) == {}
+    assert injection.interrupted(OBSERVERS[name], 500, expected) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_an_interrupt_at_every_line(name: str, expected: dict[str, Any]) -> None:
+    assert injection.interrupted_everywhere(OBSERVERS[name], expected) == {}
 
 
 TURNS_ON_AND_OFF = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -74,9 +75,20 @@ def test_every_function_may_fail(tmp_path, name, interrupted, share, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_interrupt_at_any_line(tmp_path, name, expected):
-    observe = Watched(tmp_path, **OPTIONS[name])
-    lines = int(0.98 * injection.take_census(observe).lines)  # how many run depends a little on what is cached
-    problems, draw = {}, random.Random(0)
-    for moment in sorted(draw.randrange(1, lines + 1) for _ in range(500)):
-        tried(observe, injection.at_line(moment, KeyboardInterrupt), expected, True, f"line {moment}", problems)
+    problems = injection.interrupted(Watched(tmp_path, **OPTIONS[name]), 500, expected)
     assert not problems, report(problems)
+
+
+@pytest.mark.slow
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_interrupt_at_every_line(tmp_path, name, expected):
+    problems = injection.interrupted_everywhere(Watched(tmp_path, **OPTIONS[name]), expected)
+    for bound in (chainrule.watch.__enter__, chainrule.watch.__exit__):  # nothing of ours is around their first line
+        problems.pop(f"monitor/watcher.py:{first_line(bound.__code__)}, time 1")
+    assert not problems, report(problems)
+
+
+def first_line(code: CodeType) -> int:
+    """The first line of the body."""
+    return min(line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno)
