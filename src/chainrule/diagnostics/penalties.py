@@ -202,7 +202,9 @@ def _of_decay(context: StepContext) -> Iterator[Finding]:
     worst = max(decayed, key=_shrinks)
     if _shrinks(worst) > PER_STEP:
         yield PENALTY.found(
-            worst.name, f"The weight decay takes {number(100 * _shrinks(worst))} % of {worst.name} away at each step.",
+            worst.name,
+            f"The weight decay takes {number(100 * _shrinks(worst))} % of {worst.name} away at each step"
+            f"{', once the momentum has built up' * bool(worst.options.get('momentum'))}.",
             _coefficients(worst),
         )  # fmt: skip
         return
@@ -222,9 +224,9 @@ def _of_decay(context: StepContext) -> Iterator[Finding]:
 
 
 def _coefficients(member: ParameterUpdate) -> str:
-    return (
-        f"weight_decay is {number(member.options['weight_decay'])}, the learning rate {number(member.options['lr'])}."
-    )
+    decay, rate, momentum = (number(member.options.get(name) or 0) for name in ("weight_decay", "lr", "momentum"))
+    by = f", the momentum {momentum}" * bool(member.options.get("momentum"))
+    return f"weight_decay is {decay}, the learning rate {rate}{by}."
 
 
 def _is_decoupled(member: ParameterUpdate) -> bool:
