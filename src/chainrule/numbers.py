@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 DECIMALS = (4, 5, 6, 7, 8, 10, 12, 17)
 
 
+@lru_cache(maxsize=2**15, typed=True)  # a report writes each number many times
 def number(value: float | complex, decimals: int = 4) -> str:
     """`value` with at most 4 decimals, or with more where a sum needs them.
 
