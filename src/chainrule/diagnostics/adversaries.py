@@ -102,8 +102,9 @@ def _layers_behind(context: StepContext) -> dict[int, int]:
         behind[made] = behind.get(made, 0) | 1 << bits.setdefault(_named(context, weight), len(bits))
     for operation in context.graph.operations:
         for out in operation.outputs:
-            for each in context.graph.operands(out) if out is not None else ():
-                behind[out] = behind.get(out, 0) | behind.get(each, 0)
+            if out is not None:
+                for each in context.graph.operands(out):
+                    behind[out] = behind.get(out, 0) | behind.get(each, 0)
     return behind
 
 
