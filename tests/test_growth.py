@@ -6,12 +6,14 @@ import gc
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 import chainrule
+import chainrule.graph.graph
 from chainrule.document import Document
 from chainrule.views import written
 
@@ -73,6 +75,28 @@ def test_a_long_description_stands_beside_the_tensors(tmp_path: Path, monkeypatc
 def test_a_chain_of_a_hundred_thousand_nodes(tmp_path: Path) -> None:
     done = through(100_000, 0, tmp_path / "chain.safetensors")
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_the_turns_of_a_loop_are_not_each_followed_back_to_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ancestors = chainrule.graph.graph.Graph.ancestors
+
+    def counted(graph: chainrule.graph.graph.Graph, values: Iterable[int]) -> set[int]:
+        asked[-1] += 1
+        return ancestors(graph, values)
+
+    monkeypatch.setattr(chainrule.graph.graph.Graph, "ancestors", counted)
+    cell, head = torch.nn.RNNCell(2, 3), torch.nn.Linear(3, 1)
+    for turns in (5, 40):
+        h, losses = torch.zeros(4, 3), []
+        with chainrule.record() as recording:
+            for _ in range(turns):
+                h = cell(torch.ones(4, 2), h)
+                losses.append(head(h).square().mean())
+            torch.stack(losses).mean().backward()
+        asked.append(0)
+        recording.findings()
+    assert asked[1] <= asked[0] + 5
 
 
 def test_nothing_is_collected_while_a_graph_is_built() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -35,9 +36,13 @@ POOLING = 1 + SCRIPT.splitlines().index("    p = F.max_pool2d(h, 2)")
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    script = tmp_path_factory.mktemp("cnn") / "train.py"
-    script.write_text(SCRIPT)
-    result = CliRunner(env={"COLUMNS": "100"}).invoke(commands, ["run", str(script), "--step", "2"])
+    return walk_of(SCRIPT, tmp_path_factory.mktemp("cnn"), "--step", "2")
+
+
+def walk_of(text: str, folder: Path, *options: str) -> str:
+    script = folder / "train.py"
+    script.write_text(text)
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(commands, ["run", str(script), *options])
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -85,6 +90,18 @@ def test_it_works_one_element_out_where_a_jacobian_is_too_large(walk: str) -> No
         again = math.fsum(math.prod(known[factor] for factor in term.split(" * ")) for term in named)
         for found in (*shown, *([] if "more =" in each else [again])):
             assert math.isclose(found, float(total), abs_tol=1e-3), left
+
+
+def test_it_counts_the_slopes_that_are_zero_and_says_why_the_first_is(walk: str) -> None:
+    before = numbers_of(walk, "Z1")
+    off = [name for name, value in before.items() if value <= 0]
+    said = f"{len(off)} of {len(before)} are zero for these values, the first because ReLU is off: {off[0]} = "
+    assert said in " ".join(walk.split())
+
+
+def test_the_first_step_says_the_factor_of_a_momentum_that_it_does_not_use_yet(tmp_path: Path) -> None:
+    walk = " ".join(walk_of(SCRIPT, tmp_path).split())
+    assert "begins as the first gradient; its factor 0.9 counts from the next step on" in walk
 
 
 def test_zeros_of_a_convolution_whose_kernel_covers_its_input_are_those_of_other_samples(walk: str) -> None:

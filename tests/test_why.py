@@ -100,6 +100,15 @@ def test_zero_operand_is_a_reason(worked):
     ]
 
 
+def test_a_weight_that_was_initialised_in_the_recording_is_a_parameter_that_is_0():
+    layer = nn.Linear(2, 1)
+    with record() as recording:
+        nn.init.zeros_(layer.weight)
+        x = torch.ones(1, 2, requires_grad=True)
+        layer(x).sum().backward()
+    assert "the parameter is 0 there" in str(recording.why("x", (0, 0)))
+
+
 def test_the_loss_of_each_sample_is_on_the_way(worked):
     assert str(worked.why("output", (0, 0))) == ("dJ/dA3[0,0] = dJ/dL[0,0] * dL[0,0]/dA3[0,0] = 0.5 * 1.1003 = 0.5501")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 DECIMALS = (4, 5, 6, 7, 8, 10, 12, 17)
 
@@ -16,6 +17,11 @@ def number(value: float | complex, decimals: int = 4) -> str:
     precision of float32: 4, -7.8, 0.5, but -0.0600 for -0.05998. Below 1e-4 and from 1e6 on, a number has 3 significant
     digits and a power of ten (1.23e-05). Minus zero is 0; booleans and integers are written in full.
     """
+    return _number(value, decimals)
+
+
+@lru_cache(maxsize=2**15, typed=True)  # a report writes each number many times
+def _number(value: float | complex, decimals: int) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, complex):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -42,6 +43,7 @@ def _numbers(attributes: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
+@lru_cache(maxsize=1024)  # the names of a model's thousands of parameters are a few
 def is_slip(name: str, of: str) -> bool:
     """Whether a name is another one with a slip of the pen."""
     return name != of and SequenceMatcher(None, name, of).ratio() >= ALIKE

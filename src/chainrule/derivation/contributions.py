@@ -299,14 +299,15 @@ def zeros_by_value(
 ) -> Iterator[tuple[Index, Index]]:
     """The entries that are zero because of the numbers, though the structure allows others: (output, input) indices."""
     factor = rule.wrt[contribution.argument].factor
-    for row, i in enumerate(indices(output)):
-        for column, j in enumerate(indices(shape)):
-            if full[row, column] != 0 or factor is None:
-                continue
-            if rule.structure == "elementwise" and broadcast_index(i, tuple(shape)) != j:
-                continue
-            if factor(op, i, j if contribution.item is None else (contribution.item, *j)) is not None:
-                yield i, j
+    if factor is None:
+        return
+    rows, columns = list(indices(output)), list(indices(shape))
+    for row, column in (full == 0).nonzero().tolist():
+        i, j = rows[row], columns[column]
+        if rule.structure == "elementwise" and broadcast_index(i, tuple(shape)) != j:
+            continue
+        if factor(op, i, j if contribution.item is None else (contribution.item, *j)) is not None:
+            yield i, j
 
 
 def row_of(rule: Rule, op: Applied, argument: str, slot: int, index: Index) -> Iterator[tuple[Index, Number]]:

@@ -114,11 +114,13 @@ class Forward:
     def _given(self, value: int) -> str:
         """Where a number comes from that no step computed."""
         known = self.graph.values[value]
+        if any(parameter.value == value for parameter in self.graph.parameters.values()):
+            return "the parameter is 0 there"
         if known.operation is None:
-            return "the parameter is 0 there" if known.kind == "parameter" else "it is 0 in the data"
+            return "it is 0 in the data"
         call = self.graph.operations[known.operation].call
         by = self.graph.operations[known.operation].name if call is None else self.graph.calls[call].name
-        return "dropout dropped it" if "dropout" in by else f"{by} gave 0, and no gradient flows there"
+        return "dropout dropped it" if "dropout" in by else f"{by} gave 0"
 
     def winner(self, value: int, operand: int, index: Index) -> str:
         """Which element a value has in place of this one of an operand, where it is the largest of some; else ""."""

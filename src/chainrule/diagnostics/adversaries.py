@@ -63,8 +63,11 @@ def _agree(context: StepContext) -> Iterator[Finding]:
     for _, weight, out in context.weighed:
         if context.values[out].has_gradient and context.is_output(out):
             scores.setdefault(_named(context, weight), []).append(out)
+    behind = _layers_behind(context) if any(len(outs) >= len(KINDS) for outs in scores.values()) else {}
     for outs in scores.values():
-        kinds = _kinds(context, outs) if len(outs) >= len(KINDS) else {}
+        if len(outs) < len(KINDS) or len({behind.get(out, 0) for out in outs}) == 1:
+            continue  # behind scores of made samples there are the layers of the maker too
+        kinds = _kinds(context, outs)
         signs = {kind: {sign_of(context.statistics(out, gradient=True)) for out in of} for kind, of in kinds.items()}
         if len(signs) < len(KINDS) or any(len(each) > 1 or 0 in each for each in signs.values()):
             continue
@@ -91,14 +94,31 @@ def _named(context: StepContext, weight: int) -> str:
     return context.values[weight].name.partition("@")[0]
 
 
+def _layers_behind(context: StepContext) -> dict[int, int]:
+    """The layers that each value comes after, a bit for each, in one walk over the operations."""
+    bits: dict[str, int] = {}
+    behind: dict[int, int] = {}
+    for _, weight, made in context.weighed:
+        behind[made] = behind.get(made, 0) | 1 << bits.setdefault(_named(context, weight), len(bits))
+    for operation in context.graph.operations:
+        for out in operation.outputs:
+            if out is not None:
+                for each in context.graph.operands(out):
+                    behind[out] = behind.get(out, 0) | behind.get(each, 0)
+    return behind
+
+
 def _kinds(context: StepContext, outs: list[int]) -> dict[str, list[int]]:
     before = {out: context.graph.ancestors([out]) | {out} for out in outs}
     within = {out: [(given, _named(context, weight)) for given, weight, made in context.weighed if made in before[out]]
               for out in outs}  # fmt: skip
     own = set.intersection(*({name for _, name in each} for each in within.values()))
+    follows = {
+        given: _follows(context, given, own) for layers in within.values() for given, name in layers if name in own
+    }
     kinds: dict[str, list[int]] = {}
     for out, layers in within.items():
-        inputs = {given for given, name in layers if name in own and not _follows(context, given, layers, own)}
+        inputs = {given for given, name in layers if name in own and not follows[given]}
         others = any(name not in own for _, name in layers)
         if inputs and all(context.values[each].requires_grad for each in inputs):
             kinds.setdefault("own", []).append(out)
@@ -109,7 +129,7 @@ def _kinds(context: StepContext, outs: list[int]) -> dict[str, list[int]]:
     return kinds
 
 
-def _follows(context: StepContext, given: int, layers: list[tuple[int, str]], own: set[str]) -> bool:
+def _follows(context: StepContext, given: int, own: set[str]) -> bool:
     """Whether a layer of the network itself comes before a value."""
     before = context.graph.ancestors([given])
     return any(context.values[each].kind == "parameter" and _named(context, each) in own for each in before)

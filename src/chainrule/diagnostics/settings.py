@@ -66,8 +66,10 @@ def _misspelt(context: StepContext) -> Iterator[Finding]:
     for update in context.graph.updates:
         for member in update.parameters:
             for name, value in member.options.items():
+                if name in KNOWN:
+                    continue
                 meant = SYNONYMS.get(name) or next((each for each in KNOWN if is_slip(name, each)), name)
-                if name in KNOWN or meant not in member.options or (name, meant) in seen:
+                if meant not in member.options or (name, meant) in seen:
                     continue
                 if not isinstance(value, (int, float)) or value == member.options[meant]:
                     continue

@@ -65,6 +65,8 @@ def local_numbers(
         local = pullback.wrt.vjp(pullback.op, torch.ones_like(output.data))
         if isinstance(local, Data) and local.shape == shape:
             yield context.tensor(symbol, local, "value", "diagonal of the Jacobian")
+            if _is_too_large(shape.numel(), shape.numel()):
+                yield from _off(context, pullback.contribution, local)
 
 
 def written_out(context: Context, pullback: Pullback, operand: Operand, output: Operand) -> Iterator[Block]:
@@ -73,7 +75,7 @@ def written_out(context: Context, pullback: Pullback, operand: Operand, output: 
     rows, columns = output.data.numel(), operand.data.numel()
     symbol = rf"\frac{{\partial\, \mathrm{{vec}}({output.symbol})}}{{\partial\, \mathrm{{vec}}({operand.symbol})}}"
     shape, without = (rows, columns), not op.has_numbers or not all_have_numbers(*upstream)
-    if rows * columns > JACOBIAN or rows > ROWS or not rows * columns or without:
+    if _is_too_large(rows, columns) or not rows * columns or without:
         yield Paragraph((Math(symbol), *_too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
         if rule.structure != "elementwise" and not without:
             yield from single_elements.one(context, contribution, rows * columns)
@@ -96,12 +98,16 @@ def written_out(context: Context, pullback: Pullback, operand: Operand, output: 
     yield from _zeros(context, pullback, full, operand, output)
 
 
+def _is_too_large(rows: int, columns: int) -> bool:
+    return rows * columns > JACOBIAN or rows > ROWS
+
+
 def _is_written_out(pullback: Pullback, rows: int, columns: int) -> bool:
     """Whether a Jacobian is shown entry by entry: a diagonal one only if it is very small, a tall one not at all."""
-    if rows > ROWS:
-        return False
     most = DIAGONAL**2 if pullback.rule.structure == "elementwise" and rows == columns else JACOBIAN
-    return 0 < rows * columns <= most and pullback.op.has_numbers and all_have_numbers(*pullback.upstream)
+    return (
+        rows <= ROWS and 0 < rows * columns <= most and pullback.op.has_numbers and all_have_numbers(*pullback.upstream)
+    )
 
 
 def _too_large(
@@ -151,3 +157,15 @@ def _zeros(context: Context, pullback: Pullback, full: Data, operand: Operand, o
         also = " more" if structural else f" of {full.numel()} entries"
         words.append(f"{len(by_value)}{also} {'are' if len(by_value) > 1 else 'is'} zero for these values: {named}.")
     yield Paragraph((" ".join(words),))
+
+
+def _off(context: Context, contribution: Contribution, local: Data) -> Iterator[Block]:
+    """How many of the local derivatives of an elementwise operation are zero, and why the first of them is."""
+    value, zero = contribution.value, (local == 0).nonzero().tolist()
+    if not zero or value is None or not context.is_whole(contribution) or not context.search.has_numbers(value):
+        return
+    if next(context.turns, None) is not None:
+        terms = context.search.why(value, tuple(zero[0])).terms
+        if why := next((factor.reason for term in terms for factor in term.factors[1:] if factor.reason), ""):
+            many = f"{len(zero)} of {local.numel()} are zero for these values, the first because"
+            yield Paragraph((f"{many} {why}.",))

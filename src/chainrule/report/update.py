@@ -143,7 +143,7 @@ def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: st
     if worked_out is None:
         blocks = _without_terms(context, step, each)
     else:
-        like = seen.setdefault(tuple((term.equation, term.numbers) for term in worked_out), name)
+        like = seen.setdefault(tuple((term.equation, term.numbers, term.meaning) for term in worked_out), name)
         lines = _terms(context, each, worked_out) if like == name else _values(context, each, worked_out)
         title = title if like == name else (*title, f", by the formulas of {like}")
         text: Text = ("our formula against the parameter after ", Code("optimizer.step()")) if like == name else ()

@@ -117,14 +117,22 @@ class Element:
 
     def leaves(self, worked_out: bool = True) -> Iterator[Element]:
         """The numbers that it is made of, each use of one; with those that are worked out beside it, or without."""
-        parts = [part for part in self.parts if worked_out or not part.name]
-        for part in parts:
-            yield from part.leaves(worked_out)
+        found: list[Element] = []
+        self._collect(found, worked_out)
+        return iter(found)
+
+    def _collect(self, found: list[Element], worked_out: bool) -> None:
+        named = []
+        for part in self.parts:
+            if worked_out or not part.name:
+                part._collect(found, worked_out)
+            else:
+                named.append(part)
         if not self.parts:
-            yield self
-        yield from (part for part in self.parts if part not in parts)
+            found.append(self)
+        found += named
         if self.condition is not None:
-            yield from self.condition.leaves()
+            self.condition._collect(found, True)
 
     def named(self) -> Iterator[Element]:
         """The parts that have a name of their own, each before what it is made of."""

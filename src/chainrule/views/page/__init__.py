@@ -125,6 +125,11 @@ def compact(item: Any, formulas: Formulas) -> Any:
     if kind is float:
         return float(f"{item:.9g}")
     if kind is list:
+        kinds = set(map(type, item))
+        if kinds == {float}:
+            return [float(f"{each:.9g}") for each in item]
+        if kinds.isdisjoint(NESTED):
+            return item
         return [compact(each, formulas) if type(each) in NESTED else each for each in item]
     if kind is not dict:
         return item
@@ -141,7 +146,7 @@ def compact(item: Any, formulas: Formulas) -> Any:
 
 def packed(data: dict[str, Any]) -> str:
     """JSON, compressed, in base64."""
-    return base64.b64encode(zlib.compress(text_of(data).encode(), 9)).decode()
+    return base64.b64encode(zlib.compress(text_of(data).encode(), 7)).decode()
 
 
 def embedded(data: dict[str, Any]) -> str:
