@@ -427,8 +427,9 @@ def momentum_buffer(d: Derivation) -> Written:
     """SGD's running sum of gradients."""
     before = d.before("momentum_buffer", "b")
     if d.state.get("momentum_buffer") is None:
-        meaning = "momentum: begins as the first gradient; its factor"
-        meaning = f"{meaning} {number(d.momentum.value)} counts from the next step on"
+        factor = d.momentum.value
+        named = "" if isinstance(factor, Tensor) else f"{number(factor)} "  # a variable of the lab
+        meaning = f"momentum: begins as the first gradient; its factor {named}counts from the next step on"
         return d.add("b_t", replace(d.g, value=d.g.value.clone()), meaning)
     added = (1 - d.dampening) * d.g if d.dampening else d.g
     return d.add("b_t", d.momentum * before + added, "momentum: a fading sum of the gradients")
