@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import chainrule
 from chainrule.cli import commands
 
 SIZES = "2-2-1"
@@ -161,6 +162,26 @@ def test_a_script_has_one_sheet(tmp_path):
     found = key(tmp_path / "o")
     assert found["p"]["decimals"] == 4
     assert found["p"]["values"] == torch.sigmoid(torch.tensor([0.3, -0.7])).tolist()
+    hand_in(tmp_path / "o", tmp_path / "in", "ada", right(tmp_path / "o"))
+    students, _ = graded(tmp_path / "in", tmp_path / "o")
+    assert students["ada"]["points"] == students["ada"]["of"]
+
+
+def test_a_saved_step_has_one_sheet_with_all_that_it_began_with(tmp_path):
+    torch.manual_seed(0)
+    layer, x = torch.nn.LSTM(2, 1), torch.randn(3, 1, 2)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    for step in range(2):
+        with chainrule.record() as recording:
+            optimizer.zero_grad()
+            layer(x)[0].square().sum().backward()
+            optimizer.step()
+        recording.save(tmp_path / f"{step}.safetensors")
+    assert run("exercise", "--network", tmp_path / "1.safetensors", "-o", tmp_path / "o").exit_code == 0
+    assert not any(name.startswith("zeros") for name in key(tmp_path / "o"))  # made of nothing, and given
+    given = (tmp_path / "o" / "variant-01.md").read_text()
+    assert "It is its step 2, and it kept from the one before" in given
+    assert r"\text{exp avg sq of }" in given
     hand_in(tmp_path / "o", tmp_path / "in", "ada", right(tmp_path / "o"))
     students, _ = graded(tmp_path / "in", tmp_path / "o")
     assert students["ada"]["points"] == students["ada"]["of"]

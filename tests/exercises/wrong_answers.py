@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 import chainrule
-from chainrule.exercises.answers import LISTED
-from chainrule.exercises.mistakes import Mistake
 from tests.exercises.by_hand import NAMES, Numbers, Slips
 from tests.exercises.recorded import NETWORKS
 
@@ -104,7 +102,7 @@ class Answers:
             told = self.recording.check(each.quantity, each.answer)
             meant = {name for kind, _ in each.slips for name in NAMES[kind]}
             score.kinds.update(kind for kind, _ in each.slips)
-            if told.right or (told.mistake is not None and not meant & said(told.mistake)):
+            if told.right or (told.mistake is not None and not meant & said(told)):
                 score.wrongly.append(f"{self.name}: {each.slips}: {each.quantity} = {each.answer}: {told.sentence}")
             elif told.mistake is None:
                 score.unnamed[each.slips[0][0]] += 1
@@ -112,11 +110,10 @@ class Answers:
                 score.named += 1
 
 
-def said(mistake: Mistake) -> set[str]:
-    """The names of the mistakes that its sentence tells."""
-    each = [mistake, *mistake.also]
-    sentences = list(dict.fromkeys(one.sentence for one in each))[:LISTED]
-    return {one.name for one in each if one.sentence in sentences}
+def said(told: Any) -> set[str]:
+    """The names of the mistakes that a sentence tells."""
+    each = () if told.mistake is None else (told.mistake, *told.mistake.also)
+    return {one.name for one in each if one.sentence in told.sentence}
 
 
 def measured(kind: str, each: int, names: tuple[str, ...] = tuple(NETWORKS)) -> dict[str, Score]:
