@@ -112,6 +112,47 @@ def test_steps_are_those_of_the_optimizer() -> None:
         assert is_near(weight, model.weight.detach().flatten().tolist())
 
 
+class Queue(nn.Module):
+    """Compares its input with a queue of earlier ones, of which it writes a row, and with their running mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(3), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        for name, start in (("mean", torch.zeros(3)), ("queue", torch.ones(4, 3)), ("count", torch.tensor(1.0))):
+            self.register_buffer(name, start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.norm(self.head(x)).tanh())
+        out = (y - self.mean) @ self.queue.clone().T
+        with torch.no_grad():
+            self.mean.mul_(1 - 1 / (self.count + 1)).add_(y.mean(0) / (self.count + 1))
+            self.count += 1
+            self.queue[1] = y[0]
+            self.queue[2:].lerp_(y[1:3], 0.3)
+        return out
+
+
+def test_steps_carry_the_buffers_that_the_forward_pass_writes() -> None:
+    torch.manual_seed(0)
+    model, x = Queue(), torch.randn(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with chainrule.record() as recording:
+        step()
+    asked, base = Asked(recording), 0
+    for _ in range(4):
+        answer = asked.answer(base=base, step=True)
+        assert answer["loss"] == pytest.approx(step().item(), rel=1e-4)
+        base = answer["base"]
+
+
 class Twice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

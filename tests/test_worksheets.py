@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import chainrule
 from chainrule.cli import commands
 
 SIZES = "2-2-1"
@@ -166,6 +167,52 @@ def test_a_script_has_one_sheet(tmp_path):
     assert students["ada"]["points"] == students["ada"]["of"]
 
 
+def test_what_students_write_for_numbers(homework, tmp_path):
+    numbers = right(homework)
+    forms = {
+        "text": lambda it: it.replace("-", "\N{EN DASH}"),
+        "typed": lambda it: f"torch.tensor({it}, dtype=torch.float32)",
+        "commented": lambda it: f"{it}  # (rounded",
+        "quoted": lambda it: re.sub(r"(-?[\d.e]+)", r"'\1'", it),
+    }
+    for student, form in forms.items():
+        hand_in(homework, tmp_path, student, {name: form(it) for name, it in numbers.items()})
+    students, _ = graded(tmp_path, homework)
+    assert {name: each["points"] for name, each in students.items()} == dict.fromkeys(forms, students["text"]["of"])
+
+
+def test_an_item_that_cannot_be_read_leaves_the_others(homework, tmp_path):
+    (tmp_path / "class.csv").write_text("student,variant,quantity,answer\nada,9,J,1\neve,1,J,1\n")
+    (tmp_path / "class.json").write_text('[{"student": "kai"}, {"student": "lea", "variant": 1, "answers": {"J": 1}}]')
+    (tmp_path / "lea").mkdir()
+    shutil.copy(homework / "variant-01.md", tmp_path / "lea" / "again.md")
+    students, unread = graded(tmp_path, homework)
+    assert set(students) == {"eve", "lea"}
+    said = " ".join(map(str, unread))
+    assert "variant '9'" in said
+    assert "an item, number 1," in said
+
+
+def test_a_saved_step_has_one_sheet_with_all_that_it_began_with(tmp_path):
+    torch.manual_seed(0)
+    layer, x = torch.nn.LSTM(2, 1), torch.randn(3, 1, 2)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    for step in range(2):
+        with chainrule.record() as recording:
+            optimizer.zero_grad()
+            layer(x)[0].square().sum().backward()
+            optimizer.step()
+        recording.save(tmp_path / f"{step}.safetensors")
+    assert run("exercise", "--network", tmp_path / "1.safetensors", "-o", tmp_path / "o").exit_code == 0
+    assert not any(name.startswith("zeros") for name in key(tmp_path / "o"))  # made of nothing, and given
+    given = (tmp_path / "o" / "variant-01.md").read_text()
+    assert "It is its step 2, and it kept from the one before" in given
+    assert r"\text{exp avg sq of }" in given
+    hand_in(tmp_path / "o", tmp_path / "in", "ada", right(tmp_path / "o"))
+    students, _ = graded(tmp_path / "in", tmp_path / "o")
+    assert students["ada"]["points"] == students["ada"]["of"]
+
+
 def test_a_wrong_gradient_is_no_answer(tmp_path):
     script = tmp_path / "wrong.py"
     script.write_text(
@@ -305,7 +352,7 @@ def test_no_code_of_a_student_runs(homework, tmp_path):
         ("a.md", b"\xff\xfe\x00", "is not UTF-8"),
         ("a.md", "Worksheet 00000000, variant 01", "is of worksheet 00000000"),
         ("a.csv", "name,points\nada,3\n", "has no columns"),
-        ("a.json", "{}", "has not the form"),
+        ("a.json", "{}", "an item, number 1"),
         ("a.json", '{"student": "ada", "variant": 9, "answers": {}}', "is of variant '9', and there are 01, 02"),
     ],
 )

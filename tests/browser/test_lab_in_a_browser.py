@@ -277,9 +277,24 @@ def test_steps_are_those_of_the_optimizer(open_page: Any, runs: Document) -> Non
     assert shown.locator("#lab-loss").inner_text() == "loss 0.1952"
 
 
+class Centred(nn.Module):
+    """Takes off a running mean of its input, which it updates after it is used, and normalises twice by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self.norm(x - self.mean).sin())
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return out
+
+
 def test_steps_carry_the_buffers_that_the_forward_pass_writes(open_page: Any) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)), Centred(), nn.Linear(2, 1))
     optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(4, 2)
 
     def step() -> None:
@@ -296,9 +311,29 @@ def test_steps_carry_the_buffers_that_the_forward_pass_writes(open_page: Any) ->
         step()
         page.click("#lab-step")
         page.wait_for_selector("#lab[aria-busy=false]")
-    for name, expected in (("1.running_mean[1]", model[1].running_mean[1]), ("0.weight_u[0]", model[0].weight_u[0])):
+    carried = (
+        ("1.norm.running_mean@1[1]", model[1].norm.running_mean[1]),
+        ("1.mean[1]", model[1].mean[1]),
+        ("0.weight_u[0]", model[0].weight_u[0]),
+    )
+    for name, expected in carried:
         text = shown.get_by_label(name, exact=True).input_value()
         assert float(text) == pytest.approx(float(expected), abs=1e-4), name
+
+
+def test_no_step_is_taken_where_a_buffer_would_stay_behind() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("queue", torch.ones(3, 2))
+
+    def loss() -> Tensor:
+        out = model(torch.randn(4, 2))
+        product = (out @ model.queue.clone().T).sum()
+        model.queue[0] = out.detach()[0]
+        return product
+
+    program, _ = reason(model, loss)
+    assert program is not None
+    assert program.without == "the forward pass writes to queue, which the page does not show"
 
 
 def test_rows_out_of_sight_are_written_too(open_page: Any, runs: Document) -> None:

@@ -1,4 +1,4 @@
-"""Six networks worked out in plain PyTorch, right or with one mistake of a student in it; nothing of chainrule is used.
+"""Seven networks worked out in plain PyTorch, right or with a student's mistakes in them; nothing of chainrule is used.
 
 A slip is a kind of mistake at a place (`off unit` at `A1`). Each network gives every number that a student is asked
 for, by its name, computed from formulas with that slip.
@@ -18,20 +18,22 @@ Numbers = dict[str, Tensor]
 
 @dataclass
 class Slips:
-    """The one slip that is made; `places` collects those that could be."""
+    """The slips that are made; `places` collects those that could be."""
 
-    made: tuple[str, str] | None = None
+    made: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         self.places: list[tuple[str, str]] = []
 
     def at(self, kind: str, place: str) -> bool:
         self.places.append((kind, place))
-        return self.made == (kind, place)
+        return (kind, place) in self.made
 
 
-def linear(s: Slips, place: str, g: Tensor, x: Tensor, W: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Back through Z = x W^T + b: the gradients of x, W and b."""
+def linear(
+    s: Slips, place: str, g: Tensor, x: Tensor, W: Tensor, new: Tensor, z: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Back through Z = x W^T + b: the gradients of x, W and b; x is an activation of `z`."""
     count = len(x)
     dW, db, dx = g.T @ x, g.sum(0), g @ W
     if s.at("sum over the batch", place):
@@ -44,6 +46,8 @@ def linear(s: Slips, place: str, g: Tensor, x: Tensor, W: Tensor, new: Tensor) -
         dW = torch.ones_like(g).T @ x
     if s.at("not summed", place):
         db = g
+    if z is not None and s.at("before the activation", place):
+        dW = g.T @ z
     if s.at("factor left out", f"W of {place}"):
         dx = g @ torch.ones_like(W)
     if s.at("updated weight", place):
@@ -91,6 +95,8 @@ def squared_error(s: Slips, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         g = g / 2
     if s.at("swapped", "J"):
         g = -g
+    if len(y) not in (1, count) and s.at("mean over the samples alone", "J"):
+        J, g = J * count / len(y), g * count / len(y)
     return J, g
 
 
@@ -107,6 +113,8 @@ def cross_entropy(s: Slips, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         g = p / count
     if s.at("logarithm", "J"):
         J = -(p[torch.arange(count), t].log10()).mean()
+    if s.at("mean over the classes too", "J"):
+        J, g = J / z.shape[-1], g / z.shape[-1]
     return J, g
 
 
@@ -132,7 +140,7 @@ def three_layers(p: Numbers, s: Slips) -> Numbers:
     Z2 = A1 @ p["W2"].T + (0 if s.at("bias forgotten", "Z2") else p["b2"])
     A2 = Z2 if s.at("activation forgotten", "A2") else Z2.relu()
     Z3 = A2 @ p["W3"].T + p["b3"]
-    A3 = torch.sigmoid(Z3)
+    A3 = torch.sigmoid(-Z3 if s.at("sign in the sigmoid", "A3") else Z3)
     J = -(Y * A3.log() + (1 - Y) * (1 - A3).log()).mean()
     dA3 = (A3 - Y) / (A3 * (1 - A3)) / len(X)
     if s.at("mean forgotten", "J"):
@@ -140,9 +148,9 @@ def three_layers(p: Numbers, s: Slips) -> Numbers:
     if s.at("target minus prediction", "J"):
         dA3 = -dA3
     dZ3 = dA3 * slope(s, "A3", "sigmoid", Z3)
-    dA2, dW3, db3 = linear(s, "3", dZ3, A2, p["W3"], p["new W3"])
+    dA2, dW3, db3 = linear(s, "3", dZ3, A2, p["W3"], p["new W3"], Z2)
     dZ2 = dA2 * slope(s, "A2", "relu", Z2)
-    dA1, dW2, db2 = linear(s, "2", dZ2, A1, p["W2"], p["new W2"])
+    dA1, dW2, db2 = linear(s, "2", dZ2, A1, p["W2"], p["new W2"], Z1)
     dZ1 = dA1 * slope(s, "A1", "relu", Z1)
     _, dW1, db1 = linear(s, "1", dZ1, X, p["W1"], p["W1"])
     gradients = {"W1": dW1, "b1": db1, "W2": dW2, "b2": db2, "W3": dW3, "b3": db3}
@@ -160,7 +168,7 @@ def classifier(p: Numbers, s: Slips) -> Numbers:
     A1 = Z1.relu() if s.at("other activation", "A1") else torch.tanh(Z1)
     Z2 = A1 @ p["W2"].T + p["b2"]
     J, dZ2 = cross_entropy(s, Z2, t)
-    dA1, dW2, db2 = linear(s, "2", dZ2, A1, p["W2"], p["new W2"])
+    dA1, dW2, db2 = linear(s, "2", dZ2, A1, p["W2"], p["new W2"], Z1)
     dZ1 = dA1 * slope(s, "A1", "tanh", Z1)
     _, dW1, db1 = linear(s, "1", dZ1, X, p["W1"], p["W1"])
     gradients = {"W1": dW1, "b1": db1, "W2": dW2, "b2": db2}
@@ -174,10 +182,13 @@ def convolution(p: Numbers, s: Slips) -> Numbers:
     """A convolution, ReLU, max pooling and a softmax, as sums over windows."""
     X, t, K = p["X"], p["t"], p["K"]
     windows = X.unfold(2, 3, 1).unfold(3, 3, 1)  # (n, 1, 4, 4, 3, 3)
-    Z = torch.einsum("ncijab,fcab->nfij", windows, K) + p["b"][:, None, None]
+    turned = K.flip(-1, -2) if s.at("kernel turned", "Z") else K
+    Z = torch.einsum("ncijab,fcab->nfij", windows, turned) + p["b"][:, None, None]
     A = Z.relu()
     blocks = A.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
     P, winner = blocks.max(-1)
+    if s.at("mean of the window", "P"):
+        P = blocks.mean(-1)
     f = P.flatten(1)
     Z2 = f @ p["W2"].T + p["b2"]
     J, dZ2 = cross_entropy(s, Z2, t)
@@ -240,7 +251,7 @@ def attention(p: Numbers, s: Slips) -> Numbers:
     x, d = p["x"], p["Wq"].shape[1]
     q, k, v = x @ p["Wq"], x @ p["Wk"], x @ p["Wv"]
     M = q @ k.T
-    S = M if s.at("scale forgotten", "S") else M / d**0.5
+    S = M if s.at("scale forgotten", "S") else M / d if s.at("root forgotten", "S") else M / d**0.5
     P = S.softmax(0) if s.at("softmax over the wrong axis", "P") else S.softmax(-1)
     out = P @ v
     J, dout = squared_error(s, out, p["t"])
@@ -266,8 +277,10 @@ def batch_norm(p: Numbers, s: Slips) -> Numbers:
     """A layer, batch normalisation, ReLU, a layer, and the mean squared error."""
     X, t, eps = p["X"], p["t"], 1e-5
     Z = X @ p["W1"].T + p["b1"]
-    spread = (Z.var(0, unbiased=False) + eps).sqrt()
-    hat = (Z - Z.mean(0)) / spread
+    spread = (Z.var(0, unbiased=s.at("variance over n - 1", "N")) + eps).sqrt()
+    if s.at("variance without root", "N"):
+        spread = spread * spread
+    hat = (Z if s.at("mean not subtracted", "N") else Z - Z.mean(0)) / spread
     N = p["gamma"] * hat + (0 if s.at("bias forgotten", "N") else p["beta"])
     A = N.relu()
     out = A @ p["W2"].T + p["b2"]
@@ -299,7 +312,70 @@ def batch_norm(p: Numbers, s: Slips) -> Numbers:
     return finish(s, found)
 
 
+def adam(s: Slips, name: str, p: Numbers, g: Tensor) -> Tensor:
+    """The second step of Adam."""
+    rate, (b1, b2), m, v, t = 0.1, (0.8, 0.9), p[f"m {name}"], p[f"v {name}"], 2
+    if s.at("betas swapped", name):
+        b1, b2 = b2, b1
+    if s.at("moments of before forgotten", name):
+        m, v = torch.zeros_like(m), torch.zeros_like(v)
+    m = b1 * m + (1 if s.at("1 - beta forgotten", name) else 1 - b1) * g
+    v = b2 * v + (1 - b2) * (g if s.at("gradient not squared", name) else g * g)
+    if s.at("step counted from 0", name):
+        t = 1
+    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+    if s.at("bias correction forgotten", name):
+        m_hat, v_hat = m, v
+    if s.at("bias correction of v forgotten", name):
+        v_hat = v
+    root = v_hat if s.at("square root forgotten", name) else v_hat.sqrt()
+    step = g if s.at("plain gradient descent", name) else m_hat / (root + 1e-8)
+    step = step if s.at("learning rate left out", name) else rate * step
+    return p[name] + step if s.at("sign of the update", name) else p[name] - step
+
+
+def residual(p: Numbers, s: Slips) -> Numbers:
+    """A layer, a tanh layer with a way around it, a layer, the mean squared error, and the second step of Adam."""
+    X, t = p["X"], p["t"]
+    Z0 = X @ p["W0"].T
+    Z1 = Z0 @ p["W1"].T + p["b1"]
+    A1 = torch.tanh(Z1)
+    H = A1 if s.at("way around forgotten", "H") else A1 + Z0
+    out = H @ p["W2"].T + (0 if s.at("bias forgotten", "out") else p["b2"])
+    J, dout = squared_error(s, out, t)
+    dH, dW2, db2 = linear(s, "2", dout, H, p["W2"], p["new W2"])
+    dZ1 = dH * slope(s, "A1", "tanh", Z1)
+    through, dW1, db1 = linear(s, "1", dZ1, Z0, p["W1"], p["new W1"])
+    dZ0 = through if s.at("path forgotten", "around") else dH if s.at("path forgotten", "through") else through + dH
+    dW0 = dZ0.T @ X
+    found = {"dJ/dW0": dW0, "dJ/dW1": dW1, "dJ/db1": db1, "dJ/dW2": dW2, "dJ/db2": db2, "dJ/dH": dH, "dJ/dZ1": dZ1}
+    found |= {"dJ/dZ0": dZ0, "A1": A1, "H": H, "out": out, "J": J}
+    found |= {f"new {w}": adam(s, w, p, found[f"dJ/d{w}"]) for w in ("W1", "W2")}
+    return finish(s, found)
+
+
 NAMES: dict[str, set[str]] = {
+    "mean over the samples alone": {"mean"},
+    "mean over the classes too": {"mean"},
+    "before the activation": {"wrong value"},
+    "sign in the sigmoid": {"sign"},
+    "kernel turned": {"kernel turned"},
+    "mean of the window": {"pooling"},
+    "root forgotten": {"square root"},
+    "variance over n - 1": {"mean and variance"},
+    "variance without root": {"square root", "mean and variance"},
+    "mean not subtracted": {"mean and variance"},
+    "betas swapped": {"decay rates"},
+    "moments of before forgotten": {"moments"},
+    "1 - beta forgotten": {"decay rates"},
+    "gradient not squared": {"square"},
+    "step counted from 0": {"bias correction"},
+    "bias correction forgotten": {"bias correction"},
+    "bias correction of v forgotten": {"bias correction"},
+    "square root forgotten": {"square root"},
+    "plain gradient descent": {"wrong optimizer"},
+    "way around forgotten": {"left out"},
+    "path forgotten": {"path"},
     "sum over the batch": {"sum over the batch"},
     "mean over the batch": {"mean"},
     "factor left out": {"left out"},

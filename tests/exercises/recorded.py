@@ -131,7 +131,39 @@ def batch_norm() -> Recorded:
     return recording, after(before, W2=W2)
 
 
+def residual() -> Recorded:
+    X, t = drawn(4, 3), drawn(4, 2)
+    named = {
+        "W0": parameter(3, 3),
+        "W1": parameter(3, 3),
+        "b1": parameter(3),
+        "W2": parameter(2, 3),
+        "b2": parameter(2),
+    }
+    optimizer = torch.optim.Adam(named.values(), lr=0.1, betas=(0.8, 0.9))
+
+    def step(X: Tensor) -> None:
+        optimizer.zero_grad()
+        W0, W1, b1, W2, b2 = named.values()
+        Z0 = F.linear(X, W0)
+        Z1 = F.linear(Z0, W1, b1)
+        A1 = torch.tanh(Z1)
+        H = A1 + Z0
+        out = F.linear(H, W2, b2)
+        F.mse_loss(out, t).backward()
+        optimizer.step()
+
+    step(drawn(4, 3))
+    state = {f"{of} {name}": optimizer.state[named[name]][long] for of, long in MOMENTS for name in ("W1", "W2")}
+    before = numbers(X=X, t=t, **named, **state)
+    with chainrule.record() as recording:
+        step(X)
+    return recording, after(before, W1=named["W1"], W2=named["W2"])
+
+
+MOMENTS = (("m", "exp_avg"), ("v", "exp_avg_sq"))
+
 NETWORKS: dict[str, tuple[Callable[[], Recorded], Network]] = {
     name: (globals()[name], getattr(by_hand, name))
-    for name in ("three_layers", "classifier", "convolution", "lstm", "attention", "batch_norm")
+    for name in ("three_layers", "classifier", "convolution", "lstm", "attention", "batch_norm", "residual")
 }

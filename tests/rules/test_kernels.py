@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chainrule import rules
+import chainrule
+from chainrule import document, rules
 from chainrule.rules import Applied
 
 
@@ -128,3 +129,49 @@ def test_rms_norm(eps: float | None) -> None:
     rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + floor)
     arguments = {"input": x, "normalized_shape": [4], "weight": weight, "eps": eps}
     agree("FusedRmsNormBackward0", arguments, (out, rstd))
+
+
+def tables(recording: chainrule.Recording) -> dict[str, list[Any]]:
+    """The tables of gates and states, and of what comes back, by their columns."""
+    found: dict[str, list[Any]] = {}
+    for _, section in recording.document().walk():
+        for block in section.blocks:
+            if isinstance(block, document.Tensor) and block.label.endswith("each step"):
+                data = torch.tensor(block.entries, dtype=torch.float64).reshape(block.shape)
+                found.setdefault(" ".join(block.column_labels), []).append(data)
+    return found
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_gru_of_single_operations_has_its_tables(both: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = torch.nn.GRU(2, 3, bidirectional=both, batch_first=True, dtype=torch.float64), torch.randn(2, 4, 2)
+    with chainrule.record() as recording:
+        out, last = layer(x.double())
+        (out.square().sum() + last.sum()).backward()
+    found = tables(recording)
+    states = torch.cat([each[..., 3].transpose(1, 2) for each in found["r z n h"]], -1)  # (sample, step, unit)
+    assert torch.allclose(states, out.detach())
+    sides = ("", "_reverse") if both else ("",)
+    for side, back in zip(sides, found["dJ/dh dJ/da of r dJ/da of z dJ/da of n"], strict=True):
+        of_bias = back[..., 1:].sum((0, 2)).T.reshape(-1)  # over samples and steps, gate after gate
+        assert torch.allclose(of_bias, layer.get_parameter(f"bias_ih_l0{side}").grad)  # type: ignore[arg-type]
+
+
+def test_an_rnn_and_an_lstm_of_single_operations_have_their_tables() -> None:
+    for kind, columns in ((torch.nn.RNN, "h"), (torch.nn.LSTM, "i f g o c h")):
+        layer, x = kind(2, 3, dtype=torch.float64), torch.randn(4, 1, 2, dtype=torch.float64)
+        with chainrule.record() as recording:
+            out, _ = layer(x)
+            out.square().sum().backward()
+        [states] = tables(recording)[columns]
+        assert torch.allclose(states[0, :, :, -1].T, out.detach()[:, 0])
+
+
+def test_a_hook_on_the_way_leaves_no_table_of_what_comes_back() -> None:
+    layer = torch.nn.GRU(2, 3)
+    with chainrule.record() as recording:
+        out, _ = layer(torch.randn(4, 1, 2))
+        out.register_hook(lambda g: 2 * g)
+        out.square().sum().backward()
+    assert list(tables(recording)) == ["r z n h"]

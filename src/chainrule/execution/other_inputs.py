@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from chainrule.errors import ReplayError
-from chainrule.execution.experiment import nothing_left_behind, widened
-from chainrule.execution.recomputation_plan import RecomputationPlan
+from chainrule.execution.experiment import nothing_left_behind, widened, written_by
+from chainrule.execution.lineage import Lineage
+from chainrule.execution.recomputation_plan import RecomputationPlan, operands
 from chainrule.execution.recompute import Reexecution
 from chainrule.graph.comparison import compare
-from chainrule.graph.graph import Graph, Node, Value
+from chainrule.graph.graph import Graph, Node, Operation, Value, references
 from chainrule.graph.snapshot import Parameter, Snapshot
 from chainrule.pytorch_internals import DisableTorchFunction, _DisableAutocast
 from chainrule.rules.facts import PYTORCH
@@ -50,12 +51,39 @@ def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor], also: Iterable
 
 def losses_with(graph: Graph, leaves: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """The losses alone that the step's operations give on these leaves; raises as `with_other_inputs` does."""
+    return values_with(graph, leaves, {each.loss for each in graph.backwards if each.loss is not None})
+
+
+def values_with(graph: Graph, leaves: Mapping[int, Tensor], wanted: Collection[int]) -> dict[int, Tensor]:
+    """Some values alone that the step's operations give on these leaves; raises as `with_other_inputs` does."""
     bare = _bare(graph, leaves)
-    losses = {each.loss for each in bare.backwards if each.loss is not None}
-    again = Reexecution(bare, {}, _Forward(bare, losses))
+    again = Reexecution(bare, {}, _Forward(bare, set(wanted)))
     with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
         again.forward()
-        return {each: again.values[each].snapshot.tensor for each in losses}
+        return {each: again.values[each].snapshot.tensor for each in wanted}
+
+
+def writes_to(graph: Graph, leaves: Collection[int]) -> list[tuple[Operation, int]]:
+    """Each operation that writes to the memory of one of these leaves, with the leaf."""
+    lineage = Lineage(graph)
+    return [
+        (operation, root)
+        for operation in graph.operations
+        if operation.function is not None
+        for name, _, value in references(operation.arguments)
+        if name == "base" or name in written_by(operation.function)
+        if (root := lineage.memory(value).root) in leaves
+    ]
+
+
+def left_in(
+    graph: Graph, leaves: Mapping[int, Tensor], written: Iterable[int], writers: Iterable[Operation]
+) -> dict[int, Tensor]:
+    """What the `writers` leave in those leaves that are `written`, computed on these leaves; raises as above."""
+    bare = _bare(graph, leaves)
+    again = Reexecution(bare, {}, _Writing(bare, writers))
+    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+        return again.forward(written)
 
 
 AGAIN = 10**6  # numbers of the leaves up to which a loss is computed again unasked
@@ -119,6 +147,19 @@ class _Forward(RecomputationPlan):
 
     def _senders(self) -> set[int]:
         return set()
+
+
+class _Writing(_Forward):
+    """A plan of some operations that write, whether or not a value of the step is what they wrote."""
+
+    def __init__(self, graph: Graph, writers: Iterable[Operation]) -> None:
+        self.writers = {each.index: each for each in writers}
+        super().__init__(graph, {each for one in self.writers.values() for each in operands(one)})
+        self.watched |= self.writers.keys()
+
+    def _makers(self) -> list[Operation]:
+        found = {each.index: each for each in super()._makers()}
+        return [operation for _, operation in sorted({**found, **self.writers}.items())]
 
 
 def _bare(graph: Graph, leaves: Mapping[int, Tensor]) -> Graph:

@@ -40,6 +40,7 @@ class RecomputationPlan:
         self.rerun = {index for index in self.ran if _unknown(graph.nodes[index])}
         self.overtaken: list[Value] = []  # of memory that was written to through another tensor
         self.operations = self._makers()
+        self.watched = {each.operation for each in self.overtaken}  # operations whose writes are followed
 
     def is_missing(self) -> bool:
         """Whether there is anything to recompute."""

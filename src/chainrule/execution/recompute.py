@@ -81,7 +81,6 @@ class Reexecution:
         self.uses.update(each for operation in plan.operations for each in operands(operation))
         self.uses.update(each.earlier for each in plan.overtaken if each.earlier is not None)
         self.written: dict[int, tuple[Tensor, Tensor]] = {}  # memory -> what was written to, before and after
-        self.watched = {each.operation for each in plan.overtaken}
         self.empty: set[int] = set()  # values that are memory which nothing has been written to
         self.executions: dict[int, list[NodeExecution]] = {}
         self.gradients: dict[int, Tensor] = {}
@@ -94,8 +93,11 @@ class Reexecution:
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
-    def forward(self) -> None:
-        """Run the operations, each once its operands are there; leaves are read from their owners."""
+    def forward(self, carried: Iterable[int] = ()) -> dict[int, Tensor]:
+        """Run the operations, each once its operands are there; leaves are read from their owners.
+
+        Gives the tensors of the leaves that are `carried` as the operations left them, where one wrote to them.
+        """
         for operation in self.plan.operations:
             needed = operands(operation)
             for each in needed:
@@ -106,7 +108,9 @@ class Reexecution:
             self._release(needed)
         for each in self.plan.lasting():
             self._find(each)
+        left = {each: self._now(self.values[each].snapshot.tensor) for each in carried}
         self.written.clear()
+        return {each: data for each, data in left.items() if data is not None}
 
     def _run(self, operation: Operation) -> dict[int, Tensor]:
         if operation.function is None:
@@ -132,9 +136,11 @@ class Reexecution:
         unreturned = self.unreturned.get(operation.index, [])
         if unreturned and len(unreturned) == len(hidden):
             found |= dict(zip(unreturned, hidden, strict=True))
-        if len(given) == 1 and (operation.index in self.watched or storage_of(given[0]) in self.written):
-            self.written[storage_of(given[0])] = given[0], after[0]
-            self.written.setdefault(storage_of(after[0]), (after[0], after[0]))
+        memories = set(map(storage_of, given))
+        if operation.index in self.plan.watched or memories & self.written.keys():
+            for old, new in zip(given, after, strict=True) if len(memories) == len(given) else ():
+                self.written[storage_of(old)] = old, new
+                self.written.setdefault(storage_of(new), (new, new))
         return found
 
     def _find(self, index: int) -> None:
@@ -162,19 +168,24 @@ class Reexecution:
     def _overtake(self, value: Value, earlier: int) -> bool:
         """Give a value of memory that others wrote to: its earlier tensor, in the memory that holds the new numbers."""
         self._find(earlier)
-        view = self.values[earlier].data
-        assert view is not None
-        if view.layout is not torch.strided or storage_of(view) not in self.written:
+        now = self._now(self.values[earlier].snapshot.tensor)
+        if now is None:
             return False
+        self.values[value.index] = _with(value, now)
+        self._release([earlier])
+        return True
+
+    def _now(self, view: Tensor) -> Tensor | None:
+        """A tensor in the memory that holds what was written to it since; None where that is not followed."""
+        if view.layout is not torch.strided or storage_of(view) not in self.written:
+            return None
         offset, memory = view.storage_offset(), view.untyped_storage()
         while (pair := self.written[memory._cdata])[0] is not pair[1]:
             old, new = pair
             offset, memory = offset - old.storage_offset() + new.storage_offset(), new.untyped_storage()
         if memory.nbytes() < view.untyped_storage().nbytes():
-            return False
-        self.values[value.index] = _with(value, _in_memory(view, memory, int(offset)))
-        self._release([earlier])
-        return True
+            return None
+        return _in_memory(view, memory, int(offset))
 
     def _fill(self, index: int, made: Tensor, operation: Operation) -> None:
         value = self.values[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chainrule.derivation.backprop import Step
 from chainrule.derivation.forward_values import name_of
 from chainrule.execution.number_types import wide
 from chainrule.exercises.activations import ACTIVATIONS, called
@@ -30,9 +31,11 @@ SAMPLES = 8  # of a batch, of which one may be taken alone
 class BackwardSlips:
     """The slips in the steps of one backward pass."""
 
-    def __init__(self, graph: Graph, notation: Notation) -> None:
+    def __init__(self, graph: Graph, notation: Notation, forward: Iterable[Step]) -> None:
         self.graph = graph
         self.notation = notation
+        activations = (step for step in forward if step.rule is not None and step.rule.name in ACTIVATIONS)
+        self.argument_of = {step.outputs[0]: step.arguments[0][2] for step in activations}  # by an activation's result
         self.after = {each.value: each.after for each in graph.parameters.values() if each.value is not None}
 
     def of(self, part: Part, uses: int) -> Iterator[Slip]:
@@ -46,7 +49,7 @@ class _Slips:
     """Those in one part, with the names of its numbers: y = f(x), and the gradients of both."""
 
     def __init__(self, known: BackwardSlips, part: Part, rule: Rule, op: Applied) -> None:
-        self.graph, self.after = known.graph, known.after
+        self.graph, self.after, self.argument_of = known.graph, known.after, known.argument_of
         self.plain = known.notation.plain
         self.part, self.rule, self.op = part, rule, op
         self.value: Value = self.graph.values[part.value]
@@ -138,6 +141,7 @@ class _Slips:
             is_factor = item is None and value != self.part.value and name in self.rule.wrt
             if is_factor and isinstance(other, Tensor) and other.is_floating_point():
                 yield from self._operand(name, self.plain(value), other, self.after.get(value))
+                yield from self._before_activation(name, value)
 
     def _operand(self, name: str, text: str, other: Tensor, after: Tensor | None) -> Iterator[Slip]:
         numbers = written(text, other)
@@ -153,6 +157,15 @@ class _Slips:
         if after is not None:
             sentence = f"the updated {text} is used in {self.dx}, which belongs to that of before: {numbers}"
             yield self._with(1.25, "updated weight", sentence, name, lambda data: after.to(data.dtype))
+
+    def _before_activation(self, name: str, value: int) -> Iterator[Slip]:
+        """An activation's argument in the place of its result."""
+        argument = self.argument_of.get(value)
+        data = None if argument is None else self.graph.values[argument].data
+        if argument is not None and data is not None:
+            z, taken = self.plain(argument), wide(data)
+            sentence = f"{z} is used in {self.dx}, which has {self.plain(value)}: {written(z, data)}"
+            yield self._with(1.25, "wrong value", sentence, name, lambda _: taken)
 
     def _with(self, cost: float, name: str, sentence: str, argument: str, change: Callable[[Tensor], Tensor]) -> Slip:
         """A slip that takes another operand."""

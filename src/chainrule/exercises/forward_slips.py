@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chainrule.derivation.backprop import Step
 from chainrule.derivation.forward_values import name_of
 from chainrule.exercises.activations import ACTIVATIONS, Activation, called
-from chainrule.exercises.chain import Change, Part
-from chainrule.exercises.loss_slips import is_square, mean_of
+from chainrule.exercises.chain import Change, Part, wide_op
+from chainrule.exercises.loss_slips import is_square, mean_of, other_means
 from chainrule.exercises.slip import Slip, written
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Notation
@@ -35,8 +36,11 @@ class ForwardSlips:
             return
         out = self.notation.plain(step.outputs[0])
         yield from self._operands(step, out)
+        yield from self._terms(step, out)
         yield from self._result(step, out)
         yield from self._loss(step, out)
+        if step.rule.name == "batch_norm" and step.op.training:
+            yield from self._normalised(step, out)
 
     def _given(self, step: Step, cost: float, name: str, sentence: str, value: int, data: Tensor) -> Slip:
         return Slip(cost, name, sentence, Change(step, given={value: data}))
@@ -46,7 +50,7 @@ class ForwardSlips:
 
     def _operands(self, step: Step, out: str) -> Iterator[Slip]:
         assert step.rule is not None
-        if step.rule.topic in ("loss", "activation"):
+        if step.rule.topic in ("loss", "activation") or self._is_sum(step):
             return
         operands = {value: name for name, item, value in step.arguments if item is None and name in step.rule.wrt}
         for value, name in operands.items() if len(operands) > 1 else ():
@@ -71,10 +75,30 @@ class ForwardSlips:
             if data.dim() == 2 and data.shape[0] == data.shape[1] and data.shape[0] > 1:
                 sentence = f"{text} is transposed the other way in {out}: {written(text, data)}"
                 yield self._given(step, 1.2, "transposed", sentence, value, data.t().contiguous())
+            if data.dim() == 4 and not bool((data == data.flip(-1, -2)).all()):
+                sentence = f"the kernel {text} is turned in {out}: {written(text, data)}"
+                yield self._given(step, 1.4, "kernel turned", sentence, value, data.flip(-1, -2))
             after = self.after.get(value)
             if after is not None:
                 sentence = f"the updated {text} is used in {out}, and it had {written(text, data)}"
                 yield self._given(step, 1.3, "updated weight", sentence, value, after)
+
+    def _is_sum(self, step: Step) -> bool:
+        """Whether a step adds its operands, each by itself."""
+        rule, op = step.rule, step.op
+        if rule is None or op is None or rule.structure != "elementwise" or len(rule.wrt) < 2:
+            return False
+        return all("$" not in rule.latex(each.local, op, {}) for each in rule.wrt.values())  # constant derivatives
+
+    def _terms(self, step: Step, out: str) -> Iterator[Slip]:
+        """A term of a sum."""
+        several = [value for _, item, value in step.arguments if item is None]
+        for value in several if self._is_sum(step) and len(several) > 1 else ():
+            data, text = self.graph.values[value].data, self.notation.plain(value)
+            if data is not None and data.is_floating_point():
+                sentence = f"{text} is left out in {out}: {written(text, data)}"
+                yield self._given(step, 1.1, "left out", sentence, value, torch.zeros_like(data))
+                yield self._given(step, 1.4, "sign", f"the sign of {text} is wrong in {out}", value, -data)
 
     def _result(self, step: Step, out: str) -> Iterator[Slip]:
         assert step.rule is not None
@@ -89,6 +113,18 @@ class ForwardSlips:
             sentence = f"{here} is left out: this is {text} itself"
             change = Change(step, "self", lambda part, op, up: up[0], lambda _: before)
             yield Slip(1.1, "left out", sentence, change)
+        yield from self._scale(step, out, before)
+        if step.rule.name == "sigmoid":
+            sentence = f"the minus in exp(-{text}) is missing: this is the sigmoid of -{text}"
+            yield self._made(step, 1.2, "sign", sentence, lambda _: torch.sigmoid(-before))
+        if step.rule.name == "max_pool2d_with_indices" and set(step.op.dilation) == {1}:
+            sizes = (
+                list(step.op.kernel_size),
+                list(step.op.stride) or list(step.op.kernel_size),
+                list(step.op.padding),
+            )
+            sentence = f"{out} has the largest number of each window of {text}, and this is the mean"
+            yield self._made(step, 1.2, "pooling", sentence, lambda _: F.avg_pool2d(before, *sizes, step.op.ceil_mode))  # type: ignore[union-attr]
         for name, other in ACTIVATIONS.items() if step.rule.name in ACTIVATIONS else ():
             if name != step.rule.name:
                 sentence = f"{out} is {here} of {text}, and this takes {other.called}"
@@ -98,6 +134,39 @@ class ForwardSlips:
             yield self._made(step, 1.2, "left out", f"{exponentials} exp({text}) alone", lambda result: before.exp())
             sentence = f"the softmax goes over the wrong axis of {text}"
             yield self._made(step, 1.3, "wrong axis", sentence, lambda result: before.softmax(0))
+
+    def _scale(self, step: Step, out: str, before: Tensor) -> Iterator[Slip]:
+        """A root of a whole number by which a step multiplies or divides, without the root."""
+        assert step.op is not None
+        for root in step.op.arguments.values():
+            if not isinstance(root, float) or root <= 1 or abs(root * root - round(root * root)) > 1e-6 * root:
+                continue
+            for factor in (root, 1 / root):
+                if root != round(root) and torch.allclose(step.op.out.double(), before * factor, rtol=1e-5):
+                    sentence = f"the square root is left out in {out}: the scale is the root of {round(root * root)}"
+                    yield self._made(step, 1.2, "square root", sentence, lambda result, k=factor: result * k)  # type: ignore[misc]
+
+    def _normalised(self, step: Step, out: str) -> Iterator[Slip]:
+        """Batch normalisation with a wrong mean or spread."""
+        assert step.op is not None
+        op = wide_op(step.op)
+        x: Tensor = op.input
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        mean, var = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
+        shape, count = mean.shape, x.numel() // x.shape[1]
+        weight, bias = (1 if each is None else each.reshape(shape) for each in (op.weight, op.bias))
+
+        def made(mean: Tensor | float, spread: Tensor) -> Result:
+            return lambda _: (x - mean) / spread * weight + (bias if op.bias is not None else 0)
+
+        if count > 1:
+            sentence = f"the variance in {out} is divided by {count - 1}, and a normalisation divides it by {count}"
+            root = (var * count / (count - 1) + op.eps).sqrt()
+            yield self._made(step, 1.2, "mean and variance", sentence, made(mean, root))
+        sentence = f"the square root of the variance is left out in {out}"
+        yield self._made(step, 1.2, "square root", sentence, made(mean, var + op.eps))
+        sentence = f"the mean is not subtracted in {out}"
+        yield self._made(step, 1.2, "mean and variance", sentence, made(0.0, (var + op.eps).sqrt()))
 
     def _loss(self, step: Step, out: str) -> Iterator[Slip]:
         """Slips in the loss alone: its sign, its mean, its logarithm, its square."""
@@ -109,6 +178,9 @@ class ForwardSlips:
         if count > 1:
             sentence = f"{out} is the mean over {count}, and this is the sum: 1/{count} is missing"
             yield self._made(step, 1.05, "mean", sentence, lambda result: result * count)
+        for other, over in other_means(step, self.graph):
+            sentence = f"{out} is the mean over {count}, and this divides by {other}: the mean over {over}"
+            yield self._made(step, 1.1, "mean", sentence, lambda result, k=count / other: result * k)  # type: ignore[misc]
         if "entropy" in kind or kind == "nll_loss":
             sentence = f"the logarithm in {out} is the natural one, and this takes the one"
             yield self._made(step, 1.3, "logarithm", f"{sentence} of base 10", lambda result: result / math.log(10))

@@ -55,6 +55,15 @@ def is_square(step: Step) -> bool:
     return step.rule.name.startswith("mse_loss") or (step.rule.name == "pow" and step.op.arguments.get("exponent") == 2)
 
 
+def other_means(step: Step, graph: Graph) -> Iterator[tuple[int, str]]:
+    """(count, of what) of other means that may be taken in place of a step's: over the samples alone, over all."""
+    count, shape = mean_of(step, graph), graph.values[step.arguments[0][2]].shape if step.arguments else ()
+    if count > 1 and len(shape) > 1:
+        whole = math.prod(shape)
+        yield from [(shape[0], "the samples alone")] if shape[0] not in (1, count) and count == whole else []
+        yield from [(whole, "all numbers of all samples")] if whole != count == shape[0] else []
+
+
 def mean_of(step: Step, graph: Graph) -> int:
     """Over how many a step takes the mean; 1 where it takes none."""
     if step.rule is None or step.op is None or not step.arguments:

@@ -21,7 +21,7 @@ from chainrule.derivation.backprop import Derivation, derive
 from chainrule.exercises.backward_slips import BackwardSlips
 from chainrule.exercises.chain import Chain, Change, Values, as_recorded
 from chainrule.exercises.forward_slips import ForwardSlips
-from chainrule.exercises.loss_slips import is_square, mean_of
+from chainrule.exercises.loss_slips import is_square, mean_of, other_means
 from chainrule.exercises.quantities import Kind, Quantity, Recorded, made, names
 from chainrule.exercises.slip import Slip
 from chainrule.exercises.update_slips import new_parameter, update_slips
@@ -150,7 +150,10 @@ class Mistakes:
             yield Mistake(right.t(), "transposed", "this is the transpose", 1.02)
         if quantity.kind != "gradient":
             return
-        for count, out in self._means:
+        for count, out, others in self._means:
+            for other, over in others:
+                sentence = f"{out} is the mean over {count}, and this divides by {other}: the mean over {over}"
+                yield Mistake(right * count / other, "mean", sentence, 1.1)
             sentence = f"{out} is the mean over {count}, and 1/{count} is missing: this belongs to the sum"
             yield Mistake(right * count, "mean", sentence, 1.05)
             yield Mistake(right / count, "mean", f"1/{count}, of the mean in {out}, counts twice", 1.3)
@@ -168,10 +171,14 @@ class Mistakes:
             yield Mistake(quantity.data[place].double(), "another element", sentence, 1.3)
 
     @cached_property
-    def _means(self) -> list[tuple[int, str]]:
-        """Over how many the loss takes a mean, and what has it."""
+    def _means(self) -> list[tuple[int, str, list[tuple[int, str]]]]:
+        """Over how many the loss takes a mean, what has it, and the means that may be taken in its place."""
         steps = ((mean_of(step, self.graph), step) for step in self.chain.forward_steps)
-        return [(count, self.notation.plain(step.outputs[0])) for count, step in steps if count > 1]
+        return [
+            (count, self.notation.plain(step.outputs[0]), list(other_means(step, self.graph)))
+            for count, step in steps
+            if count > 1
+        ]
 
     @cached_property
     def _squares(self) -> list[str]:
@@ -227,7 +234,7 @@ class Mistakes:
         if not self.chain.goes_back or len(self.chain.backward_steps) > STEPS:
             return []
         right, found = self._right, []
-        slips = BackwardSlips(self.graph, self.notation)
+        slips = BackwardSlips(self.graph, self.notation, self.chain.forward_steps)
         uses: dict[int, int] = {}
         for parts in self.chain.parts.values():
             for part in parts:

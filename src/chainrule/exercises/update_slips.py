@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chainrule.execution.number_types import wide
@@ -46,6 +47,7 @@ def update_slips(graph: Graph, value: int, named: str) -> Iterator[tuple[float, 
         sentence = "this is the step of plain gradient descent: the momentum and the weight decay are left out"
         yield 1.2, "momentum or weight decay", sentence, before - rate * gradient
     yield from _without_options(update, optimizer)
+    yield from _other_state(update, optimizer)
     yield from _adam(update, optimizer, before, rate)
 
 
@@ -80,6 +82,29 @@ def _without_options(update: ParameterUpdate, optimizer: str) -> Iterator[tuple[
                 yield 1.15, called, f"the {called} of {number(update.options[option])} is left out", found
 
 
+def _other_state(update: ParameterUpdate, optimizer: str) -> Iterator[tuple[float, str, str, Tensor]]:
+    """The optimizer's state of before, or the constants that weigh it, taken otherwise."""
+    state, options = update.state_before, update.options
+    tensors = {name: each for name, each in state.items() if isinstance(each, Tensor) and each.dim()}
+    others: list[tuple[float, str, str, ParameterUpdate]] = []
+    if any(bool(each.any()) for each in tensors.values()):
+        forgotten = {name: torch.zeros_like(each) for name, each in tensors.items()}
+        sentence = f"what {optimizer} kept from the step before is taken as 0"
+        others.append((1.2, "moments", sentence, replace(update, state_before={**state, **forgotten})))
+    betas = options.get("betas")
+    if isinstance(betas, tuple) and len(set(betas)) == len(betas) == 2:
+        swapped = replace(update, options={**options, "betas": betas[::-1]})
+        others.append((1.2, "decay rates", f"the betas {betas[0]} and {betas[1]} are swapped", swapped))
+    if (step := state.get("step")) is not None and float(step) >= 1:
+        earlier = replace(update, state_before={**state, "step": step - 1})
+        sentence = f"the bias correction has the power {float(step):g}, and this is step {float(step) + 1:g}"
+        others.append((1.2, "bias correction", sentence, earlier))
+    for cost, name, sentence, other in others:
+        found = _worked_out(other, optimizer)
+        if found is not None:
+            yield cost, name, sentence, found
+
+
 def _adam(
     update: ParameterUpdate, optimizer: str, before: Tensor, rate: float
 ) -> Iterator[tuple[float, str, str, Tensor]]:
@@ -100,6 +125,15 @@ def _adam(
     )
     for name, sentence, step in steps:
         yield 1.2, name, sentence, before - rate * step
+    (b1, b2), t = update.options["betas"], float(hyperparameters(update.options, update.state_before)["t"])
+    assert update.grad is not None
+    g, m_0, v_0 = (wide(each) for each in (update.grad, *map(update.state_before.get, ("exp_avg", "exp_avg_sq"))))
+    if isinstance(m_0, Tensor) and isinstance(v_0, Tensor):
+        m_whole, v_plain = (b1 * m_0 + g) / (1 - b1**t), (b2 * v_0 + (1 - b2) * g) / (1 - b2**t)
+        sentence = f"1 - {number(b1)} is left out in front of the gradient in m"
+        yield 1.2, "decay rates", sentence, before - rate * m_whole / (v_hat.sqrt() + eps)
+        sentence = "the gradient is not squared in v"
+        yield 1.2, "square", sentence, before - rate * m_hat / (v_plain.sqrt() + eps)
     sentence = "only m is used: the division by the square root of v is left out"
     yield 1.3, "square root", sentence, before - rate * m_hat
     yield 1.3, "square root", f"{sentence}, and so is the bias correction", before - rate * m

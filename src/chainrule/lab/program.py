@@ -16,12 +16,13 @@ from chainrule.document import Moved, Program
 from chainrule.document import Operand as Encoded
 from chainrule.errors import brief
 from chainrule.execution.experiment import written_by
-from chainrule.execution.lineage import gives_number
+from chainrule.execution.lineage import Lineage, gives_number
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.lab.carried import Carried
 from chainrule.lab.instructions import NoProgramError, Writer, numbers
 from chainrule.lab.leaves import leaves_of
 from chainrule.lab.tracing import Tracer, overlap
@@ -71,10 +72,14 @@ class _Tracing:
         read = list(_read_before(graph, begun))
         self.loss = losses[0]
         made = [each for each in read if graph.values[each].operation is not None]
-        leaves, computed = leaves_of(graph, [self.loss, *made], rows)
+        carried = Carried(graph, leaves_of(graph, [self.loss, *made], rows)[0])
+        left = [each for one in carried.writers for each in one.outputs if each is not None]
+        leaves, computed = leaves_of(graph, [self.loss, *made, *left], rows)
         self.leaves, self.read = sorted({*leaves, *read} - {*made}), read
-        makers = {graph.values[each].operation for each in computed}
+        self.out_of_sight = [each for each in carried.written if each not in rows]
+        makers = {graph.values[each].operation for each in computed} | {each.index for each in carried.writers}
         self.operations = [operation for operation in graph.operations if operation.index in makers]
+        self.unreturned = Lineage(graph).unreturned
         if not all(graph.values[each].has_numbers for each in (*self.leaves, *rows)):
             raise NoProgramError("not all of its numbers were kept")
         self.overtaking: dict[int, list[Value]] = {}  # by operation: values of memory that it wrote to
@@ -97,6 +102,9 @@ class _Tracing:
         results = [self._encoded(each) for each in (*values.values(), *gradients.values())]
         updates, without = [], ""
         try:
+            if self.out_of_sight:
+                buffer = self.graph.values[self.out_of_sight[0]]
+                raise NoProgramError(f"the forward pass writes to {buffer.name}, which the page does not show")
             updates = list(self._updates(variables, gradients, step))
             results += [
                 each for one in updates for each in (one.first, one.later, *(e for s in one.state for e in s[3:]))
@@ -191,13 +199,16 @@ class _Tracing:
             raise NoProgramError(f"`{operation.name}` takes what something unseen wrote")
         arguments = map_leaves(lambda leaf: values[leaf.value] if isinstance(leaf, Ref) else leaf, operation.arguments)
         sharing: dict[int, Tensor] = {}
-        for target in tensors_in([arguments.get(each) for each in written_by(operation.function)]):
+        targets = list(tensors_in([arguments[each] for each in arguments if each in written_by(operation.function)]))
+        for target in targets:
             here = {each: data for each, data in values.items() if storage_of(data) == storage_of(target)}
             values |= {each: data.clone() for each, data in here.items() if overlap(data, target)}
             sharing |= here
         found = operation.function(arguments, gradients=operation.node is not None)
         outs = tuple(found) if isinstance(found, (tuple, list)) else (found,)
         values |= {each: data for each, data in zip(operation.outputs, outs, strict=False) if each is not None}
+        hidden = [each for each in targets if not any(each is one for one in outs)]
+        values |= zip(self.unreturned.get(operation.index, ()), hidden, strict=False)
         for value in self.overtaking.get(operation.index, ()):
             if value.earlier in sharing and value.index not in operation.outputs:
                 values[value.index] = sharing[value.earlier]

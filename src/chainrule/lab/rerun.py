@@ -29,6 +29,7 @@ from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.names import Notation
 from chainrule.graph.reexecution import apart
 from chainrule.graph.snapshot import ParameterUpdate, type_name
+from chainrule.lab.carried import Carried
 from chainrule.lab.instructions import numbers
 from chainrule.lab.leaves import leaves_of
 from chainrule.lab.questions import BEGUN, WHOLE, Question, understood
@@ -78,7 +79,8 @@ class Rerun:
         ]
         self.reads = list(self._reads())
         self._computed: OrderedDict[Any, Graph] = OrderedDict()
-        behind = (graph.values[each] for each in graph.ancestors(leaves))  # what code made the leaves of
+        self._carry = Carried(graph, leaves)
+        behind = (graph.values[each] for each in self._carry.behind)  # what code made the leaves of
         given = [*(each for each in behind if each.operation is None and each.has_numbers), *self.leaves]
         first = Base({value.index: value.snapshot.tensor for value in given}, {})
         self._bases: OrderedDict[int, Base] = OrderedDict({0: first})
@@ -193,7 +195,8 @@ class Rerun:
         predicted: dict[str, Any] = self._predicted(question)
         if question.step:
             predicted = {"predicted": self._slope(found, {**self._leaves(question.base, question.changes), **after})}
-            base = self._keep(Base({**self._leaves(question.base, question.changes), **after}, state))
+            leaves = self._leaves(question.base, question.changes)
+            base = self._keep(Base({**leaves, **self._carry.left(leaves), **after}, state))
             found = self._run(base, ())
             after, _ = self._moved(found, replace(question, base=base, changes=()))
         elif question.chosen is not None:

@@ -102,6 +102,15 @@ class Context:
         return replace(block, sketch=self._sketches[view][1], histogram=self._histograms[key])
 
     @cached_property
+    def ends_of_calls(self) -> set[int]:
+        """The last forward step of each call, and its first one back."""
+        found: dict[tuple[int, str], int] = {}
+        for step in self.derivation.steps:
+            if step.call is not None and (step.kind == "forward" or (step.call, step.kind) not in found):
+                found[step.call, step.kind] = step.index
+        return set(found.values())
+
+    @cached_property
     def _histograms(self) -> dict[object, Histogram | None]:
         return {}  # by memory, which the statistics cache holds
 

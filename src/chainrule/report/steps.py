@@ -48,6 +48,7 @@ def _forward_blocks(context: Context, step: Step) -> Iterator[Block]:
         yield from _broadcasts(context, step)
         yield from workings.forward(context, step)
     yield from (context.value(value) for value in context.results(step))
+    yield from workings.of_call(context, step)
     chosen = tuple(single_elements.winners(context, step))
     yield from chosen or _kinks(context, step, with_choice=False)
 
@@ -162,6 +163,7 @@ def _upstream(context: Context, step: Step) -> Iterator[Block]:
             label = "seed: d loss / d loss"
         yield context.arriving(value, step.backward or 0, upstream, label)
     yield from workings.backward(context, step)
+    yield from workings.of_call(context, step)
     if step.rule is None:
         yield from _without_rule(context, step)
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from chainrule.derivation.backprop import Step
 from chainrule.document import Block, Paragraph
+from chainrule.graph.graph import references
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.report.context import ELEMENTS, Context
-from chainrule.rules import Applied, Rule, Working
+from chainrule.rules import Applied, Rule, Working, tables_of
 
 
 def forward(context: Context, step: Step) -> Iterator[Block]:
@@ -33,6 +34,31 @@ def backward(context: Context, step: Step) -> Iterator[Block]:
     yield Paragraph((rule.remark_back,), "note")
     if op.has_numbers and all_have_numbers(*step.upstream):
         yield from _tables(context, rule.workings_back(op, tuple(step.upstream)), "gradient")
+
+
+def of_call(context: Context, step: Step) -> Iterator[Block]:
+    """The tables of a call that runs as many operations: at the last forward step of it, and at the first one back."""
+    if step.call is None or step.index not in context.ends_of_calls:
+        return
+    if (tables := tables_of(context.graph.calls[step.call].name)) is None:
+        return
+    graph, call = context.graph, context.graph.calls[step.call]
+    steps = [each for each in context.derivation.steps if each.kind == step.kind and each.call == step.call]
+    fused = any(each.rule is not None and each.rule.workings is not None for each in steps)
+    taken = [value for *_, value in references(dict(enumerate(call.arguments)))]  # type: ignore[arg-type]
+    if fused or call.keywords or not all(graph.values[v].has_numbers for v in (*taken, *call.outputs)):
+        return
+    if step.kind == "backward" and (graph.hooked or len(graph.backwards) != 1):
+        return  # what came back to the results is not what one pass sent
+    bars = None if step.kind == "forward" else [graph.values[each].grad for each in call.outputs]
+    outs = [graph.values[each].snapshot.tensor for each in call.outputs]
+    found = list(tables(call.name, graph.filled(call.arguments), outs, bars))
+    if found and bars is not None:
+        yield Paragraph((REMARK,), "note")
+    yield from _tables(context, found, "value" if bars is None else "gradient")
+
+
+REMARK = "A bar stands for a gradient of the loss; a are the gates before their sigmoid or tanh, from the input."
 
 
 def _tables(context: Context, found: Iterable[Working], role: str) -> Iterator[Block]:

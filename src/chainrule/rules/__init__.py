@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from string import Template
@@ -250,6 +250,28 @@ class Rule:
         if self.outputs > 1:
             return self.wrt[argument].vjp(op, (*upstream, *[None] * (self.outputs - len(upstream))))
         return None if upstream[0] is None else self.wrt[argument].vjp(op, upstream[0])
+
+
+Tables = Callable[[str, Sequence[Any], Sequence[Tensor], Sequence[Tensor | None] | None], Iterable[Working]]
+"""The tables of a call that runs as many operations, from its name, arguments and results; of the way back, where the
+gradients of the results are given."""
+
+_tables: dict[str, Tables] = {}
+
+
+def tables_of(call: str) -> Tables | None:
+    """What gives the tables of a call, if a rule states them."""
+    return _tables.get(call)
+
+
+def state_tables(*calls: str) -> Callable[[Tables], Tables]:
+    """State the tables of some calls."""
+
+    def register(tables: Tables) -> Tables:
+        _tables.update(dict.fromkeys(calls, tables))
+        return tables
+
+    return register
 
 
 _by_node: dict[str, list[Rule]] = {}

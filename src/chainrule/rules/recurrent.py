@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.rules import Rule, Working, Wrt, rule, sample
+from chainrule.graph.comparison import UNKNOWN_SUMS, compare
+from chainrule.rules import Rule, Working, Wrt, rule, sample, state_tables
 from chainrule.rules.linalg import given
 from chainrule.rules.linear import randn
 
@@ -66,6 +67,11 @@ class Cell:
     def names(self) -> tuple[str, ...]:
         """What a step computes of the size of its state, in order: `i f g o c h`."""
         return tuple(re.findall(r"(\w) =", self.forward.removeprefix("z = a + d; ")))
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """The gates among these, in the order in which a has them; of a cell without gates its state."""
+        return tuple(name for name in self.names if name not in "hc") or self.names
 
     def work(self, a: Tensor, d: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
         """All of that, side by side along a new last axis."""
@@ -250,10 +256,8 @@ class Network:
     def _state(self, states: Tensor | None, layer: int, direction: int) -> Any:
         return None if states is None else states[layer * len(self.passes[0]) + direction]
 
-    def back(
-        self, g: Steps, h_bar: Tensor, c_bar: Tensor | None
-    ) -> tuple[Steps, Tensor, Tensor | None, list[list[Tensor]]]:
-        """The gradients of the steps, of h and c, and of the weights of each pass, from those of the outputs."""
+    def entering(self) -> list[Steps]:
+        """The steps that enter each layer, and at the end those that come out."""
         entering = [self.steps]
         for layer, directions in enumerate(self.passes):
             outs = [
@@ -261,6 +265,25 @@ class Network:
                 for d, each in enumerate(directions)
             ]
             entering.append([torch.cat(sides, -1) for sides in zip(*outs, strict=True)])
+        return entering
+
+    def work(self) -> list[Tensor]:
+        """What each step of each pass computes: (sequence, unit, step, name)."""
+        entering = self.entering()
+        return [
+            each.work(entering[layer], self._state(self.h, layer, d), self._state(self.c, layer, d))
+            for layer, directions in enumerate(self.passes)
+            for d, each in enumerate(directions)
+        ]
+
+    def back(
+        self, g: Steps, h_bar: Tensor, c_bar: Tensor | None, met: list[dict[int, Tensor]] | None = None
+    ) -> tuple[Steps, Tensor, Tensor | None, list[list[Tensor]]]:
+        """The gradients of the steps, of h and c, and of the weights of each pass, from those of the outputs.
+
+        `met` has a dictionary for each pass, which gets what comes back to each step.
+        """
+        entering = self.entering()
         found: list[tuple[Steps, Tensor, Tensor | None, list[Tensor]]] = []
         for layer in reversed(range(len(self.passes))):
             sides = [t.chunk(len(self.passes[layer]), -1) for t in g]
@@ -272,6 +295,7 @@ class Network:
                     [side[d] for side in sides],
                     self._state(h_bar, layer, d),
                     self._state(c_bar, layer, d),
+                    None if met is None else met[layer * len(self.passes[0]) + d],
                 )
                 for d, each in enumerate(self.passes[layer])
             ]
@@ -327,10 +351,51 @@ def _layer_workings_back(op: Any, g: Any) -> list[Working]:
     one, steps, h, c = _layer(op)
     met: dict[int, Tensor] = {}
     one.back(steps, h, c, list(given(g[0], op.outs[0]).unbind(0)), given(g[1], op.hx_), given(g[2], op.cx_), met)
-    gates = re.findall(r"(\w) = \w+\(z\[\d", one.cell.forward)
-    times, columns = tuple(f"t = {t}" for t in range(len(steps))), ("dJ/dh", *(f"dJ/da of {gate}" for gate in gates))
-    data = torch.stack([met[t] for t in range(len(steps))], 2)
-    return [Working(r"\bar{h}_t, \bar{a}_t", "[sequence, unit]: what comes back to each step", data, times, columns)]
+    return [_met(one, met, "")]
+
+
+def _met(one: Pass, met: dict[int, Tensor], which: str) -> Working:
+    """What came back to each step of a pass, as a table."""
+    times, columns = tuple(f"t = {t}" for t in range(len(met))), ("dJ/dh", *(f"dJ/da of {g}" for g in one.cell.gates))
+    data = torch.stack([met[t] for t in range(len(met))], 2)
+    return Working(
+        r"\bar{h}_t, \bar{a}_t", f"{which}[sequence, unit]: what comes back to each step", data, times, columns
+    )
+
+
+@state_tables("rnn_relu", "rnn_tanh", "lstm", "gru")
+def _tables(
+    name: str, arguments: Sequence[Any], outs: Sequence[Tensor], upstream: Sequence[Tensor | None] | None
+) -> list[Working]:
+    """Those of a layer that PyTorch runs as single operations."""
+    if len(arguments) != 9 or not isinstance(arguments[2], list):
+        return []  # packed sequences
+    x, first, weights, biased, layers, dropout, train, both, batch_first = arguments
+    types = {each.dtype for each in (x, *weights, *outs)}  # several under autocast
+    if (train and dropout and layers > 1) or x.dim() != 3 or len(types) > 1:
+        return []  # what was dropped between the layers is not among the arguments
+    h, c = first if isinstance(first, list) else (first, None)
+    sides = 1 + both
+    each = len(weights) // (layers * sides)
+    cell = CELLS[("rnn_relu", "rnn_tanh", "lstm", "gru").index(name)]
+    passes = [Pass(cell, weights[n * each :][:each], biased, bool(n % sides)) for n in range(layers * sides)]
+    axis = 1 if batch_first else 0
+    network = Network([passes[n : n + sides] for n in range(0, len(passes), sides)], list(x.unbind(axis)), h, c)
+    if not compare(torch.stack(network.entering()[-1], axis), outs[0], count=UNKNOWN_SUMS).agrees:
+        return []
+    which = [
+        f"layer {n // sides}{', backwards in time' * (n % sides)}, " if len(passes) > 1 else ""
+        for n in range(len(passes))
+    ]
+    if upstream is None:
+        times = tuple(f"t = {t}" for t in range(len(network.steps)))
+        label = "[sequence, unit]: the gates and states of each step"
+        pairs = zip(which, network.work(), strict=True)
+        return [Working("h_t", f"{of}{label}", data, times, cell.names) for of, data in pairs]
+    met: list[dict[int, Tensor]] = [{} for _ in passes]
+    bars = [given(bar, out) for bar, out in zip(upstream, outs, strict=True)]
+    network.back(list(bars[0].unbind(axis)), bars[1], None if c is None else bars[2], met)
+    return [_met(*each) for each in zip(passes, met, which, strict=True)]
 
 
 BARS = (

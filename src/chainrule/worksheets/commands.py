@@ -16,7 +16,7 @@ from chainrule.tools.reporter import NOTHING, say
 @click.command()
 @click.option(
     "--network", default="2-3-2-1", show_default=True, metavar="SIZES|FILE",
-    help="The sizes of the layers from input to output, or a script, whose first training step it is.",
+    help="The sizes of the layers from input to output, or a saved step, or a script, whose first training step it is.",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +137,8 @@ class Variant:
                 return Mark(question, question.points, "follows")
             points = hits
         mistake, sentence = found.mistake.name if found.mistake is not None else "", found.sentence
+        if answer.shape != right.shape and not mistake:
+            mistake = "shape"
         if answer.shape != right.shape and _has_decimal_commas(text, question):
             mistake, sentence = "decimal comma", f"{sentence} Write 0.5 with a point: a comma is between two numbers."
         return Mark(question, points, "wrong", mistake, sentence)
@@ -236,14 +238,32 @@ def grade(folder: Path, solutions: Path | None = None) -> Grades:
     for path in files_in(folder.resolve(), solutions.resolve()):
         shown = str(path.relative_to(folder.resolve()))
         try:
-            for submission in read(path, folder.resolve(), key.names):
-                found = _variant(key, submission).grade(submission)
-                is_sheet = path.parent == sheets and path.stem == f"variant-{submission.variant}"
-                if not (is_sheet and all(mark.verdict == "blank" for mark in found.marks)):
-                    graded.append(found)
+            items = read(path, folder.resolve(), key.names)
         except UnreadableError as error:
-            unread.append((shown, f"{shown} {error}"))
+            items = [error]
+        for submission in items:
+            try:
+                if isinstance(submission, UnreadableError):
+                    raise submission
+                found = _variant(key, submission).grade(submission)
+            except UnreadableError as error:
+                unread.append((shown, f"{shown} {error}"))
+                continue
+            is_sheet = path.parent == sheets and path.stem == f"variant-{submission.variant}"
+            if not (is_sheet and all(mark.verdict == "blank" for mark in found.marks)):
+                graded.append(found)
+    unread += _twice(graded)
     return Grades(key.worksheet, tuple(sorted(graded, key=lambda each: each.submission.student)), tuple(unread))
+
+
+def _twice(graded: list[Graded]) -> Iterator[tuple[str, str]]:
+    """Who handed in one variant more than once."""
+    files: dict[tuple[str, str], list[str]] = {}
+    for each in graded:
+        files.setdefault((each.submission.student, each.submission.variant), []).append(each.submission.file)
+    for (student, variant), found in files.items():
+        if len(found) > 1:
+            yield found[0], f"{student} has variant {variant} in {many(len(found), 'file')}: {', '.join(found)}."
 
 
 def _variant(key: Key, submission: Submission) -> Variant:

@@ -12,6 +12,8 @@ from chainrule import document as doc
 from chainrule.errors import RequestError
 from chainrule.numbers import many
 from chainrule.recording import Recording
+from chainrule.report.context import Context
+from chainrule.report.value_table import row_numbers
 
 LARGEST = 36  # numbers up to which a tensor is asked for
 EXACT = 3  # decimals up to which a number counts as short
@@ -76,7 +78,11 @@ def questions(recording: Recording, document: doc.Document) -> tuple[Question, .
     """
     said = {section.anchor: section for _, section in document.walk()}
     found: dict[str, Question] = {}
-    for question in (*_forward(document, said), *_backward(document, said), *_updates(recording, said)):
+    for question in (
+        *_forward(document, said, constants(recording)),
+        *_backward(document, said),
+        *_updates(recording, said),
+    ):
         if all(map(math.isfinite, question.values)):
             found.setdefault(question.name, question)  # two names that differ in signs alone are one blank
     if not found:
@@ -87,8 +93,21 @@ def questions(recording: Recording, document: doc.Document) -> tuple[Question, .
     return tuple(found.values())
 
 
-def _forward(document: doc.Document, said: dict[str, doc.Section]) -> Iterator[Question]:
-    for row in document.rows:
+def constants(recording: Recording) -> set[int]:
+    """The rows of what the step makes of nothing, as zeros to begin with: they are given, and not asked for."""
+    graph = recording.graph
+    rows = row_numbers(Context(graph, recording.derivation, recording.notation))
+    made = (value for value in rows if graph.values[value].operation is not None)
+    return {
+        rows[value] for value in made
+        if all(graph.values[each].operation is not None for each in graph.ancestors([value]))
+    }  # fmt: skip
+
+
+def _forward(document: doc.Document, said: dict[str, doc.Section], given: set[int]) -> Iterator[Question]:
+    for number, row in enumerate(document.rows):
+        if number in given:
+            continue
         if row.kind in ("operation", "loss") and row.forward and _is_asked(row.value):
             blocks = said[row.forward].blocks if row.forward in said else ()
             formulas = [b.latex for b in blocks if isinstance(b, doc.Equation) and b.label in ("", "where")]

@@ -9,12 +9,16 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
+from torch import Tensor
+
 from chainrule import document as doc
+from chainrule.graph.snapshot import Update
 from chainrule.numbers import many, rounded
 from chainrule.recording import Recording
+from chainrule.rules.optimizers import hyperparameters
 from chainrule.views import latex, markdown
 from chainrule.views.notebook import FORMAT, LANGUAGE, MINOR
-from chainrule.worksheets.questions import Part, Question, nested
+from chainrule.worksheets.questions import Part, Question, constants, nested
 from chainrule.worksheets.sealed import seal
 
 PARTS: dict[Part, str] = {"forward": "Forward pass", "backward": "Backward pass", "update": "Update"}
@@ -74,8 +78,9 @@ def _given(sheet: Sheet) -> Iterator[doc.Block]:
     if any(r"\odot" in formula for question in sheet.questions for formula in question.formulas):
         said += [" ", doc.Math(r"\odot"), " multiplies element by element."]
     yield doc.Paragraph(tuple(said))
-    for row in sheet.document.rows:
-        if row.kind in ("data", "parameter"):
+    given = constants(sheet.recording)
+    for number, row in enumerate(sheet.document.rows):
+        if row.kind in ("data", "parameter") or number in given:
             yield replace(row.value, label="", decimals=_decimals(row.value.entries or ()))
     for update in sheet.recording.graph.updates:
         settings = {name: it for each in update.parameters for name, it in each.options.items() if _is_number(it)}
@@ -84,7 +89,25 @@ def _given(sheet: Sheet) -> Iterator[doc.Block]:
         if len(rates) == 1 and "lr" in settings:
             rate = (" with the learning rate ", doc.Math(rf"\eta = {settings['lr']:g}"))
         others = "".join(f", {name} {it}" for name, it in settings.items() if name != "lr")
-        yield doc.Paragraph((f"The optimizer is {update.optimizer}", *rate, f"{others}."))
+        kept = list(_kept(sheet, update))
+        begun = f" It is its step {kept[0][0]}, and it kept from the one before:" if kept else ""
+        yield doc.Paragraph((f"The optimizer is {update.optimizer}", *rate, f"{others}.{begun}"))
+        yield from (tensor for _, tensor in kept)
+
+
+def _kept(sheet: Sheet, update: Update) -> Iterator[tuple[int, doc.Tensor]]:
+    """What an optimizer took over from earlier steps for what is asked, each with the number of the step."""
+    asked = {question.quantity for question in sheet.questions}
+    notation = sheet.recording.notation
+    for each in update.parameters:
+        if each.value is None or f"new {notation.plain(each.value)}" not in asked:
+            continue
+        for name, data in each.state_before.items():
+            if isinstance(data, Tensor) and data.dim() and data.any():
+                symbol = rf"\text{{{name.replace('_', ' ')} of }}{notation.symbol(each.value)}"
+                entries = tuple(data.flatten().tolist())
+                step = int(hyperparameters(each.options, each.state_before)["t"])
+                yield step, doc.Tensor(symbol, tuple(data.shape), "", "parameter", entries, decimals=_decimals(entries))
 
 
 def _decimals(given: Sequence[float | complex]) -> int:

@@ -70,8 +70,10 @@ def files_in(folder: Path, apart: Path) -> list[Path]:
     ]
 
 
-def read(path: Path, folder: Path, names: Mapping[str, str]) -> list[Submission]:
-    """What is handed in with one file. `names` has the name of each answer by every way to write it.
+def read(path: Path, folder: Path, names: Mapping[str, str]) -> list[Submission | UnreadableError]:
+    """What is handed in with one file, with an error for each item of a list that is none.
+
+    `names` has the name of each answer by every way to write it.
 
     Raises UnreadableError for a file that is no filled-in worksheet.
     """
@@ -118,12 +120,15 @@ def _cells(text: str) -> tuple[str, str]:
 
 
 def _assigned(text: str, names: Mapping[str, str]) -> dict[str, str]:
-    """The text of the last assignment to each name: to the end of its line, or of its brackets."""
-    found = {}
+    """The text of the last assignment to each name: to the end of its line, or of its brackets, without comments."""
+    text, found = _COMMENT.sub("", text), {}
     for match in re.finditer(r"^([A-Za-z_]\w*)[ \t]*=(?!=)[ \t]*", text, re.MULTILINE):
         if match[1] in names:
             found[names[match[1]]] = _to_its_end(text, match.end())
     return found
+
+
+_COMMENT = re.compile(r"#.*")
 
 
 def _to_its_end(text: str, start: int) -> str:
@@ -151,20 +156,27 @@ def _of_table(text: str, path: Path, names: Mapping[str, str]) -> Iterator[Submi
         yield Submission(student, path.name, worksheet, variant, answers)
 
 
-def _of_list(text: str, path: Path, names: Mapping[str, str]) -> Iterator[Submission]:
+def _of_list(text: str, path: Path, names: Mapping[str, str]) -> Iterator[Submission | UnreadableError]:
     """One object for each student: `student`, `variant`, and `answers` by their names."""
     try:
         loaded = json.loads(text)
     except ValueError as error:
         raise UnreadableError(f"is no JSON ({error}).") from None
-    for each in loaded if isinstance(loaded, list) else [loaded]:
-        answers = {
-            names[name]: answer if isinstance(answer, str) else json.dumps(answer).replace("null", "...")
-            for name, answer in each["answers"].items()
-            if name in names
-        }
-        worksheet = str(each.get("worksheet", ""))
-        yield Submission(str(each["student"]), path.name, worksheet, str(each["variant"]), answers)
+    for number, each in enumerate(loaded if isinstance(loaded, list) else [loaded], 1):
+        try:
+            yield _of_item(each, path, names)
+        except (KeyError, TypeError, AttributeError):
+            yield UnreadableError(f"has an item, number {number}, without `student`, `variant` and `answers`.")
+
+
+def _of_item(each: Any, path: Path, names: Mapping[str, str]) -> Submission:
+    answers = {
+        names[name]: answer if isinstance(answer, str) else json.dumps(answer).replace("null", "...")
+        for name, answer in each["answers"].items()
+        if name in names
+    }
+    worksheet = str(each.get("worksheet", ""))
+    return Submission(str(each["student"]), path.name, worksheet, str(each["variant"]), answers)
 
 
 # -- an answer --------------------------------------------------------------------------------------------------------
@@ -172,7 +184,7 @@ def _of_list(text: str, path: Path, names: Mapping[str, str]) -> Iterator[Submis
 
 def numbers_of(text: str) -> Numbers:
     """The numbers of an answer: `[[1, -3/4], [...]]`. Raises NotAnAnswerError for anything but numbers in brackets."""
-    text = text.strip().replace("\N{MINUS SIGN}", "-")
+    text = text.strip().replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
     if not text:
         return None
     try:
@@ -190,7 +202,7 @@ def _value(node: ast.expr, depth: int) -> Numbers:
             if depth == DEEPEST:
                 raise NotAnAnswerError(f"it has more than {DEEPEST} brackets inside each other")
             return [_value(row, depth + 1) for row in rows]
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[inner], keywords=[]) if name in _ARRAYS:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[inner]) if name in _ARRAYS:
             return _value(inner, depth)  # torch.tensor([1, 2]): what stands in it is read
         case ast.Constant(value=value) if value is ...:
             return None
@@ -204,6 +216,8 @@ def _number(node: ast.expr) -> float:
     match node:
         case ast.Constant(value=int(value) | float(value)) if not isinstance(value, bool):
             number = float(value)
+        case ast.Constant(value=str(text)):  # a number as text
+            number = _number(ast.parse(text.strip(), mode="eval").body)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             number = -_number(inner)
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):

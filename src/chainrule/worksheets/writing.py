@@ -13,7 +13,7 @@ from typing import Any
 from chainrule import views
 from chainrule.errors import RecordingError, RequestError, StorageError
 from chainrule.progress import bar
-from chainrule.recording import Recording, record
+from chainrule.recording import Recording, load, record
 from chainrule.script import run_script
 from chainrule.worksheets.networks import Network, Wish, is_sizes, networks, script, sizes_of
 from chainrule.worksheets.questions import questions
@@ -27,7 +27,7 @@ def write(
     network: str, output: Path, *, seed: int | None = None, variants: int | None = None, dead_unit: bool = False,
     kink: bool = False,
 ) -> list[Sheet]:  # fmt: skip
-    """Write the worksheets of a network `2-3-2-1`, or of the step of a script, to the folder `output`.
+    """Write the worksheets of a network `2-3-2-1`, or of one step, saved or of a script, to the folder `output`.
 
     Without a `seed` the numbers are others each time. Raises RequestError for a network that is not to be had,
     RecordingError where the script has no training step, StorageError where the folder holds worksheets already or
@@ -36,11 +36,11 @@ def write(
     if not is_sizes(network) and not Path(network).exists():
         raise RequestError(
             f"--network {network} is neither a network nor a file. Write the sizes of the layers from input to output "
-            "as whole numbers with hyphens between them, as in 2-3-2-1, or give the path of a script."
+            "as whole numbers with hyphens between them, as in 2-3-2-1, or give the path of a script or a saved step."
         )
     if not is_sizes(network) and (dead_unit or kink or seed is not None or (variants or 1) > 1):
         raise RequestError(
-            f"--network {network} is a script, and its numbers are as they are: one variant. Leave --variants, --seed, "
+            f"--network {network} is a file, and its numbers are as they are: one variant. Leave --variants, --seed, "
             "--dead-unit and --kink out, or give the sizes of a network, as in 2-3-2-1."
         )
     variants = (variants or VARIANTS) if is_sizes(network) else 1
@@ -54,7 +54,7 @@ def write(
         chosen = list(networks(Wish(sizes_of(network), dead_unit, kink), seed, variants))
         recorded = _of_networks(chosen, folder)
     else:
-        recorded = iter((("01", _of_script(network)),))
+        recorded = iter((("01", _of_file(network)),))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sheets = []
@@ -85,18 +85,23 @@ def _of_networks(chosen: list[Network], folder: Path) -> Iterator[tuple[str, Rec
         yield label, recording
 
 
-def _of_script(path: str) -> Recording:
-    """The first training step of a user's own script, which ends there."""
-    outcome = run_script(path, stop=True)
-    if outcome.recording is None or not outcome.complete or outcome.recording.loss is None:
-        said = outcome.shortfall or f"the first training step of {path} has no loss that is a single number."
-        raise RecordingError(said)
-    if outcome.recording.verify().verdict == "disagrees":
+def _of_file(path: str) -> Recording:
+    """A saved step, or the first training step of a user's own script, which ends there."""
+    if path.lower().endswith(".safetensors"):
+        recording: Recording | None = load(path)
+        which, shortfall = f"the step in {path}", ""
+    else:
+        outcome = run_script(path, stop=True)
+        recording = outcome.recording if outcome.complete else None
+        which, shortfall = f"the first training step of {path}", outcome.shortfall or ""
+    if recording is None or recording.loss is None:
+        raise RecordingError(shortfall or f"{which} has no loss that is a single number.")
+    if recording.verify().verdict == "disagrees":
         raise RecordingError(
-            f"a gradient or an update in the first training step of {path} is wrong, so it is no answer to a question. "
+            f"a gradient or an update in {which} is wrong, so it is no answer to a question. "
             f"See `chainrule verify {path}`."
         )
-    return outcome.recording
+    return recording
 
 
 def _sheet(key: str, label: str, recording: Recording) -> Sheet:
