@@ -97,6 +97,7 @@ def _score(context: StepContext) -> Iterator[Finding]:
             continue
         shape, dim = context.values[given].shape, made.arguments.get("dim")
         label, known = context.values[context.source(comparison.target)], context.statistics(comparison.target)
+        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
         if isinstance(dim, int) and known is not None and _counts(label) and 0 <= known.low < known.high < shape[dim]:
             name, goal = context.name(comparison.prediction), context.name(context.source(comparison.target))
             yield SCORE.found(

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from chainrule.diagnostics.batches import is_same
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import comparisons
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.statistics import Statistics
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -28,27 +27,34 @@ FEWEST, SMALL = 8, 1e-3  # targets; of their mean size
 
 @RELATIVE.in_step
 def _relative(context: StepContext) -> Iterator[Finding]:
-    for comparison in comparisons(context):
-        target = context.source(comparison.target)
-        for operation in context.graph.operations if comparison.scale == "numbers" else ():
-            given, by = argument(operation, "self"), argument(operation, "other")
-            facts = facts_of(operation.name)
-            if facts.multiplies or not facts.scales or given is None or by not in context.data:
-                continue
-            sizes, inside = context.statistics(by), context.graph.ancestors([given]) | {given}
-            if not _is_of(context, by, target) or sizes is None or comparison.operation.outputs[0] not in inside:
-                continue
-            if sizes.elements < FEWEST or sizes.elements != math.prod(context.values[given].shape):
-                continue
-            if (least := _least(sizes)) is not None and least < SMALL * sizes.norm / sizes.elements**0.5:
-                name = context.name(by)
-                yield RELATIVE.found(
-                    name, f"The errors are divided by {name}, which is as small as {number(least)}.",
-                    f"Its root mean square is {number(sizes.norm / sizes.elements**0.5)}, so one error may weigh "
-                    f"{number(sizes.norm / sizes.elements**0.5 / least) if least else 'infinitely many'} times as much "
-                    "as another.", place=context.place(operation),
-                )  # fmt: skip
-                return
+    for operation in context.operations_that(lambda facts: facts.scales and not facts.multiplies):
+        given, by = argument(operation, "self"), argument(operation, "other")
+        target = _target_of(context, given) if given is not None and by in context.data else None
+        if target is None or by is None or given is None or not _is_of(context, by, target):
+            continue
+        sizes = context.statistics(by)
+        if sizes is None or sizes.elements < FEWEST or sizes.elements != math.prod(context.values[given].shape):
+            continue
+        usual, least = sizes.norm / math.sqrt(sizes.elements), _least(sizes)
+        if least is not None and least < SMALL * usual:
+            name, times = context.name(context.source(by)), number(usual / least) if least else "infinitely many"
+            yield RELATIVE.found(
+                name, f"The errors are divided by {name}, which is as small as {number(least)}.",
+                f"Its root mean square is {number(usual)}, so one error may weigh {times} times as much as another.",
+                place=context.place(operation),
+            )  # fmt: skip
+            return
+
+
+def _target_of(context: StepContext, value: int) -> int | None:
+    """What predictions are subtracted from, or it from them, in a value that may be the size of a difference."""
+    made = context.producer(value)
+    while made is not None and facts_of(made.name).size and (given := argument(made, "self")) is not None:
+        made = context.producer(given)
+    if made is None or not facts_of(made.name).difference:
+        return None
+    targets = [each for each in operands(made) if each in context.data]
+    return targets[0] if len(targets) == 1 and len(operands(made)) == 2 else None
 
 
 def _is_of(context: StepContext, value: int, target: int) -> bool:

@@ -13,8 +13,8 @@ from chainrule.numbers import number
 REPLACED = Check(
     "weights-replaced", "Something replaces the weights during the training", "warning",
     what="After some steps a weight is not what the optimizer's update made of it, while the optimizer keeps its "
-    "state, and then the loss has lost half of what it had gained: twice at least, after one in five of the watched steps at "
-    "most, and nearly each time. Every step must be watched.",
+    "state, and then the loss has lost half of what it had gained: twice at least, after one in five of the watched "
+    "steps at most, and nearly each time. Every step must be watched.",
     why="What was learnt since is thrown away, and the optimizer goes on with the memory of other weights.",
     advice="Initialise and load weights once, before the loop. To put weights back after an evaluation keep a copy: "
     "copy.deepcopy(model.state_dict()), as state_dict() itself shares the memory of the model.",

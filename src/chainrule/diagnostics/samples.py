@@ -90,8 +90,8 @@ def often(run: Run, check: Check) -> Iterator[Finding]:
 FEW = Check(
     "few-samples", "A batch has a few samples again and again", "warning",
     what="A batch of 16 samples or more has at most a third as many different ones, inputs and targets alike, and some "
-    "more often than others. Or it is the batch of the step before, moved on by a few samples. Both need the numbers "
-    "of the inputs, and inputs of few whole numbers are left out.",
+    "more often than others. Or it is the batch of the examined step before, moved on by a few samples. Both need the "
+    "numbers of the inputs, and inputs of few different numbers are left out.",
     why="The network sees only a part of the data, and learns it by heart.",
     advice="Look at how indices are drawn: WeightedRandomSampler takes one weight for each sample (weights[labels]), "
     "and range(0, len(data), size) begins each batch where the last one ended.",
@@ -124,7 +124,7 @@ def _few(context: StepContext) -> Iterator[Finding]:
             moved = next((by for by in range(1, int(SHIFT * count) + 1) if torch.equal(before[by:], rows[:-by])), 0)
             if moved:
                 yield FEW.found(
-                    name, f"The batch is that of the step before, moved on by {moved} of its {count} samples.",
+                    name, f"The batch is that of the examined step before, moved on by {moved} of its {count} samples.",
                     f"Its first {count - moved} samples are the last {count - moved} of the batch before.",
                     place=place, title=SHIFTED,
                 )  # fmt: skip
