@@ -49,8 +49,8 @@ NORMALISED = Check(
     "norm-on-outputs", "A norm on the outputs of a regression", "warning",
     what="The predictions of a regression are the output of a norm, and the targets are five times as large, or five "
     "times as small, by their root mean squares.",
-    why="A norm gives every batch the same mean and deviation: only its two parameters can bring the outputs to the "
-    "size of the targets, in many steps, and what a batch has in common is lost.",
+    why="A norm gives its results mean 0 and deviation 1: only its two parameters can bring the outputs to the "
+    "size of the targets, in many steps.",
     advice="Let the network end in a linear layer: put no norm after the last one.",
     source="Ioffe and Szegedy, Batch normalization, 2015: it normalises the inputs of a nonlinearity", lasts=3,
 )  # fmt: skip
@@ -69,10 +69,12 @@ def _normalised(context: StepContext) -> Iterator[Finding]:
         ratio = target.norm / output.norm
         if target.elements == output.elements and not 1 / APART < ratio < APART:
             name, goal = context.name(comparison.prediction), context.name(context.source(comparison.target))
+            module = context.graph.calls[made.call].module if made.call is not None else ""
             yield NORMALISED.found(
-                name, f"The predictions {name} come from a norm, and the targets {goal} are {number(ratio)} times as "
-                "large.", (f"Predictions have the mean {number(output.mean)} and the deviation {number(output.std)}, "
-                f"targets {number(target.mean)} and {number(target.std)}.",), place=context.place(made),
+                module or name, f"The predictions {name} come from a norm, and the targets {goal} are {number(ratio)} "
+                "times as large.",
+                f"Predictions have the mean {number(output.mean)} and the deviation {number(output.std)}, targets "
+                f"{number(target.mean)} and {number(target.std)}.", place=context.place(made),
             )  # fmt: skip
 
 
