@@ -8,7 +8,7 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import comparisons
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument
-from chainrule.graph.graph import Value
+from chainrule.graph.graph import Operation, Value
 from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
 
@@ -40,9 +40,15 @@ def _rectified(context: StepContext) -> Iterator[Finding]:
         zeros = "" if known is None else f"{known.zeros} of {known.elements} scores are 0, and get no gradient."
         least = "no probability is below 0.5" if comparison.scale == "probabilities" else "none is below 0"
         yield RECTIFIED.found(
-            name, f"The scores {name} are the output of a ReLU ({base_name(maker.name).strip('_')}): {least}.",
+            _module(context, maker) or name,
+            f"The scores {name} are the output of a ReLU ({base_name(maker.name).strip('_')}): {least}.",
             (zeros, f"The largest is {number(known.high)}." if known is not None else ""), place=context.place(maker),
         )  # fmt: skip
+
+
+def _module(context: StepContext, operation: Operation) -> str:
+    """The path of the module that an operation belongs to; "" outside of modules."""
+    return context.graph.calls[operation.call].module if operation.call is not None else ""
 
 
 NORMALISED = Check(
@@ -69,10 +75,9 @@ def _normalised(context: StepContext) -> Iterator[Finding]:
         ratio = target.norm / output.norm
         if target.elements == output.elements and not 1 / APART < ratio < APART:
             name, goal = context.name(comparison.prediction), context.name(context.source(comparison.target))
-            module = context.graph.calls[made.call].module if made.call is not None else ""
             yield NORMALISED.found(
-                module or name, f"The predictions {name} come from a norm, and the targets {goal} are {number(ratio)} "
-                "times as large.",
+                _module(context, made) or name,
+                f"The predictions {name} come from a norm, and the targets {goal} are {number(ratio)} times as large.",
                 f"Predictions have the mean {number(output.mean)} and the deviation {number(output.std)}, targets "
                 f"{number(target.mean)} and {number(target.std)}.", place=context.place(made),
             )  # fmt: skip
