@@ -27,7 +27,7 @@ NOT_NORMALISED = Check(
     what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread. Pairs "
     "of a sine and a cosine may be unequal: they stand for a time or a place. Or all inputs hardly vary: their "
     "deviation is far below 1, in a layer's whole field of view too; that is a warning where it holds at every "
-    "examined step, 3 at least.",
+    "examined step, 3 at least. It is said if such an input grew to four times its size during a run.",
     why="Initialisation and learning rate assume mean 0 and deviation 1; a large feature hides the others, and the "
     "first bias hides an input that hardly varies.",
     advice="Subtract the training data's mean and divide by its deviation, or divide pixels of 0 to 255 by 255, once.",
@@ -72,7 +72,32 @@ def _not_normalised_over_time(run: Run) -> Iterator[Finding]:
     for stretch, found in NOT_NORMALISED.carried(run):
         lasts = stretch.whole and not stretch.ended and len(stretch.steps) >= LASTS
         tiny = lasts and all(each.title == TINY for each in stretch.findings)
-        yield replace(found, severity="warning") if tiny else found
+        yield replace(found, severity="warning") if tiny else _with_growth(run, found)
+
+
+GROWN = 4.0  # times the deviation at the start
+
+
+def _with_growth(run: Run, found: Finding) -> Finding:
+    """With what it says of data that grows from step to step."""
+    known = next((each.statistics for each in run.history.of_kind("input") if each.name == found.where), [])
+    quarter = len(known) // 4
+    sizes = (
+        [median(each.std for each in known[at * quarter : (at + 1) * quarter]) for at in range(4)] if quarter else []
+    )
+    if not sizes or sizes != sorted(sizes) or sizes[-1] < GROWN * sizes[0] or found.severity == "note":
+        return found
+    grown = (
+        f"It grows: its standard deviation was {number(sizes[0])} in the first quarter of the watched steps, and is "
+    )
+    shown = (f"{grown}{number(sizes[-1])} in the last.", *found.evidence)
+    return replace(found, title="The input grows", evidence=shown, advice=IN_PLACE)
+
+
+IN_PLACE = (
+    "Look for what changes the data itself: an operation in place (x -= mean, picture.sub_(0.5), Normalize with "
+    "inplace=True) on what a data set keeps works again at each epoch. Make a copy of it first."
+)
 
 
 def _is_tiny(context: StepContext, given: int) -> bool:

@@ -1,4 +1,4 @@
-"""What stands between the last layer and the loss, where it takes away what the scores can say."""
+"""What stands between the last layer and the loss, where it takes away what the outputs can say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import comparisons
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.graph.graph import Operation, Value
 from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
 
@@ -39,6 +40,79 @@ def _rectified(context: StepContext) -> Iterator[Finding]:
         zeros = "" if known is None else f"{known.zeros} of {known.elements} scores are 0, and get no gradient."
         least = "no probability is below 0.5" if comparison.scale == "probabilities" else "none is below 0"
         yield RECTIFIED.found(
-            name, f"The scores {name} are the output of a ReLU ({base_name(maker.name).strip('_')}): {least}.",
+            _module(context, maker) or name,
+            f"The scores {name} are the output of a ReLU ({base_name(maker.name).strip('_')}): {least}.",
             (zeros, f"The largest is {number(known.high)}." if known is not None else ""), place=context.place(maker),
         )  # fmt: skip
+
+
+def _module(context: StepContext, operation: Operation) -> str:
+    """The path of the module that an operation belongs to; "" outside of modules."""
+    return context.graph.calls[operation.call].module if operation.call is not None else ""
+
+
+NORMALISED = Check(
+    "norm-on-outputs", "A norm on the outputs of a regression", "warning",
+    what="The predictions of a regression are the output of a norm, and the targets are five times as large, or five "
+    "times as small, by their root mean squares.",
+    why="A norm gives its results mean 0 and deviation 1: only its two parameters can bring the outputs to the "
+    "size of the targets, in many steps.",
+    advice="Let the network end in a linear layer: put no norm after the last one.",
+    source="Ioffe and Szegedy, Batch normalization, 2015: it normalises the inputs of a nonlinearity", lasts=3,
+)  # fmt: skip
+APART = 5.0  # times
+
+
+@NORMALISED.in_step
+def _normalised(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        made = context.producer(context.source(comparison.prediction))
+        output, target = context.statistics(comparison.prediction), context.statistics(comparison.target)
+        if comparison.scale != "numbers" or made is None or not facts_of(made.name).normalises:
+            continue
+        if output is None or target is None or output.not_finite or not output.norm or not target.norm:
+            continue
+        ratio = target.norm / output.norm
+        if target.elements == output.elements and not 1 / APART < ratio < APART:
+            name, goal = context.name(comparison.prediction), context.name(context.source(comparison.target))
+            yield NORMALISED.found(
+                _module(context, made) or name,
+                f"The predictions {name} come from a norm, and the targets {goal} are {number(ratio)} times as large.",
+                f"Predictions have the mean {number(output.mean)} and the deviation {number(output.std)}, targets "
+                f"{number(target.mean)} and {number(target.std)}.", place=context.place(made),
+            )  # fmt: skip
+
+
+SCORE = Check(
+    "score-as-class", "A score is compared with the number of a class", "warning",
+    what="A regression loss compares the largest of a layer's outputs with labels: whole numbers from 0 to one less "
+    "than the number of these outputs.",
+    why="The largest score says how sure the network is, and not of which class: it is trained to be the label's "
+    "number, whichever output it comes from.",
+    advice="Give all the scores to cross_entropy. The class is the second result of max(dim), or argmax(dim), and no "
+    "gradient passes it.",
+    source="PyTorch's documentation of torch.max: it returns values and indices")  # fmt: skip
+
+
+@SCORE.in_step
+def _score(context: StepContext) -> Iterator[Finding]:
+    layers = {out for _, _, out in context.weighed}
+    for comparison in comparisons(context):
+        made = context.producer(context.source(comparison.prediction)) if comparison.scale == "numbers" else None
+        given = None if made is None or not facts_of(made.name).largest else argument(made, "self")
+        if made is None or given is None or context.source(given) not in layers:
+            continue
+        shape, dim = context.values[given].shape, made.arguments.get("dim")
+        label, known = context.values[context.source(comparison.target)], context.statistics(comparison.target)
+        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+        if isinstance(dim, int) and known is not None and _counts(label) and 0 <= known.low < known.high < shape[dim]:
+            name, goal = context.name(comparison.prediction), context.name(context.source(comparison.target))
+            yield SCORE.found(
+                name, f"{name} is the largest of {shape[dim]} scores, and is compared with the labels {goal}.",
+                (context.between(comparison.target),), place=context.place(made),
+            )  # fmt: skip
+
+
+def _counts(value: Value) -> bool:
+    """Whether its numbers are whole."""
+    return not (value.dtype.is_floating_point or value.dtype.is_complex)

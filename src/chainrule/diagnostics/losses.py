@@ -60,7 +60,8 @@ def _logits(context: StepContext, activation: Operation) -> str:
 
 SIGMOID_TWICE = Check(
     "sigmoid-twice", "A sigmoid before a loss that applies the sigmoid itself", "warning",
-    what="`binary_cross_entropy_with_logits` (nn.BCEWithLogitsLoss) takes the output of a sigmoid.",
+    what="`binary_cross_entropy_with_logits` (nn.BCEWithLogitsLoss) takes the output of a sigmoid, or the logarithm of "
+    "a probability, as log_sigmoid and log_softmax give it.",
     why="Every probability lies between 0.5 and 0.7311, and the gradient is at most a quarter of the right one.",
     advice="Pass the logits to the loss and drop the sigmoid; apply it only where probabilities are read.",
     source="PyTorch's documentation of BCEWithLogitsLoss")  # fmt: skip
@@ -74,6 +75,22 @@ def _sigmoid_twice(context: StepContext) -> Iterator[Finding]:
             name, f"{name} is the output of a sigmoid, and the loss applies the sigmoid once more.",
             (f"The loss of a sample {floor}", context.between(given.index)), place=given.place,
         )  # fmt: skip
+    for operation, given, maker in context.fed_by("logits", _is_log_probability):
+        known, name = context.statistics(argument(operation, "target")), context.name(given.index)
+        if known is not None and known.high > HALF:
+            yield SIGMOID_TWICE.found(
+                name, (f"{name} is the logarithm of a probability (", Code(context.called(maker)), "), and the loss "
+                       "takes it for a logit."),
+                ("It is never above 0, so no probability is above 0.5, and the loss of a sample with the label 1 is at "
+                 "least 0.6931.", context.between(given.index)), place=given.place,
+            )  # fmt: skip
+
+
+HALF = 0.5
+
+
+def _is_log_probability(facts: Facts) -> bool:
+    return facts.logarithm_of_probability
 
 
 SOFTMAX_BEFORE_CROSS_ENTROPY = Check(

@@ -75,7 +75,7 @@ def _of_loss(context: StepContext) -> Iterator[Finding]:
     """
     for loss in context.losses:
         parts = [part for _, part in summands(context, loss) if isinstance(part, int)]
-        penalties = [part for part in parts if _is_penalty(context, part)]
+        penalties = [part for part in parts if is_penalty(context, part)]
         if not penalties:
             continue
         pulls = _pulls(context, penalties)
@@ -159,7 +159,7 @@ def _severity(context: StepContext, pull: float, rest: float) -> Severity:
     return "warning" if pull > context.thresholds.penalty * rest else "note"
 
 
-def _is_penalty(context: StepContext, value: int) -> bool:
+def is_penalty(context: StepContext, value: int) -> bool:
     """Whether a value depends on parameters alone."""
     leaves = [each for each in context.graph.ancestors([value]) if context.values[each].operation is None]
     kinds = [context.values[each].kind for each in leaves if not is_number(context, each)]

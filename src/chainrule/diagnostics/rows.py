@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chainrule.derivation.reaches import Reaches
 from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import comparisons
 from chainrule.diagnostics.dependence import (
     FEWEST,
     Compared,
@@ -169,6 +170,7 @@ def _takers(context: StepContext, value: int, apart: Operation) -> list[Operatio
 SWAPPED = Check(
     "view-swaps-axes", "A view in place of a transpose", "warning",
     what="view or reshape gives data, or what is computed from it, the lengths of its axes in another order. Or it "
+    "puts the scores of all places into rows, one for each place, while the classes lie along an earlier axis. Or it "
     "puts the positions behind the heads that it splits off: (samples, positions, features) becomes (samples, heads, "
     "positions, features of a head).",
     why="The numbers stay in their order in memory, so what was one position becomes parts of several.",
@@ -191,6 +193,34 @@ def _swapped(context: StepContext) -> Iterator[Finding]:
             place=context.place(operation),
         )  # fmt: skip
         return
+
+
+@SWAPPED.in_step
+def _classes_last(context: StepContext) -> Iterator[Finding]:
+    """(samples, classes, places) becomes (samples * places, classes) by a view."""
+    for comparison in comparisons(context):
+        made = context.producer(comparison.prediction) if comparison.scale == "classes" else None
+        while made is not None and (given := argument(made, "self")) is not None:
+            facts, before, out = facts_of(made.name), context.values[given].shape, made.outputs[0]
+            if facts.in_row_order and out is not None and _loses_classes(before, context.values[out].shape):
+                name, shape = context.name(given), context.values[out].shape
+                yield SWAPPED.found(
+                    context.name(out), f"The {before[1]} classes lie along axis 1 of {name}, and the view takes the "
+                    "numbers in their order: each row holds one class at several places.",
+                    f"The shape {before} becomes {shape}.", place=context.place(made),
+                    advice="Move the classes to the end first: scores.movedim(1, -1).reshape(-1, classes). Or give "
+                    "cross_entropy the scores as they are: it takes classes along axis 1.",
+                )  # fmt: skip
+                return
+            if not (facts.keeps_numbers or facts.softmax or facts.takes == "scores"):
+                break
+            made = context.producer(given)
+
+
+def _loses_classes(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether the last axis gets the length of axis 1, which was not the last and has another length than that."""
+    ranks = 1 < len(after) <= len(before) > 2
+    return ranks and before[0] > 1 and 1 < before[1] == after[-1] != before[-1] and after[:2] != before[:2]
 
 
 def _swaps(before: tuple[int, ...], after: tuple[int, ...]) -> bool:

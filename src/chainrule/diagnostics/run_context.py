@@ -180,12 +180,19 @@ class Run:
             ]  # fmt: skip
         return {name: ratios for name, ratios in found.items() if ratios}
 
-    @cached_property
+    @property
     def rewritten(self) -> float:
         """The share of the watched steps after which a weight is not what the update made of it.
 
-        Reptile takes back most of what its inner steps did. The mean of a sum is the sum of the means. Where the next
-        step is not watched, a look at it tells.
+        Reptile takes back most of what its inner steps did.
+        """
+        return sum(self.rewrites.values()) / len(self.rewrites) if self.rewrites else 0.0
+
+    @cached_property
+    def rewrites(self) -> dict[int, bool]:
+        """Whether something else changed a weight after the update of a watched step, by that step.
+
+        The mean of a sum is the sum of the means. Where the next step is not watched, a look at it tells.
         """
         found = {a.step: b.rewritten for a, b in pairwise(self.steps) if b.step > a.step + 1}
         for series in self.history.of_kind("update"):
@@ -197,7 +204,7 @@ class Run:
                 off = abs(after.mean - before.mean - update.mean)
                 rounding = 1e-5 * (abs(before.mean) + before.std + update.std)
                 found[step] = found.get(step, False) or off > 0.1 * abs(update.mean) + rounding
-        return sum(found.values()) / len(found) if found else 0.0
+        return found
 
     @cached_property
     def lively(self) -> float:

@@ -87,6 +87,59 @@ def often(run: Run, check: Check) -> Iterator[Finding]:
         yield replace(found, evidence=(*found.evidence, many)) if last else replace(found, severity="note")
 
 
+FEW = Check(
+    "few-samples", "A batch has a few samples again and again", "warning",
+    what="A batch of 16 samples or more has at most a third as many different ones, inputs and targets alike, and some "
+    "more often than others. Or it is the batch of the examined step before, moved on by a few samples. Both need the "
+    "numbers of the inputs, and inputs of few different numbers are left out.",
+    why="The network sees only a part of the data, and learns it by heart.",
+    advice="Look at how indices are drawn: WeightedRandomSampler takes one weight for each sample (weights[labels]), "
+    "and range(0, len(data), size) begins each batch where the last one ended.",
+    source="PyTorch's documentation of torch.utils.data.WeightedRandomSampler: one weight for each sample")  # fmt: skip
+MOST, OF_WHOLE, VALUES = 16, 3, 8  # samples; times as many as differ; different numbers among the inputs
+SHIFT = 0.25  # of a batch: how far it may move on
+SHIFTED = "Each batch is nearly the one before"
+
+
+@FEW.in_step
+def _few(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        target = context.values[context.source(comparison.target)]
+        inputs = _inputs(context, target)
+        if target.data is None or not inputs or target.shape[0] < MOST or not any(map(_has_many, inputs)):
+            continue
+        given = [dense(each.data) for each in (*inputs, target) if each.data is not None]
+        rows = torch.cat([each.double().reshape(len(each), -1) for each in given], 1)
+        count, name = len(rows), context.name(inputs[0].index)
+        place = context.place(context.uses[inputs[0].index][0])
+        times = rows.unique(dim=0, return_counts=True)[1]
+        if 1 < len(times) <= count / OF_WHOLE and times.min() < times.max():
+            yield FEW.found(
+                name, f"Only {len(times)} of the {count} samples of the input {name} differ: the others occur again.",
+                f"The most frequent one is there {int(times.max())} times.", place=place,
+            )  # fmt: skip
+        key = (FEW.id, str(context.place(comparison.operation)))
+        before, context.kept[key] = context.kept.get(key), rows
+        if before is not None and before.shape == rows.shape and len(times) > count / 2:
+            moved = next((by for by in range(1, int(SHIFT * count) + 1) if torch.equal(before[by:], rows[:-by])), 0)
+            if moved:
+                yield FEW.found(
+                    name, f"The batch is that of the examined step before, moved on by {moved} of its {count} samples.",
+                    f"Its first {count - moved} samples are the last {count - moved} of the batch before.",
+                    place=place, title=SHIFTED,
+                )  # fmt: skip
+        return
+
+
+def _has_many(value: Value) -> bool:
+    return value.data is not None and value.dtype.is_floating_point and value.data.unique().numel() >= VALUES
+
+
+@FEW.over_time
+def _few_often(run: Run) -> Iterator[Finding]:
+    yield from often(run, FEW)
+
+
 LEAK = Check(
     "target-in-input", "The input contains the target", "warning",
     what="One feature of the input is the target of each sample, to the last digit, or a multiple of it, and others "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
+from chainrule.diagnostics.step_context import StepContext
 from chainrule.numbers import number
 
 PER_BATCH = Check(
@@ -102,6 +104,44 @@ def _batches_change(run: Run) -> bool:
     """Whether the inputs differ from step to step: with the whole data in each step an epoch is one step."""
     inputs = run.history.of_kind("input")
     return any(len({(each.norm, each.mean) for _, each in series}) > len(series.steps) // 2 for series in inputs)
+
+
+ONE_CYCLE = Check(
+    "scheduler-per-epoch", "A schedule for batches is not stepped at each of them", "warning",
+    what="OneCycleLR has set the learning rate, and the rate is the same as at the examined step before: at four of "
+    "five examined steps, 8 at least.",
+    why="It is made for as many steps as there are batches, so the rate stays near its start, a 25th of the largest.",
+    advice="Call scheduler.step() after each optimizer.step(), or give it the number of epochs as total_steps.",
+    source="PyTorch's documentation of OneCycleLR: step should be called after a batch has been used for training",
+)  # fmt: skip
+UNCHANGED, MOSTLY = 8, 0.8  # examined steps, and their share
+
+
+@ONE_CYCLE.in_step
+def _same_rate(context: StepContext) -> Iterator[Finding]:
+    cycles = [each.options for each in context.members if each.options.keys() >= PLANNED]
+    rates = tuple(float(each["lr"]) for each in cycles)
+    before, context.kept[ONE_CYCLE.id] = context.kept.get(ONE_CYCLE.id), rates
+    if rates and before == rates:
+        high = max(float(each["max_lr"]) for each in cycles)
+        yield ONE_CYCLE.found(
+            "learning rate", f"The learning rate stays at {number(max(rates))}, and OneCycleLR plans to change it at "
+            f"each batch, up to {number(high)}.", "",
+            severity="note",
+        )  # fmt: skip
+
+
+PLANNED = {"lr", "initial_lr", "max_lr", "min_lr"}
+"""The options that OneCycleLR leaves in a group of parameters."""
+
+
+@ONE_CYCLE.over_time
+def _rarely_stepped(run: Run) -> Iterator[Finding]:
+    examined = run.in_steps(ONE_CYCLE.id)
+    shown = [(step, found) for step, found in examined if found is not None]
+    if len(shown) >= max(UNCHANGED, MOSTLY * len(examined)):
+        held = f"It did not change before {len(shown)} of {len(examined)} examined steps."
+        yield replace(shown[-1][1], severity="warning", since=shown[0][0], evidence=(held,))
 
 
 VANISHED = Check(

@@ -32,7 +32,8 @@ OUT_OF_RANGE = Check(
     what="Targets lie outside the range of the output's last function (a sigmoid, tanh, ReLU or clamp, say), or of a "
     "binary cross-entropy; or a loss whose targets are 1 and -1 (of margins, cosines, a hinge written by hand) gets 0. "
     "Or predictions add up to 1, by a softmax, and the numbers of a regression do not; or a loss that lists the labels "
-    "of a sample (`multilabel_margin_loss`) gets zeros and ones. "
+    "of a sample (`multilabel_margin_loss`) gets zeros and ones; or the targets of `cross_entropy` are shares of the "
+    "classes that add up to more than 1, as zeros and ones for several labels do. "
     "It is a note if they exceed the range by less than a twentieth of their deviation.",
     why="The loss stays above 0, and pushes the last function to its flat end, where gradients vanish.",
     advice="Scale the targets into the range, or drop the last function: a regression ends in a linear layer.",
@@ -121,6 +122,31 @@ def _add_up_to_one(context: StepContext) -> Iterator[Finding]:
 
 
 OF_ONE = 0.2  # how far the mean sum of a row may be from 1
+
+
+@OUT_OF_RANGE.in_step
+def _several_labels(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        if not facts_of_call(call.name).shares_target:
+            continue
+        first, second = (*call.arguments, None, None)[:2]
+        given, target = call.keywords.get("input", first), call.keywords.get("target", second)
+        if not isinstance(given, Ref) or not isinstance(target, Ref):
+            continue
+        shape, known = context.values[given.value].shape, context.statistics(target.value)
+        if known is None or len(shape) < 2 or context.values[target.value].shape != shape or known.low < 0:
+            continue
+        total, name = known.mean * shape[1], context.name(context.source(target.value))
+        if total > 1 + OF_ONE and context.values[given.value].requires_grad:
+            labels = _zeros_and_ones(known)
+            yield OUT_OF_RANGE.found(
+                name, (f"The targets {name} are out of reach: ", Code(call.name), " takes probabilities that add up to "
+                       f"1, and each row of these adds up to {number(total)} on average."),
+                ("They are zeros and ones: labels of which a sample has several." if labels else "",
+                 context.between(target.value)), place=call.place, title="Several labels where one is expected",
+                advice="Use binary_cross_entropy_with_logits, which asks for each label by itself." if labels else
+                "Divide each row by its sum.",
+            )  # fmt: skip
 
 
 @OUT_OF_RANGE.in_step

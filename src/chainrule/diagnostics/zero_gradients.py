@@ -30,7 +30,8 @@ ZERO_GRADIENT = Check(
     what="Every element of a parameter's gradient is 0, and the finding names the operation at which a gradient "
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
     "element it was given, a softmax over one element, the difference of a value and itself, a product with something "
-    "that is 0, or grid_sample at places outside of its input. Or a hook of its own makes it 0, or a derivative of a "
+    "that is 0, grid_sample at places outside of its input, or an index that takes other parts of what was joined, as "
+    "of the states of a recurrent network's layers (a warning). Or a hook of its own makes it 0, or a derivative of a "
     "derivative is 0, as in a network of ReLUs. A function of steps and such a difference are an error in one step; "
     "the others are notes until they last, as a weight that begins at 0 stops it only at first. Nothing is said where "
     "the loss itself is 0, or where data, a gate or a number in the code that is 0 stops the gradient of some "
@@ -51,6 +52,10 @@ FLAT = (
 ITSELF = "Detach the one that is meant as a constant: (x - x.detach()), as of the old log-probabilities of a policy."
 IN_UNITS = "Give the places in units of the input: -1 is its first edge and 1 its last, 2 * pixel / (size - 1) - 1."
 PRODUCT = "Find out why that factor is 0: units that are off, an initialisation with 0, or a mask."
+OTHER_PART = (
+    "Look at the index: state[-1] of a recurrent network is its last layer, state[0] its first. What is not "
+    "meant to be used need not be computed."
+)
 IN_CODE = "Look at that number in your code: a weight of 0 (or 1 // 2) switches this part of the loss off."
 
 
@@ -64,6 +69,7 @@ class Stop:
     advice: str = ""
     by_nature: bool = False
     grave: bool = False
+    title: str = ""
 
 
 @ZERO_GRADIENT.in_step
@@ -84,7 +90,7 @@ def _stopped(context: StepContext) -> Iterator[Finding]:
             names[0], (f"{listed(names)} {gets} a gradient of exactly 0: ", Code(first.name), " stops it."),
             (*dict.fromkeys(stop.why for stop in stops), f"{_elements(elements)} 0."),
             place=first.place, severity="error" if all(stop.by_nature for stop in stops) else "note",
-            advice=first.advice,
+            advice=first.advice, title=first.title,
         )  # fmt: skip
 
 
@@ -124,6 +130,7 @@ def _zeroed_by_a_hook(context: StepContext) -> Iterator[Finding]:
 
 
 SECOND, HOOK = "A second derivative is exactly 0", "A hook makes a gradient 0"
+PART = "A result is computed, and another one is taken"
 SMOOTH = (
     "Use a function with a second derivative, such as tanh, sin, softplus or SiLU, where derivatives are in the loss."
 )
@@ -133,8 +140,9 @@ OF_HOOK = "Look at what register_hook was given: a mask of zeros? To freeze a pa
 @ZERO_GRADIENT.over_time
 def _lasting(run: Run) -> Iterator[Finding]:
     for found in ZERO_GRADIENT.lasting(run):
-        # A hook may well freeze a parameter on purpose.
-        yield replace(found, severity="warning") if found.title == HOOK and found.severity == "error" else found
+        # A hook may well freeze a parameter on purpose, and a part of a network be left unused.
+        mild = found.title in (HOOK, PART) and found.severity == "error"
+        yield replace(found, severity="warning") if mild else found
 
 
 def _parameters(context: StepContext) -> Iterator[Parameter]:
@@ -217,6 +225,14 @@ def _stop(context: StepContext, operation: Operation, given: int) -> Stop | None
     ):
         why = arrives.format("every place at which it samples lies outside of its input")
         return Stop(name, place, f"{why} {context.between(places)}".rstrip(), IN_UNITS, grave=True)
+    if (taken := _left_out(context, operation)) is not None:
+        what = f"{name}, which puts {len(operands(operation))} results together"
+        at = f" ({at})" if (at := context.place(taken)) is not None else ""
+        why = (
+            f"A gradient arrives at {what}, and none of it belongs to {context.name(given)}: only other parts of it "
+            f"are used, by {context.called(taken)}{at}."
+        )
+        return Stop(context.called(taken), context.place(taken), why, OTHER_PART, grave=True, title=PART)
     if facts_of(operation.name).difference and len(set(map(context.source, operands(operation)))) == 1:
         why = arrives.format(f"{context.name(given)} is subtracted from itself, so what one sends the other takes back")
         return Stop(name, place, why, ITSELF, by_nature=True, grave=True)
@@ -226,6 +242,18 @@ def _stop(context: StepContext, operation: Operation, given: int) -> Stop | None
         hidden = own or not all(map(context.is_output, filter(None, operation.outputs)))
         return Stop(name, place, f"{why} {context.between(given)}".rstrip(), FLAT, grave=hidden)
     return None
+
+
+def _left_out(context: StepContext, operation: Operation) -> Operation | None:
+    """What takes a part of the joined results, where nothing takes the whole; None where it is not so."""
+    joins = "tensors" in operation.arguments and len(operands(operation)) > 1
+    out = operation.outputs[0] if joins else None
+    uses = [] if out is None else [use for use in context.uses.get(out, ()) if any(_learn(context, use))]
+    return uses[0] if uses and all(facts_of(use.name).takes_part for use in uses) else None
+
+
+def _learn(context: StepContext, operation: Operation) -> Iterator[bool]:
+    return (context.values[out].requires_grad for out in operation.outputs if out is not None)
 
 
 def _is_outside(context: StepContext, operation: Operation) -> bool:

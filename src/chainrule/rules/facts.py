@@ -112,12 +112,14 @@ class Facts:
     takes_rows: bool = False  # of its operand by their indices, or of tensors that it puts together
     reads_number: bool = False  # its result is a number of Python's
     logarithm: bool = False
+    logarithm_of_probability: bool = False  # by itself, as log_softmax
     sums_exponentials: bool = False  # and takes the logarithm of the sum
     makes_constant: bool = False  # its result has one number everywhere
     measures: bool = False  # it measures the size of a difference
     largest: bool = False  # its first result is the largest element of its operand, or along an axis
     likens: bool = False  # it measures how alike two operands are: more is more alike
     counts_events: bool = False  # a loss of counts, whose rate is the exponential of its prediction by default
+    shares_target: bool = False  # the target of a loss, among its arguments, may be the share of each class
     lists_labels: bool = False  # the target of a loss lists the indices of labels, and -1 ends a list
     size: str = ""  # what it takes of its operand, or of a difference: "squares", "sizes" or "norm"
     bounds: Callable[[Arguments], tuple[float, float]] | None = None  # of its results
@@ -134,6 +136,7 @@ class Facts:
     channels: bool = False  # units lie along axis 1 of its result
     normalises: bool = False
     attends: bool = False  # a softmax over positions, or attention as a whole
+    takes_part: bool = False  # its results are parts of its operand, by their places
     slices: bool = False  # its result is a range of the positions along one axis
     cuts: bool = False  # its results are parts of its operand, without a common element
     uses_batch: Callable[[Arguments], bool] | None = None  # whether a batch norm uses the statistics of its batch
@@ -402,7 +405,7 @@ def _plain(limit: Any, without: float) -> float:
 _UNIT, _POSITIVE = (lambda arguments: (0.0, 1.0)), (lambda arguments: (0.0, math.inf))
 _add("sigmoid _softmax hardsigmoid", bounds=_UNIT)
 _add("relu softplus exp abs square", bounds=_POSITIVE)
-_add("_log_softmax log_sigmoid_forward", bounds=lambda arguments: (-math.inf, 0.0))
+_add("_log_softmax log_sigmoid_forward", bounds=lambda arguments: (-math.inf, 0.0), logarithm_of_probability=True)
 _add("gelu silu hardswish", bounds=lambda arguments: (-0.5, math.inf))
 _add("elu", bounds=lambda arguments: (-arguments.get("alpha", 1) * arguments.get("scale", 1), math.inf))
 _add(
@@ -418,6 +421,7 @@ _add(
     attends=True,
 )
 _add("slice", slices=True)
+_add("select slice unbind split chunk index index_select", takes_part=True)
 _add("split split_with_sizes unbind unsafe_split unsafe_split_with_sizes unsafe_chunk", cuts=True)
 _add("relu threshold", rectifies=True)
 _add("sigmoid", sigmoid=True, slope=Slope("a(1 - a)", lambda m, s, n: m - s, lambda n: 0.25))
@@ -454,6 +458,7 @@ _add("max amax", largest=True)
 _add("cosine_similarity", likens=True)
 _add("poisson_nll_loss", counts_events=True)
 _add("multilabel_margin_loss multilabel_margin_loss_forward", lists_labels=True)
+_add("cross_entropy", shares_target=True)
 _add("_local_scalar_dense", reads_number=True)
 _add("log", logarithm=True)
 _add("logsumexp", sums_exponentials=True)

@@ -1,6 +1,7 @@
 """The weights are initialised inside the loop over the epochs: each epoch throws away what was learnt.
 
-expect: loss-spike
+expect: weights-replaced, loss-spike
+where: weights
 source: [rwth-i6/returnn#1109](https://github.com/rwth-i6/returnn/issues/1109); Humbatova et al., 2020 (wrong weights initialisation)
 """
 

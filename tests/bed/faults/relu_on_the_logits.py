@@ -1,6 +1,7 @@
 """A ReLU after the last layer of a classifier: logits are never below 0, and units that are off stay off.
 
 expect: relu-on-scores, softmax-before-cross-entropy, unit-off
+where: 3
 source: [pytorch/tutorials#1654](https://github.com/pytorch/tutorials/pull/1654), [pytorch/examples#117](https://github.com/pytorch/examples/pull/117)
 """
 
