@@ -12,7 +12,6 @@ from chainrule.cli import commands
 from chainrule.graph.history import StepFacts
 from chainrule.graph.statistics import Statistics
 from chainrule.monitor import dashboard
-from chainrule.monitor.watcher import watch
 
 pytestmark = pytest.mark.trains
 TRAINING = """
@@ -124,7 +123,7 @@ def test_the_traceback_of_an_interrupt_inside_of_the_watch_is_that_of_the_script
     def stop(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch, "_read", stop)
+    monkeypatch.setattr("chainrule.monitor.watcher.watch._read", stop)
     result = invoke("watch", script(), "--", "3")
     assert result.exit_code == 130
     files = re.findall(r'File ".*?([^/]+/[^/]+)", line', result.stderr)
