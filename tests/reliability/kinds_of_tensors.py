@@ -337,6 +337,18 @@ def sparse_gradient() -> Case:
 
 
 @case
+def sparse_and_dense_gradients_of_one_tensor() -> Case:
+    model, places = layer(), torch.tensor([[0, 1, 2], [2, 0, 1]])
+
+    def loss() -> Tensor:
+        matrix = torch.sparse_coo_tensor(places, model.bias[:3], (3, 3)).coalesce()
+        product = torch.sparse.mm(matrix, torch.ones(3, 2)).sum() + torch.sparse.softmax(matrix, 1).to_dense()[0, 2]
+        return product + torch.sparse.sum(matrix) + model.weight.sum()
+
+    return model, loss
+
+
+@case
 def sparse_parameter() -> Case:
     model = layer()
     model.weight = nn.Parameter(model.weight.detach().relu().to_sparse())

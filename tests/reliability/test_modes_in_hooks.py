@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import chainrule
+from chainrule.graph.statistics import prepare
 from tests.reliability.test_user_modes import MODES, Operations, flags, model, restore, same, state
 
 NAMES = ("device", "default-device", "flops", "operations", "functions", "doubling", "autocast", "hooks", "anomaly")
@@ -219,3 +221,17 @@ def test_a_mode_that_a_recording_begins_and_ends_in() -> None:
         assert state()[1] == ["Recording"]
     assert out.tolist() == [2, 2, 2]
     assert flags() == [0, 0, False, False, False]
+
+
+def test_the_first_recording_of_a_process_that_begins_in_a_mode_shows_it_nothing() -> None:
+    seen: list[str] = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    prepare.cache_clear()
+    with Listening(), chainrule.record(keep="statistics"):
+        pass
+    assert seen == []

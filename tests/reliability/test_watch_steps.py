@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.testing._internal.two_tensor import TwoTensor
 
 import chainrule
 from chainrule.errors import ChainruleWarning
@@ -264,3 +265,23 @@ def test_parameters_can_be_swapped_under_a_watch() -> None:
             with torch.no_grad():
                 torch.utils.swap_tensors(model.weight, nn.Parameter(model.weight * 2))
     assert watch.watched == 3
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_model_can_be_moved_between_watched_steps(asked: bool) -> None:
+    """`Module.to` swaps the parameters if it is asked to, and those that wrap other tensors."""
+    net = model()
+    if not asked:
+        net[0].weight = nn.Parameter(TwoTensor(net[0].weight.detach(), net[0].weight.detach()))
+    optimizer = sgd([net[0].bias, *net[2].parameters()])
+    torch.__future__.set_swap_module_params_on_conversion(asked)
+    try:
+        with chainrule.watch(every=2) as watch:
+            for _ in range(4):
+                net._apply(torch.clone)
+                loss_of(net).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert watch.step_number == 4

@@ -113,6 +113,24 @@ def test_a_script_without_training(script):
     assert "train.py ended without a training step." in result.stderr
 
 
+@pytest.mark.parametrize(("error", "ending"), [("KeyboardInterrupt", "was interrupted"), ("ValueError", "crashed")])
+def test_a_script_that_ends_before_its_first_step(script, error, ending):
+    result = invoke("watch", script(f"raise {error}"))
+    assert result.stderr.splitlines()[-1] == f"chainrule: train.py {ending} before the end of its first training step."
+
+
+def test_the_traceback_of_an_interrupt_inside_of_the_watch_is_that_of_the_script(script, monkeypatch):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chainrule.monitor.watcher.watch._read", stop)
+    result = invoke("watch", script(), "--", "3")
+    assert result.exit_code == 130
+    files = re.findall(r'File ".*?([^/]+/[^/]+)", line', result.stderr)
+    assert files[-1].endswith("test_watch_script.py")  # `stop`
+    assert not [each for each in files if "contextlib" in each or "chainrule/" in each or "monitor/" in each]
+
+
 def test_a_script_that_is_not_there():
     result = invoke("watch", "missing.py")
     assert result.exit_code == 2

@@ -239,10 +239,11 @@ def entries(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def without_our_frames(trace: TracebackType | None, room: str = "chainrule") -> list[TracebackType]:
-    """The entries of a traceback without those that recording adds: ours, and PyTorch's on the way to and from us.
+    """The entries of a traceback without those that recording adds: ours, and the library's on the way to and from us.
 
-    Under a function mode PyTorch's Python functions (`F.relu`, but not `F.linear`) come twice: on the way to us,
-    through `handle_torch_function`, and for the work.
+    A function of ours that is decorated by a context manager is called by `contextlib`. Under a function mode PyTorch's
+    Python functions (`F.relu`, but not `F.linear`) come twice: on the way to us, through `handle_torch_function`, and
+    for the work.
     """
     kept: list[TracebackType] = []
     ours = False
@@ -252,6 +253,8 @@ def without_our_frames(trace: TracebackType | None, room: str = "chainrule") -> 
         if ours:
             if kept and kept[-1].tb_frame.f_code.co_name == "handle_torch_function":
                 del kept[-2:]
+            while kept and kept[-1].tb_frame.f_globals.get("__name__") == "contextlib":
+                kept.pop()
         elif not (came_from_us and name == OPERATORS):
             kept.append(entry)
     return kept

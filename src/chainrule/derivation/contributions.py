@@ -181,7 +181,7 @@ def _column(path: RuledPath, index: Index) -> list[Tensor | None] | None:
             slopes = iter(torch.autograd.grad(gradient[index], wanted, materialize_grads=True))
     except (RuntimeError, NotImplementedError):
         return _column_by_basis(path, index)
-    return [None if g is None else next(slopes) for g in path.upstream]
+    return [None if g is None else dense(next(slopes)) for g in path.upstream]
 
 
 def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | None:

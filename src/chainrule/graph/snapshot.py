@@ -121,7 +121,12 @@ def accumulate(sums: dict[Any, Tensor], key: Any, gradient: Tensor | None) -> No
         if known is not None and not all_have_numbers(known, gradient):
             sums[key] = placeholder(tuple(known.shape), known.dtype)
         else:
-            sums[key] = gradient if known is None else known + gradient
+            sums[key] = gradient if known is None else _sum(known, gradient)
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    """PyTorch adds a sparse tensor to a dense one, and no dense one to a sparse one."""
+    return other + one if other.layout is torch.strided else one + other
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,9 +305,10 @@ def prepare() -> None:
     """
     import torch
 
+    from chainrule.graph.reexecution import unobserved
     from chainrule.pytorch_internals import _DisableFuncTorch
 
-    with _DisableFuncTorch():  # what is made inside of `vmap` has no memory
+    with _DisableFuncTorch(), unobserved():  # what is made inside of `vmap` has no memory; modes see what is made
         one_pass(torch.zeros(LARGE, dtype=torch.float32))
 
 

@@ -15,7 +15,7 @@ from chainrule.monitor.runs.format import check_target
 from chainrule.monitor.runs.found import lines
 from chainrule.monitor.watcher import watch
 from chainrule.numbers import many
-from chainrule.script import Namespace, run_inside
+from chainrule.script import Ending, Namespace, run_inside
 
 
 class Outcome:
@@ -24,6 +24,7 @@ class Outcome:
     def __init__(self, every: int = 1) -> None:
         self.every = every
         self.status = 0
+        self.ending: Ending = "ended"
         self.steps = 0
         self.watched = 0
         self.findings: tuple[Found, ...] = ()
@@ -35,6 +36,8 @@ class Outcome:
         kept = f" `chainrule show {quote(self.kept)}` shows the run." if self.kept else ""
         if self.steps == 0 and self.findings:
             return f"{script} ended in the middle of its first training step: {found}.{kept}"
+        if self.steps == 0 and self.ending in ("crashed", "was interrupted"):
+            return f"{script} {self.ending} before the end of its first training step."
         if self.steps == 0:
             return (
                 f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
@@ -95,5 +98,5 @@ def watch_script(
             outcome.findings = watching.findings
             outcome.kept = options.get("to") if watching.writer is not None else None
 
-    _, outcome.status = run_inside(script, arguments, around, module)
+    outcome.ending, outcome.status = run_inside(script, arguments, around, module)
     return outcome

@@ -46,9 +46,15 @@ class UnwatchedStep:
         """Keep a watched step that has been examined. Its numbers do not count: the user's code goes on."""
         graph, self._last, self._step = recording.graph, None, step
         numbers = sum(math.prod(value.shape) * (1 + value.has_gradient) for value in graph.values)
-        if self._left and len(graph.operations) <= OPERATIONS and numbers <= NUMBERS and len(graph.backwards) == 1:
+        small = len(graph.operations) <= OPERATIONS and numbers <= NUMBERS
+        if self._left and small and len(graph.backwards) == 1 and not self._may_be_swapped():
             with suppress(RecordingError):  # it was saved in full, and has nothing left to keep
                 self._last = recording.to_last(updates=False)
+
+    def _may_be_swapped(self) -> bool:
+        """Whether `Module.to` swaps parameters, which PyTorch refuses where a recording holds their nodes."""
+        asked: bool = torch.__future__.get_swap_module_params_on_conversion()
+        return asked or any(map(is_opaque, self._models.tensors().values()))
 
     def forget(self) -> None:
         """Drop it."""

@@ -75,5 +75,5 @@ def _rounded(item: Any, decimals: int) -> Any:
 def _is_cut(data: Data) -> bool:
     """Whether a number of a tensor is not printed in full."""
     return data.is_floating_point() and any(
-        abs(rounded(each, USUAL) - each) > 5e-7 * abs(each) for each in data.reshape(-1).tolist()
+        abs(rounded(each, USUAL) - each) > 5e-7 * abs(each) for each in data.detach().to_dense().reshape(-1).tolist()
     )

@@ -224,8 +224,9 @@ def _worked_out(context: Context, pullback: Pullback) -> Iterator[Block]:
         if local != target:  # at the loss itself the two are one symbol
             yield Equation(rf"{target} = {output.gradient} \cdot {local}", "chain rule")
         yield Equation(_stated(local, rule.latex(pullback.wrt.local, op, symbols)), "local derivative")
-        yield from jacobians.local_numbers(context, pullback, operand, output, local)
-        yield from jacobians.written_out(context, pullback, operand, output)
+        if operand.data.layout is output.data.layout is torch.strided:  # a rule takes the seeds of a Jacobian as dense
+            yield from jacobians.local_numbers(context, pullback, operand, output, local)
+            yield from jacobians.written_out(context, pullback, operand, output)
     product = rule.latex(pullback.wrt.product, op, symbols)
     by_cases = r"\begin{cases}" in product  # which of them hold is what the local derivatives show
     is_bare = product == symbols.get("g")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn.utils import parametrizations, parametrize, skip_init
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -451,3 +451,30 @@ def any_tensors() -> Training:
         return loss
 
     return Training(step, (w, b, optimizer))
+
+
+@training
+def sparse_of_many_layouts() -> Training:
+    """CSR and COO weights, sparse gradients with SparseAdam, masks that are kept, softmax and sampled products."""
+    table = nn.EmbeddingBag(20, 6, sparse=True, mode="sum")
+    values = nn.Parameter(torch.randn(10))
+    places = torch.stack([torch.arange(10) % 6, (torch.arange(10) * 3) % 7])
+    head = nn.Linear(6, 3)
+    ids, y = torch.randint(20, (8, 4)), torch.randint(3, (8,))
+    optimizers = optim.SparseAdam(table.parameters(), lr=0.1), optim.Adam([values, *head.parameters()], lr=0.01)
+    other = torch.randn(7, 8)
+
+    def step(number: int) -> Any:
+        for each in optimizers:
+            each.zero_grad()
+        matrix = torch.sparse_coo_tensor(places, values, (6, 7)).coalesce()
+        h = table(ids) + torch.sparse.mm(matrix, other).t()
+        loss = F.cross_entropy(head(h), y) + torch.sparse.softmax(matrix, 1).to_dense().square().sum() * 0.1
+        fixed = matrix.detach().to_sparse_csr()
+        loss = loss + (fixed @ other @ torch.randn(8, 3)).sum() * 0.0 + (torch.sparse.sum(matrix) * 0.01)
+        loss.backward()
+        for each in optimizers:
+            each.step()
+        return loss
+
+    return Training(step, (table, values, head, optimizers))

@@ -21,9 +21,11 @@ from torch.autograd.graph import (
     save_on_cpu,
     saved_tensors_hooks,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
+    checkpoint_sequential,
     create_selective_checkpoint_contexts,
     set_checkpoint_early_stop,
 )
@@ -335,6 +337,39 @@ def checkpoints_of_all_kinds() -> Training:
         return loss
 
     return Training(step, (model, optimizer, caught, runs))
+
+
+@training
+def checkpoints_with_contexts() -> Training:
+    """`context_fn` with modes of the user's, lists of operations, early stop off around, and under autocast."""
+    model, (x, y), seen = (
+        nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.2)) for _ in range(4))),
+        batch(),
+        [],
+    )
+
+    class Named(TorchDispatchMode):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(f"{self.name} {func}")
+            return func(*args, **(kwargs or {}))
+
+    def loss(number: int) -> Tensor:
+        h = checkpoint(model[0], x, use_reentrant=False, context_fn=lambda: (Named("first"), Named("again")))
+        with set_checkpoint_early_stop(number % 2 == 0):
+            h = checkpoint(model[1], h, use_reentrant=False, early_stop=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            listed = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+            h = checkpoint(
+                model[2], h, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(listed)
+            )
+        h = checkpoint_sequential(model[3], 2, h.float(), use_reentrant=False)
+        return F.cross_entropy(h, y % 6)
+
+    return plain(model, loss, None, seen)
 
 
 # -- settings of autograd, and failures that are retried --------------------------------------------------------------
