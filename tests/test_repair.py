@@ -403,8 +403,8 @@ def test_a_few_elements_are_not_wrong_for_the_sign_of_a_constant():
     with chainrule.record() as recording:
         (0.2 * lovasz.apply(x * 1.0, w)).sin().backward()
     (row,) = recording.verify().failures
-    assert [repair.kind for repair in row.repairs] == ["not recognised"]
-    assert "is still right" in row.repairs[0].text
+    assert [repair.kind for repair in row.repairs] == ["permutation"]
+    assert "the permutation `places` stands where its inverse should" in row.repairs[0].text
 
 
 def test_a_number_that_is_assigned_is_no_index():
@@ -416,3 +416,114 @@ def test_a_number_that_is_assigned_is_no_index():
     found = mistakes(lambda x, y: x.clamp(max=0.8) + y, backward, (6, 5), (6, 5))
     assert found["x"][0] == "wrong number"
     assert "the number 1 should be 0" in found["x"][1]
+
+
+def scan(backward):
+    """An exponential mean over rows, whose backward goes from the last one to the first."""
+
+    def forward(ctx, x, a):
+        h, rows = torch.zeros_like(a), []
+        for row in x:
+            h = a * h + row
+            rows.append(h)
+        y = torch.stack(rows)
+        ctx.save_for_backward(x, a, y)
+        return y
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    (row,) = chainrule.verify(type("Scan", (Function,), members), torch.randn(6, 3), torch.rand(3)).failures
+    return {repair.argument: repair for repair in row.repairs}
+
+
+def test_what_a_loop_does_not_carry_over():
+    def backward(ctx, g):
+        x, a, y = ctx.saved_tensors
+        dx, da, dh = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(a)
+        for t in reversed(range(len(x))):
+            dh = g[t]  # and not dh + g[t]
+            before = y[t - 1] if t else torch.zeros_like(a)
+            dx[t] = dh
+            da = da + dh * before
+            dh = dh * a
+        return dx, da
+
+    found = scan(backward)
+    assert {repair.kind for repair in found.values()} == {"missing term"}
+    assert "what the turn before left in `dh` is missing as a term in `dh = g[t]" in found["a"].text
+
+
+def test_a_factor_that_each_turn_of_a_loop_forgets():
+    def backward(ctx, g):
+        x, a, y = ctx.saved_tensors
+        dx, da, dh = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(a)
+        for t in reversed(range(len(x))):
+            dh = dh + g[t]  # and then dh = dh * a
+            before = y[t - 1] if t else torch.zeros_like(a)
+            dx[t] = dh
+            da = da + dh * before
+        return dx, da
+
+    found = scan(backward)
+    assert {repair.kind for repair in found.values()} == {"missing factor"}
+    assert "`a` is missing as a factor in `dh = dh + g[t]" in found["x"].text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (lambda g, order: g[order], "the permutation `order` stands where its inverse should"),
+        (lambda g, order: g, "is in another order: the permutation `order` is missing"),
+    ],
+)
+def test_a_permutation_that_is_not_undone(wrong, problem):
+    def forward(ctx, x, order):
+        ctx.save_for_backward(x, order)
+        return x[order].sin()
+
+    def backward(ctx, g):
+        x, order = ctx.saved_tensors
+        back = wrong(g, order)
+        return back * x.cos(), None
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    (row,) = chainrule.verify(
+        type("Order", (Function,), members), torch.randn(4, 3), torch.tensor([2, 0, 3, 1])
+    ).failures
+    assert row.repairs[0].kind == "permutation"
+    assert problem in row.repairs[0].text
+
+
+def test_index_put_that_overwrites():
+    index = torch.tensor([0, 2, 0, 1, 2])
+
+    def backward(g, x, y):
+        return torch.zeros_like(x).index_put_((index,), g), torch.zeros_like(y)
+
+    kind, text = mistakes(lambda x, y: x[index] + 0 * y.sum(), backward, (4, 3), (2,))["x"]
+    assert kind == "operator"
+    assert "with `accumulate=True`" in text
+
+
+def test_columns_are_not_wrong_for_the_sign_of_a_few_numbers():
+    def backward(g, x, y):
+        wrong = 2 * g
+        wrong[:, 0] = g[:, 0]
+        return wrong, -(g.sum(0) * 0) + g.sum(0)
+
+    torch.manual_seed(0)
+    y = torch.tensor([0.5, -1.0, -0.3, -2.0])  # negative in the columns that are wrong
+    members = {
+        "forward": staticmethod(lambda ctx, x, y: (ctx.save_for_backward(x, y), x + y)[1]),
+        "backward": staticmethod(lambda ctx, g: backward(g, *ctx.saved_tensors)),
+    }
+    (row,) = chainrule.verify(type("Columns", (Function,), members), torch.randn(5, 4), y).failures
+    assert "in all but the first column" in row.repairs[0].text
+
+
+def test_what_all_gradients_lack_is_no_slip_in_a_line():
+    def backward(g, x, y):
+        d = g * 2 * (x - y)  # and not divided by the 4 elements
+        return d, -d
+
+    found = mistakes(lambda x, y: (x - y).square().mean(), backward, (2, 2), (2, 2))
+    assert {kind for kind, _ in found.values()} == {"1/N"}

@@ -209,7 +209,7 @@ def raw(path: Path, header: dict[str, Any], data: bytes = b"") -> Path:
 
 def test_huge_claims(tmp_path: Path) -> None:
     shape = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
-    meta = {"format": storage.FORMAT, "version": "6", "graph": "{}"}
+    meta = {"format": storage.FORMAT, "version": "7", "graph": "{}"}
     refused(raw(tmp_path / "a.safetensors", {"0": shape, "__metadata__": meta}), "is not a readable safetensors file")
     overflow = {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}
     refused(raw(tmp_path / "b.safetensors", {"0": overflow, "__metadata__": meta}, b"1234"), "is not a readable")
@@ -221,15 +221,15 @@ def test_huge_claims(tmp_path: Path) -> None:
         ({}, "not a recording of chainrule"),
         ({"format": "pt"}, "not a recording of chainrule"),
         ({"format": storage.FORMAT}, "has format version none"),
-        ({"format": storage.FORMAT, "version": "5"}, "has format version 5, and this chainrule reads 6. Record the"),
-        ({"format": storage.FORMAT, "version": "7"}, "has format version 7, and this chainrule reads 6. Update"),
+        ({"format": storage.FORMAT, "version": "6"}, "has format version 6, and this chainrule reads 7. Record the"),
+        ({"format": storage.FORMAT, "version": "8"}, "has format version 8, and this chainrule reads 7. Update"),
         ({"format": storage.FORMAT, "version": "9" * 5000}, "has format version 9{20}, and"),
         ({"format": storage.FORMAT, "version": "x"}, "has format version x"),
-        ({"format": storage.FORMAT, "version": "6"}, "does not describe a recording"),
-        ({"format": storage.FORMAT, "version": "6", "graph": "["}, "does not describe a recording"),
-        ({"format": storage.FORMAT, "version": "6", "graph": "[" * 100_000}, "does not describe a recording"),
-        ({"format": storage.FORMAT, "version": "6", "graph": "null"}, "a NoneType stands where the graph should"),
-        ({"format": storage.FORMAT, "version": "6", "graph": '{"Place": {}}'}, "a Place has the fields"),
+        ({"format": storage.FORMAT, "version": "7"}, "does not describe a recording"),
+        ({"format": storage.FORMAT, "version": "7", "graph": "["}, "does not describe a recording"),
+        ({"format": storage.FORMAT, "version": "7", "graph": "[" * 100_000}, "does not describe a recording"),
+        ({"format": storage.FORMAT, "version": "7", "graph": "null"}, "a NoneType stands where the graph should"),
+        ({"format": storage.FORMAT, "version": "7", "graph": '{"Place": {}}'}, "a Place has the fields"),
     ],
 )
 def test_another_kind_or_version(tmp_path: Path, meta: dict[str, str], match: str) -> None:

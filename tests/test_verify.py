@@ -1,4 +1,5 @@
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -485,3 +486,23 @@ def test_a_forward_pass_alone_gives_rows_that_say_so():
     assert not verification.passed
     assert verification.verdict == "not checked"
     assert {row.verdict for row in verification.rows} <= {"not checked"}
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_a_hook_of_an_optimizer_is_named_where_a_parameter_is_not_what_the_formula_gives(kind):
+    layer = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+
+    @torch.no_grad()
+    def shrink(optimizer, args, kwargs):
+        layer.weight.mul_(0.5)
+
+    getattr(optimizer, f"register_step_{kind}_hook")(shrink)
+
+    def step():
+        layer(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+
+    changed, kept = proved(step).updates
+    assert (changed.verdict, kept.verdict) == ("disagrees", "agrees")
+    assert re.search(r"not what the formula of SGD gives; shrink \(test_verify\.py:\d+\), hooked on the", changed.reason)

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from tests.mutants import NAMED, Operation, mutants, right, step, tried
+from tests.mutants.backwards import Backward
 from tests.mutants.bed import BACKWARDS, Trial, judge, trials
 from tests.mutants.operations import OPERATIONS
+from tests.mutants.orders import ORDERS
 from tests.mutants.recent import RECENT
 
 EVERY = list(mutants())
@@ -48,6 +50,15 @@ def test_every_mutant_is_flagged_and_most_are_named_rightly():
     assert named >= 0.9 * len(outcomes)  # another name may be as true: a dropped term can be a missing factor
 
 
+@pytest.mark.parametrize("name", ["rows in another order", "circulant matrix"])
+def test_orders_and_repeated_indices_are_named(name: str):
+    (backward,) = (each for each in ORDERS if each.name == name)
+    assert not judge(Trial(backward, None, 0, torch.float64)).flagged
+    for wrong in range(len(backward.wrong)):
+        judged = judge(Trial(backward, wrong, 0, torch.float64))
+        assert judged.named, judged.repairs
+
+
 def test_the_written_ones_are_of_many_operations():
     assert sum(len(backward.wrong) for backward in BACKWARDS) >= 150
     assert len({backward.name for backward in BACKWARDS}) == len(BACKWARDS) >= 50
@@ -81,10 +92,11 @@ def test_the_right_twins_raise_no_alarm():
 
 @pytest.mark.sweep
 @pytest.mark.slow
-def test_mutants_of_recent_layers():
-    right = [judge(Trial(each, None, 0, torch.float32)) for each in RECENT]
+@pytest.mark.parametrize("backwards", [RECENT, ORDERS], ids=["recent layers", "orders"])
+def test_further_mutants(backwards: tuple[Backward, ...]):
+    right = [judge(Trial(each, None, 0, torch.float32)) for each in backwards]
     assert not [each.trial.name for each in right if each.flagged or each.elsewhere]
-    judged = [judge(Trial(each, wrong, 0, torch.float32)) for each in RECENT for wrong in range(len(each.wrong))]
+    judged = [judge(Trial(each, wrong, 0, torch.float32)) for each in backwards for wrong in range(len(each.wrong))]
     assert not [each.trial.name for each in judged if not each.flagged or each.elsewhere]
     assert sum(each.named for each in judged) >= 0.9 * len(judged)
     assert sum(each.falsely for each in judged) <= 0.02 * len(judged)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from inspect import unwrap
+from os.path import basename
 from typing import Any
 
 import torch
@@ -109,8 +112,18 @@ def complete(tape: Tape, update: RawUpdate) -> None:
     if update.optimizer._optimizer_step_pre_hooks:
         _gradients_now(tape, update)
     update.after = [tape.version(p) for p in update.parameters]
+    update.hooks = tuple(_hooks_on(update.optimizer))
     if update.parts:
         own = list(map(own_part, update.parameters))
         moves = [part_of(p) - part for p, part in zip(own, update.parts, strict=True)]
         update.moved = [of_a_sample(each, p.numel()) for each, p in zip(measured(moves, False), own, strict=True)]
         update.parts.clear()
+
+
+def _hooks_on(optimizer: Optimizer) -> Iterator[str]:
+    """The hooks that the user gave an optimizer, as `name (file:line)`."""
+    for hook in (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()):
+        function = unwrap(getattr(hook, "func", hook))  # of a partial, of a decorator
+        name = getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
+        code = getattr(function, "__code__", None)
+        yield name if code is None else f"{name} ({basename(code.co_filename)}:{code.co_firstlineno})"

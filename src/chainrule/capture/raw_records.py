@@ -120,6 +120,7 @@ class RawUpdate:
     after: list[Version] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)  # of the parameters before, where they are not all kept
     moved: list[Statistics] = field(default_factory=list)  # what the step added to them
+    hooks: tuple[str, ...] = ()  # of the user's, on this optimizer's step
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -6,7 +6,7 @@ vector-Jacobian product is linear in the upstream gradient g, so the column is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -264,17 +264,44 @@ def jacobian(
     shape: torch.Size,
     output: Tensor,
     upstream: tuple[Tensor | None, ...],
-) -> Tensor:
-    """The Jacobian of the row-major flattened tensors: (elements of the output, elements of an input of this shape)."""
+) -> Tensor | None:
+    """The matrix that the flattened upstream gradient is multiplied by: (elements of the output, those of an input).
+
+    It is the Jacobian of the row-major flattened tensors, and with a complex output its conjugate: see `slopes`.
+    """
     assert contribution.gradient is not None
     slot = next(i for i, g in enumerate(upstream) if g is not None)
     seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
+    like = torch.zeros((), dtype=contribution.gradient.dtype)
     rows = []
     for at in indices(output.shape):
-        seeds[slot] = _unit(output, at)
-        row = _pulled(rule, op, tuple(seeds), contribution.argument, contribution.item, tuple(shape))
-        rows.append(torch.zeros(shape, dtype=contribution.gradient.dtype) if row is None else row)
-    return torch.stack([row.reshape(-1).to(contribution.gradient.dtype) for row in rows])
+
+        def pull(seed: Tensor) -> Tensor:
+            seeds[slot] = seed
+            row = _pulled(rule, op, tuple(seeds), contribution.argument, contribution.item, tuple(shape))
+            return like.expand(shape) if row is None else row
+
+        row = slopes(pull, _unit(output, at), like.is_complex())
+        if row is None:
+            return None
+        rows.append(row.reshape(-1))
+    whole = torch.stack(rows)
+    return whole if whole.is_complex() else whole.to(like.dtype)
+
+
+def slopes(pull: Callable[[Tensor], Tensor], unit: Tensor, of_complex: bool) -> Tensor | None:
+    """What a VJP multiplies an upstream gradient by: the derivative, and with a complex output its conjugate.
+
+    A real operand (not `of_complex`) gets the real part of that product. None where the operation is not holomorphic:
+    then the VJP takes the conjugate of the upstream gradient too, and no one number is the factor.
+    """
+    ones = pull(unit)
+    if not unit.is_complex():
+        return ones
+    turned = pull(1j * unit)
+    if not of_complex:
+        return torch.complex(ones.real, 0 - turned.real)
+    return ones if compare(turned, 1j * ones, ones.abs(), eps=rounding(ones.dtype)).agrees else None
 
 
 def _pulled(

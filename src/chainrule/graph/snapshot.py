@@ -227,13 +227,17 @@ class ParameterUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One `optimizer.step()`. `ignored` are attributes of the optimizer that are named like an option, with values."""
+    """One `optimizer.step()`. `ignored` are attributes of the optimizer that are named like an option, with values.
+
+    `hooks` are those that the user gave this optimizer, by name and place: they may change parameters.
+    """
 
     optimizer: str
     parameters: tuple[ParameterUpdate, ...]
     position: int  # the number of operations that had run before it
     optimizer_number: int = 0  # which of the optimizers that stepped it is, in the order of their first steps
     ignored: dict[str, float] = field(default_factory=dict)
+    hooks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from chainrule.graph.snapshot import Snapshot
 from chainrule.pytorch_internals import OpOverload
 
 FORMAT = "chainrule-recording"
-VERSION = 6
+VERSION = 7
 IN_HEADER = 2**24  # characters of JSON; longer JSON is stored beside the tensors, as a header takes 100 MB at most
 
 _kinds = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution
-from chainrule.derivation.contributions import indices, jacobian, zeros_by_value
+from chainrule.derivation.contributions import indices, jacobian, slopes, zeros_by_value
 from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Margin, Math, Paragraph, Span
 from chainrule.graph.names import element
@@ -19,6 +20,10 @@ from chainrule.report.context import JACOBIAN, ROWS, Context, entries, sentence
 from chainrule.rules import Applied, Rule, Wrt
 
 LISTED = 4  # entries that are zero for these values
+NOT_HOLOMORPHIC = (
+    " is not written out: the operation is not holomorphic, so what comes back takes the conjugate of the upstream"
+    " gradient too, and is no product with one matrix."
+)
 DIAGONAL = 4  # elements up to which the Jacobian of an elementwise operation is written out
 
 
@@ -62,8 +67,9 @@ def local_numbers(
     if pullback.rule.structure != "elementwise" or operand.data.shape != shape or not pullback.op.has_numbers:
         return
     if shape.numel() <= JACOBIAN and not _is_written_out(pullback, shape.numel(), shape.numel()):
-        local = pullback.wrt.vjp(pullback.op, torch.ones_like(output.data))
+        local = slopes(partial(pullback.wrt.vjp, pullback.op), torch.ones_like(output.data), operand.data.is_complex())
         if isinstance(local, Data) and local.shape == shape:
+            local = local.conj() + 0 if output.data.is_complex() else local  # and no -0
             yield context.tensor(symbol, local, "value", "diagonal of the Jacobian")
             if _is_too_large(shape.numel(), shape.numel()):
                 yield from _off(context, pullback.contribution, local)
@@ -81,20 +87,33 @@ def written_out(context: Context, pullback: Pullback, operand: Operand, output: 
             yield from single_elements.one(context, contribution, rows * columns)
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
+    if full is None:
+        yield Paragraph((Math(symbol), NOT_HOLOMORPHIC))
+        return
     if not _is_written_out(pullback, rows, columns):
         yield from _zeros(context, pullback, full, operand, output)
         return
     row_names = tuple(element(output.name, i) for i in indices(output.data.shape))
     column_names = tuple(element(operand.name, i) for i in indices(operand.data.shape))
     flat = next(g for g in upstream if g is not None).reshape(-1)
-    product = flat.to(full.dtype) @ full
+    takes_real = full.is_complex() and not operand.data.is_complex()
+    if output.data.is_complex():
+        symbol = rf"\overline{{{symbol}}}"
+
+    def times(flat: Data, full: Data) -> Data:
+        whole = flat.to(full.dtype) @ full
+        return whole.real if takes_real else whole
+
+    product = times(flat, full)
     block = context.tensor(symbol, full, "jacobian", "Jacobian", row_labels=row_names, column_labels=column_names)
     yield replace(
         block,
-        decimals=digits.of_calculation(lambda n: digits.written(flat, n) @ digits.written(full, n), product),
+        decimals=digits.of_calculation(lambda n: times(digits.written(flat, n), digits.written(full, n)), product),
         upstream=Margin(output.gradient, entries(flat)),
         product=Margin(operand.gradient, entries(product)),
     )
+    if takes_real:
+        yield Paragraph((f"The last row is the real part of the product, because {operand.name} is real.",))
     yield from _zeros(context, pullback, full, operand, output)
 
 

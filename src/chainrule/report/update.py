@@ -21,7 +21,7 @@ from chainrule.report import block_tables, digits
 from chainrule.report.context import PUT_IN, Context, group, matrix, shape_text
 from chainrule.report.verdicts import UNKEPT, of_comparison
 from chainrule.rules.optimizers import SYMBOLS, Term, hyperparameters, terms, without_terms
-from chainrule.verification.update_check import compare_update
+from chainrule.verification.update_check import by_hooks, compare_update
 
 LISTED = PUT_IN  # elements of a parameter whose terms are a table
 ACROSS = 6  # elements side by side in such a table
@@ -148,15 +148,17 @@ def _parameter(context: Context, step: Update, each: ParameterUpdate, anchor: st
         title = title if like == name else (*title, f", by the formulas of {like}")
         text: Text = ("our formula against the parameter after ", Code("optimizer.step()")) if like == name else ()
         new = _data(worked_out[-1])
-        blocks = (*_changed(context, each), *lines, _verdict(new, each, step.optimizer, text))
+        blocks = (*_changed(context, each), *lines, _verdict(new, each, step, text))
     return Section(title, anchor, "update", (*blocks, *block_tables.updates(context, step, each.name)))
 
 
-def _verdict(new: Data, each: ParameterUpdate, optimizer: str, text: Text) -> Verdict:
+def _verdict(new: Data, each: ParameterUpdate, step: Update, text: Text) -> Verdict:
     if not each.is_whole:
         return UNKEPT
-    found, undecided = compare_update(new, each, optimizer)
-    return Verdict("not checked", (undecided,)) if found.agrees and undecided else of_comparison(found, text)
+    found, undecided = compare_update(new, each, step.optimizer)
+    if found.agrees and undecided:
+        return Verdict("not checked", (undecided,))
+    return of_comparison(found, (*text, by_hooks(step)) if text and not found.agrees else text)
 
 
 def _symbol(context: Context, each: ParameterUpdate) -> str:

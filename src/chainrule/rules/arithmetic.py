@@ -169,10 +169,15 @@ for f, latex, first in (
 
 OPEN = TorchVersion(torch.__version__) >= TorchVersion("2.14")
 MIN, MAX = argument("min"), argument("max")
+AT_MIN, AT_MAX = cases(HALF, X.equals(MIN)), cases(HALF, X.equals(MAX))  # a tie, from PyTorch 2.14 on
 WITHIN = Named(r"@1 \le @2 \le @3", lambda low, z, high: (z >= low) & (z <= high), (), SUM)
 STRICTLY_WITHIN = Named("@1 < @2 < @3", lambda low, z, high: (z > low) & (z < high), (), SUM)
 BELOW_BOTH = Named("@1 < @2 < @3", lambda z, low, high: (z < low) & (low < high), (), SUM)
 ABOVE = Named(r"@1 > @2 \text{ or } @2 < @3", lambda z, high, low: (z > high) | (high < low), (), SUM)
+BELOW = Named(r"@1 < @2 \le @3", lambda z, low, high: (z < low) & (low <= high), (), SUM)
+AT_LOWER = Named("@1 = @2 < @3", lambda z, low, high: (z == low) & (low < high), (), SUM)
+AT_UPPER = Named("@1 < @2 = @3", lambda low, z, high: (low < z) & (z == high), (), SUM)
+AT_BOTH = Named("@1 = @2 = @3", lambda low, z, high: (low == z) & (z == high), (), SUM)
 
 
 def _by_bounds(both: Any, low: Any, high: Any) -> Expression:
@@ -183,12 +188,34 @@ def _by_bounds(both: Any, low: Any, high: Any) -> Expression:
 
 
 def _within_bounds() -> Expression:
-    """1 where the gradient passes to the clamped tensor; from PyTorch 2.14 on not at a bound that is a number."""
-    closed = _by_bounds(cases(1, WITHIN(MIN, X, MAX)), cases(1, X >= MIN), cases(1, X <= MAX))
+    """1 where the gradient passes to the clamped tensor.
+
+    From PyTorch 2.14 on a bound that is a number takes it where the two meet, and one that is a tensor half of it.
+    """
     if not OPEN:
-        return closed
+        return _by_bounds(cases(1, WITHIN(MIN, X, MAX)), cases(1, X >= MIN), cases(1, X <= MAX))
+    at_one = cases(HALF, AT_LOWER(X, MIN, MAX), cases(HALF, AT_UPPER(MIN, X, MAX), cases(1, AT_BOTH(MIN, X, MAX))))
+    shared = _by_bounds(
+        cases(1, STRICTLY_WITHIN(MIN, X, MAX), at_one), cases(1, X > MIN, AT_MIN), cases(1, X < MAX, AT_MAX)
+    )
     inside = _by_bounds(cases(1, STRICTLY_WITHIN(MIN, X, MAX)), cases(1, X > MIN), cases(1, X < MAX))
-    return choice(lambda op: closed if any(isinstance(op.arguments.get(m), Tensor) for m in ("min", "max")) else inside)
+    return choice(lambda op: shared if any(isinstance(op.arguments.get(m), Tensor) for m in ("min", "max")) else inside)
+
+
+def _of_lower() -> Expression:
+    """1 where the lower bound wins."""
+    if not OPEN:
+        return _by_bounds(_may_cross(cases(1, BELOW_BOTH(X, MIN, MAX)), cases(1, X < MIN)), cases(1, X < MIN), 0)
+    both = cases(1, BELOW(X, MIN, MAX), cases(HALF, AT_LOWER(X, MIN, MAX)))
+    return _by_bounds(both, cases(1, X < MIN, AT_MIN), 0)
+
+
+def _of_upper() -> Expression:
+    """1 where the upper bound wins."""
+    if not OPEN:
+        return _by_bounds(_may_cross(cases(1, ABOVE(X, MAX, MIN)), cases(1, X > MAX)), 0, cases(1, X > MAX))
+    both = cases(1, ABOVE(X, MAX, MIN), cases(HALF, AT_UPPER(MIN, X, MAX)))
+    return _by_bounds(both, 0, cases(1, X > MAX, AT_MAX))
 
 
 def _may_cross(crossing: Any, otherwise: Any) -> Expression:
@@ -211,8 +238,8 @@ clamp = elementwise(
     equation=_by_bounds(lowest(highest(X, MIN), MAX), highest(X, MIN), lowest(X, MAX)),
     derivative={
         "self": _within_bounds(),
-        "min": _by_bounds(_may_cross(cases(1, BELOW_BOTH(X, MIN, MAX)), cases(1, X < MIN)), cases(1, X < MIN), 0),
-        "max": _by_bounds(_may_cross(cases(1, ABOVE(X, MAX, MIN)), cases(1, X > MAX)), 0, cases(1, X > MAX)),
+        "min": _of_lower(),
+        "max": _of_upper(),
     },
     samples=lambda: [
         *unary(torch.clamp, min=-0.5, max=1.0),
@@ -224,11 +251,15 @@ clamp = elementwise(
         sample(torch.clamp_max, x(-1, 0, 1), 0),
         sample(torch.clamp, x(-2, 0, 3, shape=(3, 1)), x(-1, 0), x(1, 2), note="tensors as bounds"),
         sample(torch.clamp, x(0, 5, 1), x(2, 2, 2), x(1, 1, 1), note="bounds crossed"),
+        sample(torch.clamp, x(-1, 0, 0.5, 1, 2), x(0, 0, 0, 0, 0), x(1, 1, 1, 1, 1), note="at bounds that are tensors"),
+        sample(torch.clamp, x(-1, 1, 2), x(1, 1, 1), x(1, 1, 1), note="bounds that are equal"),
+        sample(torch.clamp_min, x(-1, 0, 1), x(0, 0, 0), note="at a bound that is a tensor"),
+        sample(torch.clamp_max, x(-1, 0, 1), x(0, 0, 0), note="at a bound that is a tensor"),
     ],
     source="derivatives.yaml: clamp, clamp.Tensor, clamp_min, clamp_max",
     kink=Kink(
         _at_a_bound,
-        "at a bound that is a number PyTorch lets no gradient pass"
+        "at a bound that is a number PyTorch lets no gradient pass; one that is a tensor gets half of it"
         if OPEN
         else "at a bound PyTorch lets the gradient pass to the clamped tensor, and gives the bound 0",
     ),

@@ -91,11 +91,26 @@ class _Search:
     def repairs(self) -> Iterator[Repair]:
         """The best finding for each argument."""
         found = {position: self._whole(position) for position in self.labels}
+        if len(found) > 1:
+            found = {position: self._shared(position, found) for position in found}
         for finding, positions in self._of_steps(found):
             for position in positions:
                 found[position].append(finding)
         for position, label in self.labels.items():
             yield self._repair(position, label, found[position])
+
+    def _shared(self, position: int, found: dict[int, list[Finding]]) -> list[Finding]:
+        """The findings of one argument, those cheaper that all wrong gradients have in common, as a missing 1/N."""
+
+        def said(at: int, finding: Finding) -> tuple[str, str, str]:
+            return finding.kind, finding.problem.replace(f"`{self.labels[at]}`", ""), finding.fix
+
+        of_all = [{said(at, each) for each in findings} for at, findings in found.items()]
+        common = set.intersection(*of_all)
+        return [
+            replace(each, cost=each.cost - SHARED / 4) if said(position, each) in common else each
+            for each in found[position]
+        ]
 
     def _repair(self, position: int, label: str, found: list[Finding]) -> Repair:
         if not found:
@@ -199,7 +214,7 @@ class _Search:
         best = {position: min((each.cost for each in findings), default=9.0) for position, findings in found.items()}
         places = self._places()
         firsts = {place for place in places if self._siblings[place][0] == place}
-        repeated = {place: len(self._siblings[place]) for place in firsts if len(self._siblings[place]) > 1}
+        repeated = {place: self._siblings[place] for place in firsts if len(self._siblings[place]) > 1}
         candidates = sorted(edits(points, self.reach, firsts, repeated), key=lambda edit: edit.cost)
         again = len(calls) if points[0].steps.writes else len(calls) / 2  # steps that run again
         weight = 1 + max(got.numel() for got in points[0].got.values()) / 20_000

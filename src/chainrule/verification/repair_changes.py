@@ -62,6 +62,7 @@ def changes(points: Sequence[Reach], tensor: Tensor, name: str, before: int) -> 
     for key, named in points[0].named.items():
         if named.made < before:
             yield from _with_tensor(points, tensor, name, key, named)
+            yield from _reordered(tensor, name, key, named)
     for number in points[0].numbers:
         yield from _with_number(number, name)
     for factor, words in ((2.0, "2"), (0.5, "1/2")):
@@ -136,6 +137,9 @@ def _with_tensor(points: Sequence[Reach], tensor: Tensor, name: str, key: str, n
     if other.is_floating_point() and bool(((other > 0) & (other < 1)).all()):
         whole = f"1 minus {text} is missing as a factor"
         yield TensorChange(2.1 + cost, "missing factor", whole, fix, lambda point, t: t * (1 - take(point)))
+        whole = f"the division by 1 minus {text} is missing"
+        yield TensorChange(2.55 + cost, "missing factor", whole, f"with {name} divided by it",
+                           lambda point, t: t / (1 - take(point)))  # fmt: skip
     term = 2.3 + max(cost, 0.0)
     yield TensorChange(term, "missing term", f"{text} is missing as a term", f"with it added to {name}",
                        lambda point, t: t + take(point))  # fmt: skip
@@ -151,6 +155,38 @@ def _with_tensor(points: Sequence[Reach], tensor: Tensor, name: str, key: str, n
         if name.startswith("the gradient"):
             problem, fix = f"{name} should be {text}", "with that"
         yield TensorChange(likely, "wrong operand", problem, fix, lambda point, t: take(point).clone())
+
+
+def _reordered(tensor: Tensor, name: str, key: str, named: Named) -> Iterator[TensorChange]:
+    """Its elements along an axis in the order of a permutation, and back."""
+    order = named.tensor
+    if order.dtype != torch.long or not tensor.dim():
+        return
+    for axis in _permuted(order):
+        if order.dim() != 1 and order.shape != tensor.shape:
+            continue
+        for at in range(tensor.dim()) if order.dim() == 1 else (axis,):
+            if tensor.shape[at] != order.shape[axis]:
+                continue
+            for back in (True, False):
+
+                def turn(point: Reach, t: Tensor, at: int = at, axis: int = axis, back: bool = back) -> Tensor:
+                    order = point.named[key].tensor
+                    order = order.argsort(axis) if back else order
+                    return t.index_select(at, order) if order.dim() == 1 else t.gather(at, order)
+
+                fix = f"with it undone (by its `argsort`, along axis {at})" if back else f"with it, along axis {at}"
+                problem = f"{name} is in another order: the permutation {named.text} is missing"
+                yield TensorChange(2.1 + named.cost, "permutation", problem, fix, turn)
+
+
+def _permuted(index: Tensor) -> Iterator[int]:
+    """The axes along which an index holds each place once, in another order."""
+    for axis in range(index.dim()):
+        size = index.shape[axis]
+        counted = torch.arange(size, device=index.device).reshape((-1,) + (1,) * (index.dim() - axis - 1))
+        if size > 1 and bool((index.sort(axis).values == counted).all()) and bool((index != counted).any()):
+            yield axis
 
 
 def _projections(tensor: Tensor, name: str, key: str, text: str, cost: float) -> Iterator[TensorChange]:
@@ -244,6 +280,10 @@ def _of_indices(points: Sequence[Reach], tensor: Tensor, name: str, before: int)
         for by in (1, -1):
             yield TensorChange(2.0, "shifted", f"the index {name} is off by one", f"with {by:+d}",
                                _plain(partial(torch.add, other=by)))  # fmt: skip
+        for axis in _permuted(tensor):
+            problem = f"the permutation {name} stands where its inverse should"
+            yield TensorChange(1.8, "permutation", problem, "with its `argsort`",
+                               _plain(partial(torch.argsort, dim=axis)))  # fmt: skip
     yield from _moves(tensor, f"the index {name}")
     for key, named in points[0].named.items():
         other = named.tensor

@@ -16,6 +16,7 @@ from torch import Tensor
 from chainrule.execution.call_tape import Called
 from chainrule.execution.function_trace import FunctionTrace
 from chainrule.verification.repair_changes import FUNCTIONS, TensorChange, changes, missing_function
+from chainrule.verification.repair_loops import by_turns, carried_over
 from chainrule.verification.repair_numbers import COMPARISONS, of_axes, of_numbers, of_orders, of_sizes
 from chainrule.verification.repair_pairs import products, reordered
 from chainrule.verification.repair_reach import name_of
@@ -24,11 +25,11 @@ from chainrule.verification.repair_steps import ARITHMETIC, Edit, Path, Step, op
 
 
 def edits(
-    points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[int], repeated: dict[int, int]
+    points: Sequence[FunctionTrace], reach: Sequence[Reach], places: set[int], repeated: dict[int, list[int]]
 ) -> Iterator[Edit]:
     """All changes of the steps at these places, and of the tensors that they read.
 
-    Those `repeated` stand in a loop of so many turns, and the others do what the first does.
+    Those `repeated` stand in a loop, at these places in its turns, and the others do what the first does.
     """
     point = points[0]
     calls = point.steps.calls
@@ -41,9 +42,12 @@ def edits(
     for each, slots in reads.items():
         operand, maker = slots[0][2], made.get(each)
         chosen = [(place, path) for place, path, _ in slots if place in places]
-        if not chosen or (len(slots) == 1 and maker is not None and maker in places and not calls[maker].writes):
+        carried = maker is not None and maker not in repeated and any(place in repeated for place, _ in chosen)
+        alone = len(slots) == 1 and maker is not None and maker in places and not calls[maker].writes
+        if not chosen or (alone and not carried):  # what a loop begins with is another thing in its later turns
             continue  # the change of the result does the same
-        name = _called(points, reach, operand, made)
+        known = _in_second_turn(calls, chosen, repeated) if carried else operand
+        name = _called(points, reach, known, made)
         for change in changes(reach, operand, name, chosen[0][0]):
             for place, path in chosen:
                 if calls[place].name in _CONDITIONS and change.kind != "wrong operand":
@@ -71,7 +75,8 @@ def edits(
                 yield _of(change, place, {place: _after(change)}, more)
             yield from _left_out(call, place, lambda each: _called(points, reach, each, made))
         if place in repeated:
-            yield from _by_turns(reach, call, place, repeated[place], name_of(call))
+            yield from by_turns(reach, call, place, len(repeated[place]), name_of(call))
+            yield from carried_over(calls, place, repeated)
         yield from _operators(call, place)
         yield from of_axes(call, place)
         yield from of_orders(call, place)
@@ -104,6 +109,14 @@ def _called(points: Sequence[FunctionTrace], reach: Sequence[Reach], tensor: Ten
     return "an operand"
 
 
+def _in_second_turn(
+    calls: Sequence[Called], chosen: Sequence[tuple[int, Path]], repeated: dict[int, list[int]]
+) -> Tensor:
+    """What a step of a loop reads in its second turn: what the first one left."""
+    place, path = next(each for each in chosen if each[0] in repeated)
+    return dict(operands_of(calls[repeated[place][1]]))[path]
+
+
 def _at(paths: list[Path], change: TensorChange) -> Step:
     def work(call: Called, reach: Reach, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         for path in paths:
@@ -115,36 +128,6 @@ def _at(paths: list[Path], change: TensorChange) -> Step:
 
 def _after(change: TensorChange) -> Step:
     return lambda call, reach, arguments, keywords: change.turn(reach, call.run(arguments, keywords))
-
-
-def _by_turns(reach: Sequence[Reach], call: Called, place: int, turns: int, name: str) -> Iterator[Edit]:
-    """In a loop: each turn lacks its element of a tensor as a factor, as `g[i]`."""
-    for key, named in reach[0].named.items():
-        if (
-            named.made >= 0
-            or not named.tensor.dim()
-            or len(named.tensor) != turns
-            or not named.tensor.is_floating_point()
-        ):
-            continue
-        for back in (False, True):
-
-            def factor(reach: Reach, key: str = key, back: bool = back) -> Tensor:
-                return reach.named[key].tensor[turns - 1 - reach.turn if back else reach.turn]
-
-            def result(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], factor: Any = factor) -> Any:
-                return call.run(a, k) * factor(reach)
-
-            def operand(call: Called, reach: Reach, a: list[Any], k: dict[str, Any], factor: Any = factor) -> Any:
-                return call.run([a[0], a[1] * factor(reach)], k)
-
-            in_place = call.name in ("iadd", "isub", "add_", "sub_") and len(call.arguments) == 2
-            if call.writes and not in_place:
-                continue
-            problem = f"{named.text} is missing" + ("" if "upstream" in named.text else " as a factor")
-            fix = "with its element of each turn of the loop"
-            works: dict[int, Step] = {place: operand if in_place else result}
-            yield Edit(2.1 + named.cost, "missing factor", problem, fix, place, works)
 
 
 def _left_out(call: Called, place: int, named: Callable[[Tensor], str]) -> Iterator[Edit]:
@@ -200,6 +183,7 @@ _PAIRS = (
     "scatter scatter_add", "index_copy index_add", "triu tril", "argmax argmin", "ones_like zeros_like",
     "conv2d conv_transpose2d",
 )  # fmt: skip
+REPEATED = "repeated indices overwrite each other, where their gradients should add up"
 _ADDING = {"scatter_", "index_copy_", "scatter", "index_copy"}
 
 
@@ -214,6 +198,9 @@ def _operators(call: Called, place: int) -> Iterator[Edit]:
             yield Edit(1.9, "operator", problem, "with that", place, {place: _instead(change)})
     if name == "setitem":
         yield from _assigned(call, place)
+    if name in ("index_put_", "index_put") and not call.keywords.get("accumulate", len(call.arguments) > 3):
+        yield Edit(1.9, "operator", REPEATED, "with `accumulate=True`", place,
+                   {place: lambda call, reach, a, k: call.run(a, {**k, "accumulate": True})})  # fmt: skip
     if name == "cumsum":
         yield Edit(
             1.9,
@@ -297,11 +284,10 @@ def _assigned(call: Called, place: int) -> Iterator[Edit]:
         held.index_put_(index if isinstance(index, tuple) else (index,), value, accumulate=True)
 
     yield Edit(2.0, "operator", "`=` overwrites what is there", "with `+=`", place, {place: added})
-    problem = "repeated indices overwrite each other, where their gradients should add up"
     yield Edit(
         1.9,
         "operator",
-        problem,
+        REPEATED,
         "with `index_put_(..., accumulate=True)`, or `index_add_`",
         place,
         {place: accumulated},
@@ -316,5 +302,5 @@ def _exchanged(call: Called, name: str, other: str, place: int) -> Iterator[Edit
     kind: Mistake = "reduction" if name in ("sum", "mean") else "operator"
     problem = f"`{symbols.get(name, name)}` stands where `{symbols.get(other, other)}` should"
     if name in _ADDING:
-        problem = f"repeated indices overwrite each other, where their gradients should add up (`{name}`)"
+        problem = f"{REPEATED} (`{name}`)"
     yield Edit(1.8, kind, problem, f"with `{symbols.get(other, other)}`", place, {place: _instead(change)})

@@ -112,7 +112,10 @@ def _kinds(samples: Sequence[Sample]) -> Iterator[Kind]:
         cost = OF_NUMBERS + named.cost / 2
         if fitted is not None and tensors[0].dim():
             spread = [tensor.reshape(fitted).expand(shape) for tensor in tensors]
-            yield from _of_numbers(samples, named.text, spread, cost)
+            few = tensors[0].numel() < min(FEW, samples[0].wrong.numel())
+            for kind in _of_numbers(samples, named.text, spread, cost):
+                if not few or any(not torch.equal(kind[3][0], each) for each in kind[3][1:]):
+                    yield kind  # a few that are the same at all points, broadcast, fit any rows or columns by chance
         if tensors[0].dtype == torch.long and tensors[0].dim() == 1 and len(shape):
             yield from _of_indices(named.text, tensors, shape, cost)
 

@@ -38,6 +38,7 @@ Mistake = Literal[
     "wrong number",
     "epsilon",
     "order",
+    "permutation",
     "shifted",
     "swapped",
     "conjugate",

@@ -27,7 +27,7 @@ from chainrule.rules import Applied, Rule, reduce_to_shape
 from chainrule.rules.optimizers import new_parameters, without_terms
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
-from chainrule.verification.update_check import compare_update
+from chainrule.verification.update_check import by_hooks, compare_update
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
 FORWARD = "forward pass"
@@ -434,6 +434,7 @@ def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
     if not found:
         return UpdateCheck(update.name, "not checked", without_terms(update, step.optimizer))
     if not all(comparison.agrees for comparison, _ in found):
-        return UpdateCheck(update.name, "disagrees", f"it is not what the formula of {step.optimizer} gives")
+        reason = f"it is not what the formula of {step.optimizer} gives{by_hooks(step)}"
+        return UpdateCheck(update.name, "disagrees", reason)
     undecided = next((reason for _, reason in found if reason), "")
     return UpdateCheck(update.name, "not checked" if undecided else "agrees", undecided)

@@ -11,7 +11,7 @@ from torch import Tensor
 from chainrule.execution.experiment import widened
 from chainrule.execution.random_rounding import RandomRounding, spread
 from chainrule.graph.comparison import FLOAT32, MARGIN, Comparison, compare, dense, last_place, rounding
-from chainrule.graph.snapshot import ParameterUpdate, Snapshot
+from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
 from chainrule.graph.trees import tensors_in
 from chainrule.rules.optimizers import terms
 
@@ -49,6 +49,11 @@ def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tupl
     new, many = torch.where(undecided, after, new), int(undecided.sum())
     found = compare(new, after, 0.0, eps=0.0, slack=places + of_step + 2 * moved)
     return found, f"rounding alone decides the step of {many} of its elements: {WHY}" if many else ""
+
+
+def by_hooks(step: Update) -> str:
+    """Which hooks of the user's may have changed a parameter; "" where there are none."""
+    return f"; {' and '.join(step.hooks)}, hooked on the step, may have changed it" if step.hooks else ""
 
 
 def _of_counters(update: ParameterUpdate) -> float:

@@ -43,6 +43,7 @@ def read_updates(lowering: Lowering, names: Names, snapshots: Snapshots) -> tupl
             raw.position,
             number_of.setdefault(id(raw.optimizer), len(number_of)),
             ignored_options(raw.optimizer),
+            raw.hooks,
         )
         for raw in lowering.tape.updates
     )
