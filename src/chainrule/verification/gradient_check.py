@@ -310,7 +310,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
 
 
 def _measured(context: NodeContext, experiment: Experiment, edge: Edge) -> ArgumentCheck | None:
-    """Differences of one argument: coarse ones where it runs in its recorded number type alone, as its first run shows."""
+    """Differences of one argument; coarse ones if it runs in its recorded number type alone, as its first run shows."""
     known = unmeasured(edge, context)
     if known is not None and not experiment.narrow:
         found = measure(context, experiment, edge, known)
