@@ -155,10 +155,12 @@ def test_an_output_that_can_be_written_leaves_nothing_before_it_is(invoke, ran, 
 
 def test_show_says_what_a_file_is_not(invoke, tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "folder.db").mkdir()
     (tmp_path / "run.db").write_bytes(b"no database")
     for file, sentence in {
         "folder.safetensors": "folder.safetensors is a folder. Give a file that recording.save() wrote.",
         "none.db": "none.db: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.",
+        "folder.db": "folder.db is a folder. Give a file that chainrule.watch(..., to=...) wrote.",
         "run.db": "run.db is not the file of a run: file is not a database. Give a file that "
         "chainrule.watch(..., to=...) wrote, or another path.",
     }.items():
@@ -252,6 +254,15 @@ def test_verify_takes_a_part_and_says_what_it_left_out(invoke, train):
     result = invoke("verify", train(), "--only", "Sine", "--only", "lion")
     assert result.exit_code == 2
     assert "no node is named 'Sine', 'lion'" in " ".join(result.stderr.split())
+
+
+def test_verify_of_a_script_without_a_step_takes_the_first_of_a_loop(invoke, tmp_path):
+    loop = "w = torch.ones(2, requires_grad=True)\nfor _ in range(9):\n    w.square().sum().backward()\n"
+    (tmp_path / "plain.py").write_text(f"import torch\n{loop}")
+    result = invoke("verify", "plain.py")
+    assert result.exit_code == 2, result.output
+    assert "plain.py ended without a training step" in result.stderr
+    assert "8 more were not looked at (the first 5 of each line and operation)" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("options", [(), ("--optimizer", "sgd"), ("--logits",)])

@@ -442,5 +442,5 @@ def test_a_tensor_is_no_name():
         with pytest.raises(RequestError) as caught:
             ask(w)
         assert str(caught.value) == (
-            "A recording is asked by a name, not by a Tensor. It holds 'w', 'loss', 'sum', 'square'."
+            "A recording is asked by a name, not by a Tensor. There are 'w', 'loss', 'sum', 'square'."
         )

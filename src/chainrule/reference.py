@@ -27,6 +27,7 @@ from chainrule.tools import schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES, FINDINGS = DOCS / "rules.md", DOCS / "findings.md"
+ENTRY = 60  # characters, from which on a page is described
 SCHEMA, LLMS = DOCS / "result.schema.json", DOCS / "llms.txt"
 COMMAND = "python -m chainrule.reference"
 
@@ -248,18 +249,26 @@ In code: `with chainrule.record() as recording:` around a training step, then `r
 
 def llms_page() -> str:
     """What a language model reads first: what there is, and a line for each page."""
-    pages = sorted(DOCS.rglob("*.md"), key=lambda path: (len(path.relative_to(DOCS).parts), path.as_posix()))
-    return LLMS_HEAD + "".join(f"- {_entry_of(path)}\n" for path in pages)
+    pages = {path for path in DOCS.rglob("*.md") if path.name != "index.md" or path.parent != DOCS}  # it is the head
+    ordered = sorted(pages, key=lambda path: (len(path.relative_to(DOCS).parts), path.as_posix()))
+    return LLMS_HEAD + "".join(f"- {_entry_of(path)}\n" for path in ordered)
 
 
 def _entry_of(path: Path) -> str:
-    """A page by its title and its first sentence."""
-    text = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    """A page by its title and its first sentences, of which a short one alone says too little."""
+    text = path.read_text(encoding="utf-8")
+    if included := re.match(r":::\{include\} (\S+)", text):
+        text = (path.parent / included[1]).read_text(encoding="utf-8")
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     title, _, rest = text.strip().removeprefix("# ").partition("\n")
-    words = next((each for each in rest.split("\n\n") if re.match(r"\s*[\w`*\[]", each)), "")
+    words = next((each for each in rest.split("\n\n") if re.match(r"\n*[\w`*\[]", each)), "")
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(words.split()))
-    sentence = re.split(r"(?<=[.?]) ", plain)[0].removesuffix(":")
-    return f"[{title.strip()}]({path.relative_to(DOCS).as_posix()}): {sentence}"
+    said = ""
+    for sentence in re.split(r"(?<=[.?]) ", plain):
+        said = f"{said} {sentence}".strip()
+        if len(said) >= ENTRY:
+            break
+    return f"[{title.strip()}]({path.relative_to(DOCS).as_posix()}): {said.removesuffix(':')}"
 
 
 def main() -> None:

@@ -186,6 +186,9 @@ def _advice_on(script: str) -> str:
 def _find(module: str) -> ModuleSpec:
     """The module that `python -m` would run: of a package, its `__main__`."""
     hint = "Give its name as to `python -m`, in the folder that it is imported from."
+    if module.endswith(".py"):
+        name = module.removesuffix(".py").replace("/", ".")
+        raise RecordingError(f"{module} is a file, and -m takes a module. Leave out -m, or give `-m {name}`.")
     try:
         spec = find_spec(module)
         if spec is not None and spec.submodule_search_locations is not None:

@@ -223,6 +223,9 @@ def test_a_module_runs_as_python_runs_it(write):
     assert done.exit_code == 2
     assert "cannot find the module package.missing" in done.stderr
     assert "as to `python -m`, in the folder that it is imported from." in done.stderr
+    done = invoke("run", "-m", "package/train.py")
+    assert done.exit_code == 2
+    assert "-m takes a module. Leave out -m, or give `-m package.train`." in done.stderr
 
 
 def test_a_launcher_is_told_apart_from_a_script(write):

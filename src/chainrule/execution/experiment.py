@@ -88,6 +88,7 @@ class Experiment:
             return leaf.contiguous() if isinstance(leaf, Tensor) and leaf.layout == torch.strided else leaf
 
         other = copy(self)
+        other.__dict__.pop("_unmoved", None)
         other.wide, other.upstream = map_leaves(plain, self.wide), map_leaves(plain, self.upstream)
         return other
 
@@ -138,7 +139,14 @@ class Experiment:
 
     def _narrowed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments in float64 in the number types of the recorded ones."""
-        return {name: as_recorded(tree, self.recorded[name]) for name, tree in arguments.items()}
+        return {
+            name: self._unmoved[name] if tree is self.wide[name] else as_recorded(tree, self.recorded[name])
+            for name, tree in arguments.items()
+        }
+
+    @cached_property
+    def _unmoved(self) -> dict[str, Any]:
+        return {name: as_recorded(tree, self.recorded[name]) for name, tree in self.wide.items()}
 
     def guarded(self, work: Callable[[], T], own: Any = ()) -> T:
         """What `work` gives, with the recorded random numbers; of a user's function nothing else is left behind."""

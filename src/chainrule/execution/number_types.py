@@ -14,6 +14,8 @@ from chainrule.graph.trees import map_leaves, tensors_in
 
 def as_recorded(tree: Any, recorded: Any) -> Any:
     """Tensors in the number type of the recorded ones, where those have a single one."""
+    if isinstance(tree, Tensor) and isinstance(recorded, Tensor):
+        return tree.to(recorded.dtype)
     dtypes = {t.dtype for t in tensors_in(recorded)} if isinstance(recorded, (Tensor, list, tuple)) else set()
 
     def narrow(leaf: Any) -> Any:

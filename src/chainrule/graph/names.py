@@ -252,7 +252,8 @@ def near_matches(name: str, known: list[str]) -> str:
     near = [by_lower[each] for each in difflib.get_close_matches(name.strip("*.").lower(), by_lower, n=3, cutoff=0.5)]
     if near:
         return f"Near matches: {', '.join(map(repr, near))}."
-    return f"It holds {', '.join(map(repr, known[:8]))}." if known else "It holds no names at all."
+    more = f", and {len(known) - 8} more" if len(known) > 8 else ""
+    return f"There are {', '.join(map(repr, known[:8]))}{more}." if known else "There are no names at all."
 
 
 def _axes(count: int) -> str:

@@ -23,6 +23,7 @@ from chainrule.rules import Applied, Convention, Rule
 
 DIRECTIONS = 2
 ONE_SIDED = "the one-sided derivatives differ here"
+DIRECTIONS_ALONE = "the differences disagree along random directions alone, and agree at single elements"
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 STRAY = 32  # elements of a large gradient that are measured since they differ from another derivation
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
@@ -288,9 +289,7 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
             finding.conventions = corners_before
             if not finding.off and not finding.unsettled:
                 finding.finite, finding.off = along, []
-                finding.unsettled = (
-                    "the differences along random directions disagree, but those at single elements do not"
-                )
+                finding.unsettled = DIRECTIONS_ALONE
         return
 
 

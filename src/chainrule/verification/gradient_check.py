@@ -269,10 +269,8 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
             ours = contribution.gradient if contribution else None
             if differences:
                 finding = quick_check(context, experiment, edge, ours)
-                if finding is None and (known := unmeasured(edge, context)) is not None:
-                    finding = measure(context, experiment, edge, known)
-                    if experiment.narrow and (known := unmeasured(edge, context)) is not None:
-                        finding = measure_coarsely(context, experiment, edge, known)
+                if finding is None:
+                    finding = _measured(context, experiment, edge)
             else:
                 finding = unmeasured(edge, context, ours)
                 if finding is not None:
@@ -309,6 +307,17 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     if row.verdict == "disagrees":
         return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
     return _of_another_upstream(context, memory, _differentiated(context, experiment, row))
+
+
+def _measured(context: NodeContext, experiment: Experiment, edge: Edge) -> ArgumentCheck | None:
+    """Differences of one argument; coarse ones if it runs in its recorded number type alone, as its first run shows."""
+    known = unmeasured(edge, context)
+    if known is not None and not experiment.narrow:
+        found = measure(context, experiment, edge, known)
+        if not experiment.narrow:
+            return found
+        known = unmeasured(edge, context)  # `measure` wrote to it
+    return None if known is None else measure_coarsely(context, experiment, edge, known)
 
 
 def _of_another_upstream(context: NodeContext, memory: int, row: Row) -> Row:

@@ -152,7 +152,8 @@ def connect_to_read(path: str | os.PathLike[str]) -> sqlite3.Connection:
     Raises StorageError if the file does not exist, is not the file of a run, has a newer version, or is damaged.
     """
     if not Path(path).is_file():
-        raise StorageError(f"{path}: there is no such file. Give a file that chainrule.watch(..., to=...) wrote.")
+        missing = f"{path} is a folder" if Path(path).is_dir() else f"{path}: there is no such file"
+        raise StorageError(f"{missing}. Give a file that chainrule.watch(..., to=...) wrote.")
     _check_header(path)
     address = Path(path).absolute().as_uri()
     try:
