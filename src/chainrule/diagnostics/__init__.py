@@ -53,6 +53,7 @@ from chainrule.diagnostics import (
     tokens,
     undetached,
     units,
+    unseen_noise,
     zero_gradients,
 )
 from chainrule.diagnostics.causes import HasCause, linked
@@ -103,7 +104,7 @@ BY_TOPIC = {
     "Padding": [*_checks_of(padding), tokens.POOLED],
     "Modes and frozen parts": [*_checks_of(modes), settings.MOVES, settings.WITHOUT_EFFECT],
     "Targets": _checks_of(targets),
-    "Data": _checks_of(data, batches, samples),
+    "Data": [data.NOT_NORMALISED, *_checks_of(unseen_noise, batches, samples)],
     "What depends on what": _checks_of(dependence, rows, positions),
     "Gradients": _checks_of(clipping, gradients, loss_scale),
     "Gradients that are 0": _checks_of(zero_gradients),

@@ -71,8 +71,9 @@ def is_same(before: Statistics, after: Statistics) -> bool:
 
 ZEROS = Check(
     "zero-batch", "A batch is all zeros", "warning",
-    what="Every input of the network, of two samples or more, is 0 everywhere. One other number everywhere is a note, "
-    "and a warning for tokens that are all the same at every examined step, 3 at least.",
+    what="Every input of the network, of two samples or more, is 0 everywhere. It is a note if a run begins so and "
+    "goes on otherwise, as where an environment begins at 0. One other number everywhere is a note, and a warning for "
+    "tokens that are all the same at every examined step, 3 at least.",
     why="Nothing can be learnt from it: only biases get a gradient.",
     advice="Look at how the data is read: a path that does not exist, a buffer that is not filled, a conversion to "
     "integers before the division by 255, a vocabulary that knows none of the words.",
@@ -147,6 +148,9 @@ TOKENS_LAST = 3  # examined steps
 @ZEROS.over_time
 def _always_one_token(run: Run) -> Iterator[Finding]:
     for stretch, found in ZEROS.carried(run):
+        if stretch.whole and stretch.ended:  # what an environment, or a memory, begins with
+            yield replace(found, severity="note")
+            continue
         lasts = stretch.whole and not stretch.ended and len(stretch.steps) >= TOKENS_LAST
         tokens = lasts and len({each.rows for each in stretch.findings}) == 1 and found.rows != ()
         yield replace(found, severity="warning") if tokens else found

@@ -85,8 +85,8 @@ def _size(parameters: Iterable[Parameter]) -> int:
 TRAIN_WHILE_EVALUATING = Check(
     "train-while-evaluating", "A model in train mode is evaluated", "warning",
     what="Between two steps a model that is trained ran several times without gradients and in train mode, with batch "
-    "norms or dropouts in it. A watch sees it before each step that it watches, and counts the batches of batch norms "
-    "between them. Before most watched steps, or once at a time, it is a note, as a part of the training, unless a "
+    "norms or dropouts in it. Passes with one and the same input count as one, as they draw from the network. A watch "
+    "sees it before each step that it watches, and counts the batches of batch norms between them. Before most watched steps, or once at a time, it is a note, as a part of the training, unless a "
     "batch norm's running statistics come to lie far from those of the training's own batches.",
     why="Dropout makes the evaluation random, and batch norms use its batches: they move the running statistics.",
     advice="Call model.eval() before the evaluation and model.train() after it.",
