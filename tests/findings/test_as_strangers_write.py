@@ -146,3 +146,62 @@ def test_equal_inputs_may_have_shares_of_several_labels(mixed):
         (0.9 * F.cross_entropy(z, a) + 0.1 * F.cross_entropy(z, b) if mixed else F.cross_entropy(z, b)).backward()
 
     assert ("unfittable-labels" in found_in(step, x=x, layer=layer)) == (not mixed)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("module", [False, True])
+def test_particles_whose_gradient_is_set_by_hand_are_no_frozen_parameters(module):
+    """As of Stein variational gradient descent; a frozen layer that moves is one."""
+    layer = nn.Linear(3, 1)
+    held = [layer.weight.requires_grad_(False)] if module else [torch.randn(5, 3)]
+    optimizer = torch.optim.SGD([*held, layer.bias], lr=0.1)
+    held[0].grad = torch.ones_like(held[0])
+    found = found_in(lambda: (layer(held[0] if not module else torch.randn(5, 3)).sum().backward(), optimizer.step()),
+                     layer=layer, held=held[0])  # fmt: skip
+    assert ("frozen-by-name" in found) == module
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_an_attention_without_dropout_draws_nothing(share):
+    """So two steps on one rollout may begin with the same state of the generator; with dropout they must not."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=share, batch_first=True)
+    x, y = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+
+    def loss(step):
+        if share:
+            torch.manual_seed(0)
+        return F.mse_loss(model(x), y)
+
+    assert ("same-noise" in watched(model, loss, 8)) == bool(share)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_probabilities_of_a_connectionist_loss_are_those_of_the_symbols(axis):
+    scores = torch.randn(10, 3, 5, requires_grad=True)
+    targets, lengths = torch.randint(1, 5, (3, 4)), torch.full((3,), 10)
+
+    def step():
+        F.ctc_loss((2 * scores).log_softmax(axis), targets, lengths, torch.full((3,), 4)).backward()
+
+    assert ("softmax-axis" in found_in(step, scores=scores)) == (axis != 2)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_sign_of_a_policy_is_told_by_rewards_that_were_put_together(sign):
+    """Of several steps, into a tensor without a name of its own."""
+    layer = nn.Linear(4, 3)
+
+    def step():
+        chances, credits = [], []
+        for _ in range(2):
+            x = torch.randn(6, 4)
+            policy = torch.distributions.Categorical(logits=layer(x))
+            action = policy.sample()
+            rew = (action == 1).float() * 1.5
+            chances.append(policy.log_prob(action))
+            credits.append(rew - 0.2)
+        (sign * torch.cat(chances) * torch.cat(credits)).mean().backward()
+        del action, x
+
+    assert ("loss-ascends" in found_in(step, layer=layer)) == (sign > 0)

@@ -133,10 +133,10 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
     compared = list(context.operations_that(lambda facts: facts.compares))
     targets: dict[int | None, set[int | None]] = {}
     for operation in compared:
-        targets.setdefault(argument(operation, "self"), set()).add(argument(operation, "target"))
+        targets.setdefault(_scores(context, operation), set()).add(argument(operation, "target"))
     for operation in compared:
         target = argument(operation, "target")
-        if len(targets[argument(operation, "self")]) > 1:
+        if len(targets[_scores(context, operation)]) > 1:
             continue  # a sample has a share of several labels, as with mixup
         labels = context.values[context.source(target)] if target is not None else None
         if labels is None or labels.index not in context.data or labels.data is None or not labels.shape:
@@ -170,6 +170,13 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
             rows=wrong,
             size=count,
         )
+
+
+def _scores(context: StepContext, operation: Operation) -> int | None:
+    """The prediction of a loss, before the log_softmax of cross_entropy."""
+    given = argument(operation, "self")
+    maker = context.producer(given) if given is not None else None
+    return argument(maker, "self") if maker is not None and facts_of(maker.name).takes == "scores" else given
 
 
 @UNFITTABLE.in_step
