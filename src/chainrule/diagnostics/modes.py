@@ -227,8 +227,9 @@ def drops(graph: Graph, call: Call) -> bool:
 
 FROZEN_BY_NAME = Check(
     "frozen-by-name", "Parameters that are frozen may not be those that were meant", "warning",
-    what="An optimizer moves a module's parameter that is frozen (requires_grad is False), or the frozen ones of numbered "
-    "layers are just those with a digit in their number (1, 10, 11). It is a note that an optimizer holds frozen ones.",
+    what="An optimizer moves a parameter of a module that is frozen (requires_grad is False), or the frozen ones of "
+    "numbered layers are just those with a digit in their number (1, 10, 11). It is a note that an optimizer holds "
+    "frozen ones.",
     why="Frozen parameters that move, by weight decay or a gradient that was left, are not frozen; and a test such as "
     '`"layer.1" in name` also hits layer.10.',
     advice="Print the names whose requires_grad is False; compare whole parts of names; give the optimizer only "
