@@ -205,3 +205,22 @@ def test_the_sign_of_a_policy_is_told_by_rewards_that_were_put_together(sign):
         del action, x
 
     assert ("loss-ascends" in found_in(step, layer=layer)) == (sign > 0)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(("cleared", "share"), [(True, 0.5), (False, 0.5), (True, 1.0)])
+def test_two_micro_batches_are_some_where_each_loss_is_halved(cleared, share):
+    """Of two whole losses the first may be another player's."""
+    model, x, y = nn.Linear(6, 3), torch.randn(2, 8, 6), [torch.randint(3, (8,)) for _ in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step():
+        for k in range(2):
+            loss = F.cross_entropy(model(x[k]), y[k]) * share
+            if cleared:
+                optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+
+    found = found_in(step, model=model).get("gradient-changed")
+    assert (found is not None and "do not add up" in found.sentence) == (cleared and share < 1)

@@ -232,7 +232,13 @@ def _cleared_between(context: StepContext) -> Iterator[Finding]:
     passes = context.graph.accumulating
     for several in _micro_batches(context) if not clipped_between(context) else ():
         lost = [_lost_between(context, member) for member in context.members]
-        if len(several) < MIN_CLEARED or len({each.place for each in passes}) > 1 or not lost or not all(lost):
+        divided = all(math.isclose(weight * len(several), 1, rel_tol=1e-3) for *_, weight in several)
+        if (
+            (len(several) < MIN_CLEARED and not divided)
+            or len({each.place for each in passes}) > 1
+            or not lost
+            or not all(lost)
+        ):
             continue
         comparison, names = several[0][0], listed([member.name for member in context.members])
         yield gradients.CHANGED.found(
@@ -243,7 +249,7 @@ def _cleared_between(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-MIN_CLEARED = 3  # micro-batches
+MIN_CLEARED = 3  # micro-batches; two losses that are each divided by 2 are micro-batches too
 CLEARLY = 0.1  # relative difference of the norms
 CLEARED = "Gradients of micro-batches are cleared"
 CLEAR_ONCE = "Call zero_grad() once for each step of the optimizer, outside of the loop over the micro-batches."

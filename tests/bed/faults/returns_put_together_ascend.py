@@ -12,20 +12,14 @@ from torch.distributions import Categorical
 torch.manual_seed(0)
 policy = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 3))
 optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
-
-
-def play(place, action):
-    place = place + 0.3 * (action - 1.0)
-    return place, -place.abs()
-
-
 for step in range(60):
     place = 2 * torch.rand(32) - 1
     chances, rewards = [], []
     for _ in range(5):
         choice = Categorical(logits=policy(torch.stack([place, place**2, place.sign()], 1)))
         action = choice.sample()
-        place, reward = play(place, action)
+        place = place + 0.3 * (action - 1.0)
+        reward = -place.abs()
         chances.append(choice.log_prob(action))
         rewards.append(reward)
     total, returns = torch.zeros(32), []
