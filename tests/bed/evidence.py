@@ -29,8 +29,8 @@ are, 3 were named.
 A fifth round began with 42 healthy trainings of kinds that no script here had (reinforcement learning, self-supervision,
 diffusion, graphs, operators, filters, private and federated training), most of 22 to 40 steps, each run once: 9 had a
 warning, of which 8 were wrong, and no longer come. (The ninth is a sigmoid before `binary_cross_entropy`, as the first
-DLRM has it.) Of 31 faults put into them, each run once, 6 were named by the right kind, 19 missed, and 6 had a warning that
-names something else, of which 5 are the wrong ones of the healthy trainings.
+DLRM has it.) Of 31 faults put into them, each run once, 6 were named by the right kind, 19 were missed, and 6 had a
+warning that names something else: 5 times a wrong one of the healthy trainings.
 
 """
 
