@@ -52,7 +52,7 @@ def test_cosines_that_are_made_smaller_are_scores_that_are_alike(bound, expected
     x, y = torch.randn(32, 8), torch.randint(20, (32,))
 
     def step():
-        scores = bound * F.normalize(layer(x), dim=1) @ F.normalize(centres, dim=1).T
+        scores = bound * (F.normalize(layer(x), dim=1) @ F.normalize(centres, dim=1).T)
         F.cross_entropy(scores, y).backward()
 
     assert ("scores-alike" in found_in(step, layer=layer, centres=centres, x=x, y=y)) == expected
