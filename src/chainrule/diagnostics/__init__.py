@@ -56,6 +56,7 @@ from chainrule.diagnostics import (
     unbounded,
     undetached,
     units,
+    unseen_noise,
     zero_gradients,
 )
 from chainrule.diagnostics.causes import HasCause, linked
@@ -107,7 +108,7 @@ BY_TOPIC = {
     "Padding": [*_checks_of(padding), tokens.POOLED],
     "Modes and frozen parts": [*_checks_of(modes), settings.MOVES, settings.WITHOUT_EFFECT],
     "Targets": _checks_of(targets, relative_errors),
-    "Data": _checks_of(data, batches, samples),
+    "Data": [data.NOT_NORMALISED, *_checks_of(unseen_noise, batches, samples)],
     "What depends on what": _checks_of(dependence, rows, positions),
     "Gradients": _checks_of(clipping, gradients, loss_scale),
     "Gradients that are 0": _checks_of(zero_gradients),

@@ -71,8 +71,9 @@ def is_same(before: Statistics, after: Statistics) -> bool:
 
 ZEROS = Check(
     "zero-batch", "A batch is all zeros", "warning",
-    what="Every input of the network, of two samples or more, is 0 everywhere. One other number everywhere is a note, "
-    "and a warning for tokens that are all the same at every examined step, 3 at least.",
+    what="Every input of the network, of two samples or more, is 0 everywhere. It is a note if a run begins so and "
+    "goes on otherwise, as where an environment begins at 0. One other number everywhere is a note, and a warning for "
+    "tokens that are all the same at every examined step, 3 at least.",
     why="Nothing can be learnt from it: only biases get a gradient.",
     advice="Look at how the data is read: a path that does not exist, a buffer that is not filled, a conversion to "
     "integers before the division by 255, a vocabulary that knows none of the words.",
@@ -147,6 +148,9 @@ TOKENS_LAST = 3  # examined steps
 @ZEROS.over_time
 def _always_one_token(run: Run) -> Iterator[Finding]:
     for stretch, found in ZEROS.carried(run):
+        if stretch.whole and stretch.ended:  # what an environment, or a memory, begins with
+            yield replace(found, severity="note")
+            continue
         lasts = stretch.whole and not stretch.ended and len(stretch.steps) >= TOKENS_LAST
         tokens = lasts and len({each.rows for each in stretch.findings}) == 1 and found.rows != ()
         yield replace(found, severity="warning") if tokens else found
@@ -228,7 +232,13 @@ def _cleared_between(context: StepContext) -> Iterator[Finding]:
     passes = context.graph.accumulating
     for several in _micro_batches(context) if not clipped_between(context) else ():
         lost = [_lost_between(context, member) for member in context.members]
-        if len(several) < MIN_CLEARED or len({each.place for each in passes}) > 1 or not lost or not all(lost):
+        divided = all(math.isclose(weight * len(several), 1, rel_tol=1e-3) for *_, weight in several)
+        if (
+            (len(several) < MIN_CLEARED and not divided)
+            or len({each.place for each in passes}) > 1
+            or not lost
+            or not all(lost)
+        ):
             continue
         comparison, names = several[0][0], listed([member.name for member in context.members])
         yield gradients.CHANGED.found(
@@ -239,7 +249,7 @@ def _cleared_between(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-MIN_CLEARED = 3  # micro-batches
+MIN_CLEARED = 3  # micro-batches; two losses that are each divided by 2 are micro-batches too
 CLEARLY = 0.1  # relative difference of the norms
 CLEARED = "Gradients of micro-batches are cleared"
 CLEAR_ONCE = "Call zero_grad() once for each step of the optimizer, outside of the loop over the micro-batches."

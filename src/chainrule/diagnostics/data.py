@@ -36,6 +36,8 @@ NOT_NORMALISED = Check(
 
 
 ROUNDED = 1e-3
+UNSEEN = "The noise to predict is not in the input"
+UNSEEN_LASTS = 10  # examined steps
 LASTS = 3  # examined steps with an input that hardly varies
 TINY = "The input hardly varies"
 RANGE, REACH = 2.5, 12.5  # times `input_small`: what a tiny input lies within, and its norm in a field of view
@@ -140,7 +142,9 @@ UNFITTABLE = Check(
     "unfittable-labels", "Labels that can't be fitted", "warning",
     what="Equal inputs have different labels, which is a note for tokens and for rows of 0 and 1. Or "
     "label_smoothing is 1, so that labels have no effect. Or the targets are noise that was drawn for them alone, and "
-    "the network's input was made with noise of that shape from another draw. Over a run: the loss "
+    "the network's input was made with noise of that shape from another draw. Where that draw was not "
+    "recorded: the targets are normal, have no correlation with the input that could hold them, and nothing is "
+    "learnt; a note, and a warning after 10 examined steps with other targets. Over a run: the loss "
     "stays up for one repeated batch that the network could memorise.",
     why="The loss stays above 0. A batch that can't be memorised points to a fault in the data or the last layer.",
     advice="Compare inputs and labels as the network gets them: their order, and their scale.",
@@ -151,8 +155,14 @@ UNFITTABLE = Check(
 @UNFITTABLE.in_step
 def _contradictions(context: StepContext) -> Iterator[Finding]:
     """Samples that are equal in every input and differ in their label."""
-    for operation in context.operations_that(lambda facts: facts.compares):
+    compared = list(context.operations_that(lambda facts: facts.compares))
+    targets: dict[int | None, set[int | None]] = {}
+    for operation in compared:
+        targets.setdefault(_scores(context, operation), set()).add(argument(operation, "target"))
+    for operation in compared:
         target = argument(operation, "target")
+        if len(targets[_scores(context, operation)]) > 1:
+            continue  # a sample has a share of several labels, as with mixup
         labels = context.values[context.source(target)] if target is not None else None
         if labels is None or labels.index not in context.data or labels.data is None or not labels.shape:
             continue
@@ -185,6 +195,13 @@ def _contradictions(context: StepContext) -> Iterator[Finding]:
             rows=wrong,
             size=count,
         )
+
+
+def _scores(context: StepContext, operation: Operation) -> int | None:
+    """The prediction of a loss, before the log_softmax of cross_entropy."""
+    given = argument(operation, "self")
+    maker = context.producer(given) if given is not None else None
+    return argument(maker, "self") if maker is not None and facts_of(maker.name).takes == "scores" else given
 
 
 @UNFITTABLE.in_step
@@ -278,7 +295,11 @@ FELL = 1.1  # times the loss at the start: a loss that has risen has another fau
 @UNFITTABLE.over_time
 def _over_time(run: Run) -> Iterator[Finding]:
     """What steps showed, and a loss that stays far above 0 for the same batch at every step with enough parameters."""
-    yield from (found for _, found in UNFITTABLE.carried(run))
+    for stretch, found in UNFITTABLE.carried(run):
+        if found.title != UNSEEN:
+            yield found
+        elif len({each.evidence for each in stretch.findings}) >= UNSEEN_LASTS:  # other draws, and not one batch
+            yield replace(found, severity="warning")
     inputs, losses = run.history.of_kind("input"), [loss for _, loss in run.watched_losses]
     if len(losses) < ONE_BATCH or not inputs or not all(_same(series.statistics) for series in inputs):
         return

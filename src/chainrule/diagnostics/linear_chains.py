@@ -37,6 +37,8 @@ def _no_activation(context: StepContext) -> Iterator[Finding]:
             continue
         if not all(chains.reaches_a_loss(each) for each in followers):
             continue
+        if any(_weight(context, each) == context.source(weight) for each in followers):
+            continue  # a state that one matrix moves on, step by step, as in a Kalman filter
         given, second = _width(context, first, given=True), sum(_width(context, each) for each in followers)
         inner = max(_width(context, each, given=True) for each in followers)
         if not (inner > min(given, second) or inner >= max(given, second)):

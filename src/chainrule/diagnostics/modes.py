@@ -85,9 +85,10 @@ def _size(parameters: Iterable[Parameter]) -> int:
 TRAIN_WHILE_EVALUATING = Check(
     "train-while-evaluating", "A model in train mode is evaluated", "warning",
     what="Between two steps a model that is trained ran several times without gradients and in train mode, with batch "
-    "norms or dropouts in it. A watch sees it before each step that it watches, and counts the batches of batch norms "
-    "between them. Before most watched steps, or once at a time, it is a note, as a part of the training, unless a "
-    "batch norm's running statistics come to lie far from those of the training's own batches.",
+    "norms or dropouts in it. Passes with one and the same input count as one, as they draw from the network. A watch "
+    "sees it before each step that it watches, and counts the batches of batch norms between them. Before most watched "
+    "steps, or once at a time, it is a note, as a part of the training, unless a batch norm's running statistics come "
+    "to lie far from those of the training's own batches.",
     why="Dropout makes the evaluation random, and batch norms use its batches: they move the running statistics.",
     advice="Call model.eval() before the evaluation and model.train() after it.",
     source="PyTorch's documentation of nn.Module.eval and torch.no_grad: neither implies the other")  # fmt: skip
@@ -226,8 +227,9 @@ def drops(graph: Graph, call: Call) -> bool:
 
 FROZEN_BY_NAME = Check(
     "frozen-by-name", "Parameters that are frozen may not be those that were meant", "warning",
-    what="An optimizer moves a parameter that is frozen (requires_grad is False), or the frozen ones of numbered "
-    "layers are just those with a digit in their number (1, 10, 11). It is a note that an optimizer holds frozen ones.",
+    what="An optimizer moves a parameter of a module that is frozen (requires_grad is False), or the frozen ones of "
+    "numbered layers are just those with a digit in their number (1, 10, 11). It is a note that an optimizer holds "
+    "frozen ones.",
     why="Frozen parameters that move, by weight decay or a gradient that was left, are not frozen; and a test such as "
     '`"layer.1" in name` also hits layer.10.',
     advice="Print the names whose requires_grad is False; compare whole parts of names; give the optimizer only "
@@ -242,7 +244,9 @@ def _frozen_by_name(context: StepContext) -> Iterator[Finding]:
         name: each for name, each in context.graph.parameters.items()
         if each.value is not None and not context.values[each.value].requires_grad and not each.has_gradient
     }  # fmt: skip
-    held = [member for member in context.members if (known := context.parameter(member)) and known.name in frozen]
+    # A plain tensor whose gradient is set by hand is no parameter that was frozen.
+    own = {name for module in context.graph.modules for name in module.parameters} & frozen.keys()
+    held = [member for member in context.members if (known := context.parameter(member)) and known.name in own]
     moved = [(member, move.norm) for member in held if (move := context.move(member)) is not None and move.norm]
     if moved:
         yield _moved(moved)

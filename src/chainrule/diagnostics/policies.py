@@ -16,7 +16,7 @@ from chainrule.graph.graph import Operation, Place
 from chainrule.numbers import number
 from chainrule.rules.facts import Facts, facts_of
 
-REWARD = re.compile(r"(?<![a-z])(rewards?|returns?|adv|advs|advantages?|gae|r|g)(?![a-z])", re.IGNORECASE)
+REWARD = re.compile(r"(?<![a-z])(rewards?|rews?|returns?|rets?|adv|advs|advantages?|gae|r|g)(?![a-z])", re.IGNORECASE)
 """Names of what a policy is to gain. A cost has another name, and is to fall."""
 
 
@@ -67,10 +67,9 @@ def _sign(context: StepContext, value: int) -> tuple[int, Operation | None]:
         learning = [each for each in operands(maker) if context.values[each].requires_grad]
         if log_probability(context, value) and (facts.picks or _is_of_normal(maker)):
             return sign, turned
-        stacked = facts.joins or (facts.takes_rows and "tensors" in maker.arguments)
-        if not learning or (len(learning) > 1 and not stacked):
+        if not learning or (len(learning) > 1 and not _stacks(maker)):
             return 0, None
-        step = 1 if stacked or facts.averages else _step(context, maker, learning[0])
+        step = 1 if facts.averages else _step(context, maker, learning[0])
         if not step:
             return 0, None
         turned = maker if step < 0 else turned
@@ -99,7 +98,12 @@ def _step(context: StepContext, maker: Operation, given: int) -> int:
             return (other > 0) - (other < 0)
         factors = [each for each in operands(maker) if each != given]
         return sign_of(context.statistics(factors[0])) if len(factors) == 1 else 0
-    return int(facts.adds or facts.adds_up or facts.exponential or facts.limits or _passes_on(facts))
+    moved = _stacks(maker) or _passes_on(facts)
+    return int(facts.adds or facts.adds_up or facts.exponential or facts.limits or moved)
+
+
+def _stacks(maker: Operation) -> bool:
+    return facts_of(maker.name).joins or (facts_of(maker.name).takes_rows and "tensors" in maker.arguments)
 
 
 def _passes_on(facts: Facts) -> bool:

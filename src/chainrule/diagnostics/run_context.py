@@ -25,6 +25,7 @@ BEGINNING = 5  # steps
 GROWN = 1.25  # times the numbers of a step at the start
 SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
 FOLLOWS = 0.5  # correlation of the loss with the numbers of a step, or with the size of its data: it is their sum
+SMALL = 0.03  # times the size of most weights: the last layer of a policy begins at a hundredth of what is usual
 VARIED = 2.0  # upper quartile of the sizes of a step's data over the lower one; far less for batches of one kind
 
 
@@ -213,12 +214,20 @@ class Run:
         return max((median([ratio for _, ratio in half]) for half in halves), default=0.0)
 
     def began_at_its_size(self, name: str) -> bool:
-        """Whether a weight was not 0 at the first watched step. One that was 0 needs large updates to grow.
+        """Whether a weight was not 0 at the first watched step, nor far smaller than most. It would need large updates.
 
         If step 1 was not watched, one with an update larger than itself was probably 0 there.
         """
         ratios, first = self.ratios.get(name), self.steps[0].step
-        return bool(ratios) and ratios[0][0] == first and (first <= 1 or ratios[0][1] < 1)  # type: ignore[index]
+        if not ratios or ratios[0][0] != first or self._first_sizes[name] < SMALL * median(self._first_sizes.values()):
+            return False
+        return first <= 1 or ratios[0][1] < 1
+
+    @cached_property
+    def _first_sizes(self) -> dict[str, float]:
+        """The root mean square of each weight that moved, at its first watched step."""
+        known = {name: self.history.series["parameter", name].statistics[0] for name in self.ratios}
+        return {name: each.norm / math.sqrt(each.elements) for name, each in known.items()}
 
     @cached_property
     def _computed(self) -> dict[int, dict[str, int]]:

@@ -277,7 +277,10 @@ SEED = re.compile(r"^\s+.*\bmanual_seed\(")
 
 @SEEDED.in_step
 def _seeded(context: StepContext) -> Iterator[Finding]:
-    random = (each for each in context.graph.operations if each.random_state is not None)
+    random = (
+        each for each in context.graph.operations
+        if each.random_state is not None and each.arguments.get("dropout_p") != 0  # an attention that draws nothing
+    )  # fmt: skip
     drawn = [each for each in random if each.arguments.get("generator") is None]  # not from one of the user's own
     state = drawn[0].random_state if drawn else None
     if state is None:

@@ -17,8 +17,9 @@ OVER_BATCH = Check(
     "softmax-axis", "A softmax over the samples of a batch", "warning",
     what="A softmax (or log_softmax) whose result is compared with targets runs along another axis than the classes; "
     "or one inside the network runs along the axis of the samples. Or cross_entropy gets the features of the last "
-    "layer on its last axis, and takes another of the same length for the classes. Or the softmax of scores that two "
-    "learned values make (attention) runs along the other axis than the product with its weights adds up.",
+    "layer on its last axis, and takes another of the same length for the classes. Or ctc_loss gets a "
+    "log_softmax along another axis than the last one, that of the symbols. Or the softmax of scores that two learned "
+    "values make (attention) runs along the other axis than the product with its weights adds up.",
     why="The probabilities of a sample do not add up to 1, and depend on which other samples are in its batch.",
     advice="Give the axis of the classes: softmax(dim=-1), or dim=1 for (samples, classes, ...). Without dim, "
     "nn.Softmax takes axis 0 for operands of one or three axes.",
@@ -42,6 +43,25 @@ def _over_batch(context: StepContext) -> Iterator[Finding]:
             continue
         if len(shape) > 1 and not context.data.isdisjoint(context.graph.ancestors([given])):
             yield _wrong_axis(context, operation, given, axis, "each sample depends on all others of its batch")
+
+
+@OVER_BATCH.in_step
+def _not_the_symbols(context: StepContext) -> Iterator[Finding]:
+    """ctc_loss takes (times, samples, symbols), or (times, symbols)."""
+    softmaxes = {each[0].index: each for each in _softmaxes(context)}
+    for operation in context.operations_that(lambda facts: facts.takes == "log-probabilities"):
+        given = next(iter(operands(operation)), None)
+        maker = context.producer(context.source(given)) if given is not None else None
+        if "blank" in operation.arguments and maker is not None and maker.index in softmaxes:
+            softmax, before, axis = softmaxes[maker.index]
+            shape = context.values[before].shape
+            if axis != len(shape) - 1:
+                yield OVER_BATCH.found(
+                    context.name(first_output(softmax) or before),
+                    f"ctc_loss takes a softmax along axis {axis} of {shape}, and the symbols are along the last one.",
+                    f"Along axis {axis} {shape[axis]} numbers add up to 1.", place=context.place(softmax),
+                    title="A softmax along another axis than the symbols", advice="Use log_softmax(dim=-1).",
+                )  # fmt: skip
 
 
 @OVER_BATCH.in_step

@@ -12,6 +12,7 @@ from torch import Tensor
 from chainrule.derivation.backprop import Step
 from chainrule.diagnostics.attention import attentions, spread_of_scores
 from chainrule.diagnostics.check import Check
+from chainrule.diagnostics.comparisons import comparisons
 from chainrule.diagnostics.finding import LISTED, Finding, listed, plural
 from chainrule.diagnostics.run_context import Run, carry
 from chainrule.diagnostics.step_context import StepContext, argument, is_zero
@@ -363,13 +364,17 @@ def _equal_rows(before: Tensor, grad: Tensor, tolerance: float) -> list[int]:
 BATCH_NORM_OF_ONE = Check(
     "batch-norm-of-one", "A batch norm in train mode gets one sample", "warning",
     what="A batch norm that computes its mean and variance from the batch (train mode) gets a batch of one sample. Or "
-    "a layer norm or group norm takes each number by itself, as nn.LayerNorm(1) does.",
+    "a layer norm or group norm takes each number by itself, as nn.LayerNorm(1) does. One sample that has the same "
+    "targets at every step of a run, as where a network is fitted to one picture, is a note.",
     why="It removes differences between samples; running averages, used in evaluation, follow single samples. A number "
     "minus its own mean is 0.",
     advice="Use a larger batch (drop_last=True for a last one of 1), put the layer into eval mode, or use a norm "
     "within each sample: nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d.",
     source="Ioffe and Szegedy, 2015; Wu and He, Group normalization, 2018: its error grows as the batch gets small",
 )  # fmt: skip
+
+
+OF_TARGETS = "The mean of the targets is"
 
 
 @BATCH_NORM_OF_ONE.in_step
@@ -388,10 +393,21 @@ def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
         known = context.statistics(given)
         if known is not None:
             evidence.append(f"The input's mean is {number(known.mean)}, its standard deviation {number(known.std)}.")
+        target = next((context.statistics(each.target) for each in comparisons(context)), None)
+        if target is not None:
+            evidence.append(f"{OF_TARGETS} {number(target.mean)}.")
         where = call.module or context.name(out)
         yield BATCH_NORM_OF_ONE.found(
             where, f"The batch norm {where} is in train mode and gets one sample.", evidence, place=call.place
         )
+
+
+@BATCH_NORM_OF_ONE.over_time
+def _one_sample_for_ever(run: Run) -> Iterator[Finding]:
+    for stretch, found in BATCH_NORM_OF_ONE.carried(run):
+        targets = [{line for line in each.evidence if line.startswith(OF_TARGETS)} for each in stretch.findings]
+        one = len(targets) >= run.thresholds.enough and bool(targets[0]) and all(each == targets[0] for each in targets)
+        yield replace(found, severity="note") if one else found
 
 
 @BATCH_NORM_OF_ONE.in_step

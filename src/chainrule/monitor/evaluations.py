@@ -52,14 +52,18 @@ class Evaluations:
         after_forward.remove(self)
         self._within: set[int] = set()  # models and the modules inside them
         self._counted: set[int] = set()  # models
+        self._seen: tuple[weakref.ref[Tensor], tuple[Any, ...]] | None = None  # the input of the last pass
 
     @property
     def curious(self) -> bool:
         """Whether to see the passes between all steps, watched or not."""
         return bool(self.always_drops) and self._looks < self.LOOKS
 
-    def see(self, module: nn.Module) -> None:
-        """The forward pass of a module begins without gradients. The modes of a model are looked at in its first."""
+    def see(self, module: nn.Module, args: Any) -> None:
+        """The forward pass of a module begins without gradients. The modes of a model are looked at in its first.
+
+        Several passes with one input count as one: they draw from a network with dropout, and evaluate nothing.
+        """
         if id(module) not in self._within:
             self._within |= {id(each) for each in modules_of(module)}
             if self._trains(module):
@@ -69,7 +73,17 @@ class Evaluations:
                 with hidden():
                     before = _random_state(module)
                 after_forward.add(self, partial(self._guard, self._end_look, id(module), before))
-        self.passes += id(module) in self._counted
+        self.passes += id(module) in self._counted and not self._is_again(module, args)
+
+    def _is_again(self, module: nn.Module, args: Any) -> bool:
+        """Whether the last pass had the same input: the tensor, or the same slice of it, unchanged."""
+        given = args[0] if isinstance(args, tuple) and args else None
+        if type(given) is not Tensor or given.is_inference():
+            return False
+        before, owner = self._seen, given if given._base is None else given._base
+        part = id(module), owner._version, given.storage_offset(), tuple(given.shape)
+        self._seen = weakref.ref(owner), part
+        return before is not None and before[0]() is owner and before[1] == part
 
     def _end_look(self, looked: int, before: Tensor | None, module: nn.Module, args: Any, out: Any) -> None:
         if id(module) == looked:

@@ -171,7 +171,7 @@ class Boundaries:
             self.arm()  # which was impossible at the end of the previous step
         if left_on.modes or not self._armed:
             if self.evaluations.curious and not torch.is_grad_enabled():
-                self.evaluations.see(module)
+                self.evaluations.see(module, args)
             return
         if _is_tracing():  # what we compute would be traced as the user's
             return
@@ -204,7 +204,7 @@ class Boundaries:
         trains = module.training or any(part.training for part in modules_of(module))
         # Reentrant checkpointing of a whole model is an `autograd.Function`.
         if not torch.is_grad_enabled() and not (trains and in_forward_of_function()):
-            self.evaluations.see(module)
+            self.evaluations.see(module, args)
             self._missed = "its forward pass ran without gradients"
             return
         if not trains and self._eval is False:
