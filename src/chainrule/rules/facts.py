@@ -179,7 +179,7 @@ def facts_of(name: str) -> Facts:
 
 
 def facts_of_call(name: str) -> Facts:
-    """The facts of the ATen operation of the same name as a torch function."""
+    """The facts of a torch function: of itself (`cross_entropy`), or of the ATen operation of the same name."""
     return facts_of(f"aten.{name}.default")
 
 
