@@ -156,7 +156,7 @@ ATTRIBUTES = {
     ),
     "torch.UntypedStorage": ("_cdata",),
     "torch.nn.Module": ("_compiled_call_impl",),
-    "torch.optim.Optimizer": ("_optimizer_step_pre_hooks",),
+    "torch.optim.Optimizer": ("_optimizer_step_post_hooks", "_optimizer_step_pre_hooks"),
     "torch._dynamo.eval_frame": ("_set_stance", "_stance"),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
     "torch._library.custom_ops.CustomOpDef": ("_init_fn",),

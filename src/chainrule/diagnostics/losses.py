@@ -40,7 +40,7 @@ def _sigmoid_before_bce(context: StepContext) -> Iterator[Finding]:
             least = (a.data * (1 - a.data)).min().item()
             factor = f"here a factor of up to {number(1 / least if least > 0 else math.inf)}"
             divides = f"With a = {name}, the loss divides by a(1 - a)"
-            evidence.append(f"{divides}, {factor}; the sigmoid multiplies by the same number again.")
+            evidence.append(f"{divides}, {factor}; the sigmoid multiplies by it again.")
             if saturated := int(((a.data == 0) | (a.data == 1)).sum()):
                 evidence.append(f"{saturated} of {a.data.numel()} probabilities are rounded to exactly 0 or 1.")
         limit = -math.log(torch.finfo(a.dtype).eps / 2)
@@ -48,8 +48,8 @@ def _sigmoid_before_bce(context: StepContext) -> Iterator[Finding]:
         yield SIGMOID_BEFORE_BCE.found(
             name, f"{name} is the output of a sigmoid, and binary cross-entropy takes it.", evidence, place=a.place,
             advice=f"Pass {_logits(context, sigmoid)} to binary_cross_entropy_with_logits (nn.BCEWithLogitsLoss) and "
-            f"drop the sigmoid: the two factors cancel and {name} - target is left, which is accurate even if the "
-            "network is confident.",
+            f"drop the sigmoid: the two factors cancel and {name} - target is left, accurate even for a confident "
+            "network.",
         )  # fmt: skip
 
 
