@@ -199,7 +199,7 @@ AT_KINK = Check(
     "at-kink", "A value lies exactly where a function has no derivative", "note",
     what="An element lies exactly at a kink, such as 0 for ReLU, and a gradient passes there.",
     why="Any slope between those of the two sides is valid. PyTorch takes one, and the gradient depends on it.",
-    advice="Nothing by itself: by hand, take the same side. Where many elements lie there, move them off.",
+    advice="Nothing by itself: by hand, take the same side. If many elements lie there, move them off.",
     source="the rule of the operation names PyTorch's choice")  # fmt: skip
 
 
