@@ -72,6 +72,12 @@ def test_a_script_is_watched_as_it_is(script):
             assert [each.name for each in run.tensors(kind)] == ["body.weight", "body.bias", "head.weight", "head.bias"]
 
 
+@pytest.mark.parametrize(("every", "hinted"), [("2", False), ("100", True)])
+def test_a_watch_of_hardly_any_step_says_how_to_watch_more(script, every, hinted):
+    result = invoke("watch", script(), "--every", every, "--", "6")
+    assert ("Few steps show little: --every 1 watches" in result.stderr) == hinted
+
+
 def test_show_tells_the_run(script):
     invoke("watch", script(), "--every", "2", "--to", "run.db", "--", "6")
     shown = invoke("show", "run.db")

@@ -17,6 +17,8 @@ from chainrule.monitor.watcher import watch
 from chainrule.numbers import many
 from chainrule.script import Ending, Namespace, run_inside
 
+FEW = 3  # watched steps, of a training that has more
+
 
 class Outcome:
     """The result of a watched script."""
@@ -43,7 +45,7 @@ class Outcome:
                 f"{script} ended without a training step. One ends with the step() of an optimizer from torch.optim: "
                 "call one, or use `chainrule.watch(...)` in the script and call its step()."
             )
-        return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}{self._missed()}"
+        return f"{self.watched:,} of {self.steps:,} steps were watched: {found}.{kept}{self._hint()}"
 
     def lines(self) -> Iterator[str]:
         """The findings above a note: the most likely cause first, its effects below it."""
@@ -52,12 +54,12 @@ class Outcome:
             yield "The most likely cause first:"
         yield from found
 
-    def _missed(self) -> str:
-        """A hint for a script that failed in a step that was not watched."""
-        failed_in = self.steps + 1
-        if not self.status or failed_in % self.every == 0:
-            return ""
-        return f" It ended in step {failed_in:,}, which was not watched: --every 1 watches and examines every step."
+    def _hint(self) -> str:
+        """What `--every 1` would show beside: the step in which the script failed, or more than hardly any step."""
+        failed_in, every_step = self.steps + 1, "--every 1 watches and examines every step."
+        if self.status and failed_in % self.every:
+            return f" It ended in step {failed_in:,}, which was not watched: {every_step}"
+        return f" Few steps show little: {every_step}" if self.watched < min(FEW, self.steps) else ""
 
 
 def watch_script(
