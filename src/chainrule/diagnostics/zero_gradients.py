@@ -15,7 +15,7 @@ import torch
 from chainrule import rules
 from chainrule.derivation.backprop import applied
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding, listed, plural
+from chainrule.diagnostics.finding import Finding, Severity, listed, plural
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, is_zero, operands
 from chainrule.document import Code
@@ -31,8 +31,9 @@ ZERO_GRADIENT = Check(
     "arrives and from which 0 goes on: a function of steps (sign, round, floor), a function that is flat at every "
     "element it was given, a softmax over one element, the difference of a value and itself, a product with something "
     "that is 0, grid_sample at places outside of its input, or an index that takes other parts of what was joined, as "
-    "of the states of a recurrent network's layers (a warning). Or a hook of its own makes it 0, or a derivative of a "
-    "derivative is 0, as in a network of ReLUs. A function of steps and such a difference are an error in one step; "
+    "of the states of a recurrent network's layers (a warning once it held at the first 12 steps). Or a hook of its "
+    "own makes it 0, or a derivative of a derivative is 0, as in a network of ReLUs. A function of steps and such a "
+    "difference are an error in one step; "
     "the others are notes until they last, as a weight that begins at 0 stops it only at first. Nothing is said where "
     "the loss itself is 0, or where data, a gate or a number in the code that is 0 stops the gradient of some "
     "parameters and others still learn.",
@@ -129,6 +130,7 @@ def _zeroed_by_a_hook(context: StepContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+ALWAYS = 12  # examined steps from the first one: one of two branches is drawn as often once in 2,048 runs
 SECOND, HOOK = "A second derivative is exactly 0", "A hook makes a gradient 0"
 PART = "A result is computed, and another one is taken"
 SMOOTH = (
@@ -139,10 +141,12 @@ OF_HOOK = "Look at what register_hook was given: a mask of zeros? To freeze a pa
 
 @ZERO_GRADIENT.over_time
 def _lasting(run: Run) -> Iterator[Finding]:
-    for found in ZERO_GRADIENT.lasting(run):
-        # A hook may well freeze a parameter on purpose, and a part of a network be left unused.
-        mild = found.title in (HOOK, PART) and found.severity == "error"
-        yield replace(found, severity="warning") if mild else found
+    for stretch, found in ZERO_GRADIENT.carried(run):
+        # A hook may well freeze a parameter on purpose, and a part of a network be left unused, or be drawn by chance.
+        severity: Severity = "warning" if found.title in (HOOK, PART) else ZERO_GRADIENT.severity
+        always = stretch.whole and not stretch.ended and len(stretch.steps) >= ALWAYS
+        lasts = always if found.title == PART else len(stretch.steps) >= ZERO_GRADIENT.lasts
+        yield replace(found, severity=severity) if lasts else found
 
 
 def _parameters(context: StepContext) -> Iterator[Parameter]:
