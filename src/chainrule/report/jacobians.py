@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from chainrule.report.context import JACOBIAN, ROWS, Context, entries, sentence
 from chainrule.rules import Applied, Rule, Wrt
 
 LISTED = 4  # entries that are zero for these values
+REASONS = 64  # zeros of which each is asked for its reason
 NOT_HOLOMORPHIC = (
     " is not written out: the operation is not holomorphic, so what comes back takes the conjugate of the upstream"
     " gradient too, and is no product with one matrix."
@@ -179,12 +180,22 @@ def _zeros(context: Context, pullback: Pullback, full: Data, operand: Operand, o
 
 
 def _off(context: Context, contribution: Contribution, local: Data) -> Iterator[Block]:
-    """How many of the local derivatives of an elementwise operation are zero, and why the first of them is."""
+    """How many of the local derivatives of an elementwise operation are zero, and why: all of them, or the first."""
     value, zero = contribution.value, (local == 0).nonzero().tolist()
     if not zero or value is None or not context.is_whole(contribution) or not context.search.has_numbers(value):
         return
     if next(context.turns, None) is not None:
-        terms = context.search.why(value, tuple(zero[0])).terms
-        if why := next((factor.reason for term in terms for factor in term.factors[1:] if factor.reason), ""):
-            many = f"{len(zero)} of {local.numel()} are zero for these values, the first because"
-            yield Paragraph((f"{many} {why}.",))
+        many = f"{len(zero)} of {local.numel()} are zero for these values"
+        first = _reason(context, value, zero[0])
+        why, _, number_at = first.partition(": ")
+        same = 1 < len(zero) <= REASONS and all(_reason(context, value, at).startswith(f"{why}: ") for at in zero[1:])
+        if first:
+            yield Paragraph(
+                (f"{many}: {why} there, first {number_at}." if same else f"{many}, the first because {first}.",)
+            )
+
+
+def _reason(context: Context, value: int, at: Sequence[int]) -> str:
+    """Why the local derivative at one element is zero; "" if that is not known."""
+    terms = context.search.why(value, tuple(at)).terms
+    return next((factor.reason for term in terms for factor in term.factors[1:] if factor.reason), "")
