@@ -240,6 +240,7 @@ def one_loop_for_all_steps() -> Training:
 
     running, waiting = loop(), losses()
     events = asyncio.new_event_loop()
+    events.set_default_executor(ThreadPoolExecutor(1))  # or a worker that is still busy gets a second one beside it
 
     async def both() -> Any:
         first = await asyncio.to_thread(lambda: float(other(x).sum().detach()))
