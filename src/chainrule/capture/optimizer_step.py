@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from inspect import unwrap
 from os.path import basename
+from types import CodeType
 from typing import Any
 
 import torch
@@ -123,7 +125,9 @@ def complete(tape: Tape, update: RawUpdate) -> None:
 def _hooks_on(optimizer: Optimizer) -> Iterator[str]:
     """The hooks that the user gave an optimizer, as `name (file:line)`."""
     for hook in (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()):
-        function = unwrap(getattr(hook, "func", hook))  # of a partial, of a decorator
-        name = getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
+        function = unwrap(hook.func if isinstance(hook, partial) else hook)
         code = getattr(function, "__code__", None)
-        yield name if code is None else f"{name} ({basename(code.co_filename)}:{code.co_firstlineno})"
+        if isinstance(code, CodeType):
+            yield f"{code.co_qualname.rpartition('<locals>.')[2]} ({basename(code.co_filename)}:{code.co_firstlineno})"
+        else:
+            yield type(function).__qualname__
