@@ -151,6 +151,27 @@ def test_two_threads_record_at_once() -> None:
             assert each == expected[seed]
 
 
+def test_a_thread_draws_while_a_recording_is_verified() -> None:
+    """The random generators belong to all threads: a check that draws nothing does not set them back."""
+    training = Training(0)
+    with chainrule.record() as recording:
+        training.step()
+    torch.manual_seed(3)
+    drawn, verified = [], threading.Event()
+
+    def draw() -> None:
+        while not drawn or not verified.is_set():
+            drawn.append(torch.rand(3).tolist())
+        drawn.append(torch.rand(3).tolist())
+
+    elsewhere = Thread(draw)
+    recording.verify()
+    verified.set()
+    elsewhere.result()
+    torch.manual_seed(3)
+    assert drawn == [torch.rand(3).tolist() for _ in drawn]
+
+
 def test_the_recorded_model_is_evaluated_beside() -> None:
     training = Training(0)
     with chainrule.record() as recording:

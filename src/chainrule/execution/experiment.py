@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -150,12 +150,12 @@ class Experiment:
 
     def guarded(self, work: Callable[[], T], own: Any = ()) -> T:
         """What `work` gives, with the recorded random numbers; of a user's function nothing else is left behind."""
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
         if not self.custom:
-            return work()
+            with drawn_again(self.random_state):
+                return work()
         try:
-            with nullcontext() if self.random_state is None else DrawsAsRecorded(self._draws):
+            drawn = nullcontext() if self.random_state is None else DrawsAsRecorded(self._draws)
+            with random_numbers_restored(self.random_state), drawn:
                 return self._user_code.run(work, own)
         except SideEffectError as error:
             raise CannotRunError(str(error)) from error
@@ -242,17 +242,37 @@ def put(arguments: dict[str, Any], edge: Edge, tensor: Tensor) -> None:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Turn gradients off, and restore the states of the random generators afterwards: Python's and numpy's too.
+    """For running code that may draw random numbers: `without_gradients` and `random_numbers_restored`."""
+    with random_numbers_restored(), without_gradients():
+        yield
 
-    Where new tensors have no numbers by default, on the device `meta`, they are made on the CPU meanwhile.
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Turn gradients off; new tensors that would have no numbers, on the device `meta`, are made on the CPU."""
+    with torch.no_grad(), torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+        yield
+
+
+def drawn_again(state: Tensor | None) -> AbstractContextManager[None]:
+    """For running one operation again: it draws what it drew in this state; None for one that draws nothing.
+
+    The generators belong to all threads. So they are set for one operation at a time, and for those alone that draw.
     """
+    return nullcontext() if state is None else random_numbers_restored(state)
+
+
+@contextmanager
+def random_numbers_restored(begin: Tensor | None = None) -> Iterator[None]:
+    """Restore the states of the random generators afterwards, Python's and numpy's too; PyTorch's starts at `begin`."""
     state, own = torch.get_rng_state(), random.getstate()
     numpy = sys.modules.get("numpy")
     drawn = None if numpy is None else numpy.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        with torch.no_grad(), torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
-            yield
+        if begin is not None:
+            torch.set_rng_state(begin)
+        yield
     finally:
         torch.set_rng_state(state)
         random.setstate(own)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from chainrule.errors import ReplayError
-from chainrule.execution.experiment import nothing_left_behind, widened, written_by
+from chainrule.execution.experiment import widened, without_gradients, written_by
 from chainrule.execution.lineage import Lineage
 from chainrule.execution.recomputation_plan import RecomputationPlan, operands
 from chainrule.execution.recompute import Reexecution
@@ -41,7 +41,7 @@ def with_other_inputs(graph: Graph, leaves: Mapping[int, Tensor], also: Iterable
     wanted = [*(each.loss for each in bare.backwards if each.loss is not None), *also]
     plan = RecomputationPlan(bare, {*wanted, *bare.ancestors(wanted)})
     again = Reexecution(bare, {}, plan)
-    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+    with without_gradients(), _DisableAutocast(), DisableTorchFunction():
         again.forward()
         again.backward()
         found = again.graph(())
@@ -58,7 +58,7 @@ def values_with(graph: Graph, leaves: Mapping[int, Tensor], wanted: Collection[i
     """Some values alone that the step's operations give on these leaves; raises as `with_other_inputs` does."""
     bare = _bare(graph, leaves)
     again = Reexecution(bare, {}, _Forward(bare, set(wanted)))
-    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+    with without_gradients(), _DisableAutocast(), DisableTorchFunction():
         again.forward()
         return {each: again.values[each].snapshot.tensor for each in wanted}
 
@@ -82,7 +82,7 @@ def left_in(
     """What the `writers` leave in those leaves that are `written`, computed on these leaves; raises as above."""
     bare = _bare(graph, leaves)
     again = Reexecution(bare, {}, _Writing(bare, writers))
-    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+    with without_gradients(), _DisableAutocast(), DisableTorchFunction():
         return again.forward(written)
 
 

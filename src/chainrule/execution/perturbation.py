@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chainrule.execution.experiment import CannotRunError, nothing_left_behind, written_by
+from chainrule.execution.experiment import CannotRunError, drawn_again, without_gradients, written_by
 from chainrule.execution.lineage import Lineage
 from chainrule.execution.recomputation_plan import operands
 from chainrule.execution.recompute import cloned, run_again
@@ -163,10 +163,9 @@ class Perturbation:
             raise CannotRunError("the recording does not hold what it ran")
         arguments: dict[str, Any] = _filled(self.graph, operation.arguments, found)
         arguments |= {name: cloned(arguments[name]) for name in arguments if name in written_by(operation.function)}
-        if operation.random_state is not None:
-            torch.set_rng_state(operation.random_state)
         try:
-            return tensors_in(run_again(operation, arguments))
+            with drawn_again(operation.random_state):
+                return tensors_in(run_again(operation, arguments))
         except Exception as error:
             raise CannotRunError(f"{operation.name} does not run again: {error}") from error
 
@@ -174,7 +173,7 @@ class Perturbation:
 @contextmanager
 def _apart() -> Iterator[None]:
     """Nothing that runs here is seen, or leaves anything behind."""
-    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+    with without_gradients(), _DisableAutocast(), DisableTorchFunction():
         yield
 
 

@@ -26,7 +26,7 @@ from chainrule.capture.borrowed import BorrowedTensor
 from chainrule.capture.data_parallel import storage_of
 from chainrule.capture.traits import Traits
 from chainrule.errors import ReplayError, RequestError, in_one_line
-from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind, written_by
+from chainrule.execution.experiment import CannotRunError, Experiment, drawn_again, without_gradients, written_by
 from chainrule.execution.recomputation_plan import RecomputationPlan, is_lost, operands
 from chainrule.execution.user_code import UserCode
 from chainrule.graph.comparison import FLOAT32, UNKNOWN_SUMS, rounding, same_statistics, tolerance
@@ -58,7 +58,7 @@ def recompute(graph: Graph, borrowed: Mapping[int, BorrowedTensor], names: Itera
     if not plan.is_missing():
         return graph
     rerun = Reexecution(graph, borrowed, plan)
-    with nothing_left_behind(), _DisableAutocast(), DisableTorchFunction():
+    with without_gradients(), _DisableAutocast(), DisableTorchFunction():
         rerun.forward()
         rerun.backward()
         return rerun.graph(names)
@@ -122,10 +122,9 @@ class Reexecution:
         written = [name for name in arguments if name in written_by(operation.function)]
         given = tensors_in([arguments[name] for name in written]) or tensors_in(arguments.get("base"))
         arguments |= {name: cloned(arguments[name]) for name in written}
-        if operation.random_state is not None:
-            torch.set_rng_state(operation.random_state)
         try:
-            out = run_again(operation, arguments)
+            with drawn_again(operation.random_state):
+                out = run_again(operation, arguments)
         except Exception as error:
             said = f"{_called(self.old, operation)} cannot be run again ({in_one_line(error)}). {NO_WAY}"
             raise ReplayError(said) from error

@@ -20,7 +20,7 @@ from torch import Tensor
 from chainrule.derivation.backprop import derive
 from chainrule.derivation.why import Search, Term
 from chainrule.errors import ChainruleError, NoLabError, ReplayError, brief
-from chainrule.execution.experiment import nothing_left_behind, widened
+from chainrule.execution.experiment import widened, without_gradients
 from chainrule.execution.lineage import gives_number
 from chainrule.execution.other_inputs import in_double, losses_with, with_other_inputs
 from chainrule.execution.recompute import run_again
@@ -312,7 +312,7 @@ class Rerun:
                 if (place, name, float(plain[name])) in chosen
             }
             here = replace(update, start=at.snapshot, gradient=at.gradient, state_before=state)
-            with nothing_left_behind():
+            with without_gradients():
                 made = worked_out(here, optimizer, named)
             assert made is not None
             after[value] = as_is(made.terms[-1].value, update)

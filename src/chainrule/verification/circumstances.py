@@ -112,8 +112,6 @@ def _again(experiment: Experiment, edges: list[Edge], arguments: Arguments, upst
         return list(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
 
     with torch.enable_grad():
-        if experiment.random_state is not None:
-            torch.set_rng_state(experiment.random_state)
         return experiment.guarded(forward_and_back, (arguments, list(upstream.values())))
 
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.derivation.backprop import applied, rule_of
 from chainrule.errors import RequestError, in_one_line
-from chainrule.execution.experiment import CannotRunError, Experiment, nothing_left_behind
+from chainrule.execution.experiment import CannotRunError, Experiment, without_gradients
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import snapshots_of
@@ -86,7 +86,7 @@ def verify(
     nodes, chosen = select_nodes(graph, only, sample, alike)
     senders = _senders(graph)
     rows, explained = [], 0
-    with nothing_left_behind():
+    with without_gradients():
         for done, node in enumerate(nodes, 1):
             op, rule = _meaning(graph, node)
             explained += rule is not None or node.leaf is not None
@@ -133,7 +133,7 @@ class Rows:
         """The row of a node."""
         if index not in self._rows:
             node = self._graph.nodes[index]
-            with nothing_left_behind():
+            with without_gradients():
                 meaning = _meaning(self._graph, node)
                 row = _row(self._graph, node, *meaning, self._senders, MEMORY, differences=False)
             self._rows[index] = _owned(self._graph, row)
