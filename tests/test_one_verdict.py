@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -292,6 +293,43 @@ def test_a_hook_of_an_optimizer_that_changes_gradients_before_the_step(name: str
     check = recording.verify()
     assert not check.failures, [(row.node.name, row.reason) for row in check.failures]
     assert "disagrees" not in {each.verdict for each in check.updates}
+
+
+class Echo:
+    """A hook whose every attribute is itself, as a proxy's or a mock's may be."""
+
+    def __init__(self, change):
+        self.__dict__["change"] = change
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *_):
+        self.change()
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        (lambda change: lambda *_: change(), "<lambda> (test_one_verdict.py:"),
+        (Echo, "Echo"),
+        (lambda change: partial(Echo(change)), "Echo"),
+    ],
+)
+def test_a_hook_of_an_optimizer_that_changes_parameters_is_named(of, name):
+    model, x = nn.Linear(4, 3), torch.randn(5, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def change():
+        with torch.no_grad():
+            model.weight.mul_(2)
+
+    optimizer.register_step_post_hook(of(change))
+    with chainrule.record() as recording:
+        model(x).square().sum().backward()
+        optimizer.step()
+    (wrong,) = [each for each in recording.verify().updates if each.verdict == "disagrees"]
+    assert name in wrong.reason
 
 
 SMALL = ("vae",)

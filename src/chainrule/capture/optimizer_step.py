@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from inspect import unwrap
 from os.path import basename
-from types import CodeType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -125,9 +125,11 @@ def complete(tape: Tape, update: RawUpdate) -> None:
 def _hooks_on(optimizer: Optimizer) -> Iterator[str]:
     """The hooks that the user gave an optimizer, as `name (file:line)`."""
     for hook in (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()):
-        function = unwrap(hook.func if isinstance(hook, partial) else hook)
-        code = getattr(function, "__code__", None)
-        if isinstance(code, CodeType):
+        function = hook.func if isinstance(hook, partial) else hook
+        function = function.__func__ if isinstance(function, MethodType) else function
+        function = unwrap(function) if isinstance(function, FunctionType) else function
+        if isinstance(function, FunctionType):
+            code = function.__code__
             yield f"{code.co_qualname.rpartition('<locals>.')[2]} ({basename(code.co_filename)}:{code.co_firstlineno})"
         else:
             yield type(function).__qualname__
