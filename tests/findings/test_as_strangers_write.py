@@ -11,10 +11,10 @@ from tests.findings.test_kinds import found_in
 from tests.findings.test_over_time import course, statistics
 
 
-def watched(model, loss_of, steps, optimizer=None):
+def watched(model, loss_of, steps, optimizer=None, every=1):
     """The findings of a run, by their id."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-3)
-    with chainrule.watch(model, optimizer, every=1, namespace={"model": model}) as watch:
+    with chainrule.watch(model, optimizer, every=every, namespace={"model": model}) as watch:
         for step in range(steps):
             optimizer.zero_grad()
             loss_of(step).backward()
@@ -42,13 +42,17 @@ def test_the_last_layer_of_a_policy_may_begin_at_a_hundredth_of_the_others(begin
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize(("pictures", "severity"), [(1, "note"), (20, "warning")])
-def test_a_network_that_is_fitted_to_one_picture_may_have_batch_norm(pictures, severity):
+@pytest.mark.parametrize(
+    ("pictures", "every", "severity"), [(1, 1, "note"), (1, 5, "note"), (20, 1, "warning"), (20, 5, "warning")]
+)
+def test_a_network_that_is_fitted_to_one_picture_may_have_batch_norm(pictures, every, severity):
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 1))
     seeds, targets = torch.rand(1, 2, 6, 6), torch.rand(pictures, 1, 6, 6)
-    found = watched(
-        model, lambda n: F.mse_loss(model(seeds + 0.1 * torch.randn(1, 2, 6, 6)), targets[n % pictures][None]), 12
-    )
+
+    def loss_of(step):
+        return F.mse_loss(model(seeds + 0.1 * torch.randn(1, 2, 6, 6)), targets[step % pictures][None])
+
+    found = watched(model, loss_of, 12, every=every)
     assert found["batch-norm-of-one"].severity == severity
 
 

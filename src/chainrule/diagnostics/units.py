@@ -405,7 +405,8 @@ def _batch_norm_of_one(context: StepContext) -> Iterator[Finding]:
 def _one_sample_for_ever(run: Run) -> Iterator[Finding]:
     for stretch, found in BATCH_NORM_OF_ONE.carried(run):
         targets = [{line for line in each.evidence if line.startswith(OF_TARGETS)} for each in stretch.findings]
-        one = len(targets) >= run.thresholds.enough and bool(targets[0]) and all(each == targets[0] for each in targets)
+        long = stretch.steps[-1] - stretch.steps[0] + 1 >= run.thresholds.enough
+        one = long and bool(targets[0]) and all(each == targets[0] for each in targets)
         yield replace(found, severity="note") if one else found
 
 
