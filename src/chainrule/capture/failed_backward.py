@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.failure import RawFailure
 from chainrule.capture.module_tree import named_parameters
+from chainrule.capture.raw_records import RawFailure
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.saved_tensors import FREED, OVERWRITTEN, behind, unusable
 from chainrule.capture.source import Site, entries, is_library, locals_of

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from chainrule.capture.failed_backward import failed_backward, given_tensor
-from chainrule.capture.failure import RawFailure
 from chainrule.capture.guard import Guard
 from chainrule.capture.module_tree import named_modules
-from chainrule.capture.raw_records import RawCall
+from chainrule.capture.raw_records import RawCall, RawFailure
 from chainrule.capture.source import Site, entries, exception_site, is_library, without_our_frames
 from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
