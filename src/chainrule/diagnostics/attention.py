@@ -262,7 +262,7 @@ def _dropped(context: StepContext) -> Iterator[Finding]:
 
 
 def _onward(context: StepContext, value: int) -> list[int]:
-    return [out for use in context.uses.get(value, ()) if _keeps_order(context, use) for out in use.outputs
+    return [out for use in context.uses.get(value, ()) if _keeps_order(use) for out in use.outputs
             if out is not None]  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def _towards(context: StepContext, scores: int) -> Iterator[tuple[Operation, int
             given = other
         if masks:
             yield made, given
-        if given is None or not (masks or _keeps_order(context, made)):
+        if given is None or not (masks or _keeps_order(made)):
             return
         scores = given
 
@@ -310,7 +310,7 @@ def _numbers(context: StepContext, mask: int) -> Tensor | None:
     return dense(small.data).reshape(ends[0], 1, 1, ends[1]) if small.shape == ends else None
 
 
-def _keeps_order(context: StepContext, operation: Operation) -> bool:
+def _keeps_order(operation: Operation) -> bool:
     facts = facts_of(operation.name)
     return facts.keeps_numbers or ((facts.scales or facts.adds) and len(operands(operation)) == 1)
 
