@@ -113,6 +113,11 @@ def test_there_is_no_circle() -> None:
         pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
 
 
+def test_no_file_is_long() -> None:
+    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
+    assert not {name: lines for name, lines in lengths.items() if lines > 450 and name.partition(".")[0] != "rules"}
+
+
 def test_the_public_names() -> None:
     assert chainrule.__all__ == [
         "ChainruleError",
