@@ -1,6 +1,7 @@
 """The rooms of the package: imports go one way, and nowhere in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -101,6 +102,16 @@ def test_the_page_shows_every_room() -> None:
     page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     for name in LEVEL:
         assert not name or f"`{name}`" in page or f"`{name}/`" in page, f"docs/architecture.md does not name {name}"
+
+
+def test_the_files_that_the_page_names_exist() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for line in page.splitlines():
+        folder = SOURCE
+        for name in re.findall(r"`([\w/]+\.(?:py|js))`", line):  # in the folder of the file before it, or with its own
+            found = next((each for each in (SOURCE / name, folder / name, TESTS.parent / name) if each.exists()), None)
+            assert found is not None, f"docs/architecture.md names {name}"
+            folder = found.parent
 
 
 def test_there_is_no_circle() -> None:
