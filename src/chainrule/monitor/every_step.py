@@ -34,7 +34,7 @@ from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
 NEAR, SMALL = 8, 16384  # parameters from the first on, among which one of so few numbers or a bias is looked for
 CHANGE = 2.0  # times the rate of the step before; more is noticed
 CHANGES = 500  # changes of the rates that are noticed, at most
-MANY = 65536  # numbers, of which only some are looked at
+MANY = 65536  # numbers, of which only some are compared
 WAITING = 256  # looks whose result waits on the device, at most
 _begins: CodeType = _engine_run_backward.__code__
 KNOWN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
@@ -48,7 +48,7 @@ class EveryStep:
         self._names = names
         self._rates: tuple[float, ...] = ()
         self._changes = 0
-        self._of: list[int] = []  # the optimizers, by id, whose parameters are looked at
+        self._of: list[int] = []  # the optimizers, by id, whose parameters are checked
         self._chosen: list[_Place] = []
         self._plain = False  # whether those are of no class that hears what is asked of them
         self._lost: bool | None = None  # whether numbers are lost now; None: nothing was looked at so far
@@ -242,7 +242,7 @@ class _Place:
 
 
 def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[_Place]:
-    """The parameter of each optimizer that is looked at."""
+    """The parameter of each optimizer that is checked."""
     for optimizer in optimizers:
         first = [each for each in optimizer.param_groups[0]["params"][:NEAR] if has_numbers(own_part(each))]
         first = [each for each in first if each.dtype in KNOWN and each.layout is torch.strided]

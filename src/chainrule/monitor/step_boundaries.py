@@ -95,7 +95,7 @@ class Boundaries:
         self._outermost: Optimizer | None = None
         self._first: nn.Module | None = None
         self._passes = 0  # forward passes of the first module in this step
-        self._looks = False  # forward passes are looked at
+        self._looks = False  # whether forward passes are watched
         self._armed = False  # the next step is to be recorded, and has not been given up
         self._recording = False
         self._early = False  # the recording began before the step, whose forward pass is still awaited

@@ -36,7 +36,7 @@ from chainrule.pytorch_internals import _DropoutNd
 from chainrule.rules.facts import base_name
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
-MEMBERS = 1000  # of a list or dict that are looked at
+MEMBERS = 1000  # of a list or dict that are searched
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
 
 
