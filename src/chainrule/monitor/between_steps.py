@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from types import FrameType
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.source import is_library, locals_of
+from chainrule.capture.source import callers, is_library, locals_of
 from chainrule.diagnostics import Finding, findings
 from chainrule.diagnostics.finding import listed
 from chainrule.errors import ChainruleError, RecordingError
@@ -171,18 +170,9 @@ def _in_place_of(value: Value, known: Mapping[str, Tensor]) -> Tensor:
 def _variables(names: Iterable[str]) -> dict[str, Tensor]:
     """The tensors among the variables of the user's running code that have these names, the innermost first."""
     wanted, found = set(names), dict[str, Tensor]()
-    for frame in _users_frames():
-        for variables in (locals_of(frame), frame.f_globals):
+    for frame in callers(sys._getframe(1)):
+        for variables in () if is_library(frame.f_code) else (locals_of(frame), frame.f_globals):
             for name in wanted - found.keys():
                 if is_a(each := variables.get(name), Tensor):
                     found[name] = each
     return found
-
-
-def _users_frames() -> Iterator[FrameType]:
-    """The frames of the user's code that is running, the innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not is_library(frame.f_code):
-            yield frame
-        frame = frame.f_back

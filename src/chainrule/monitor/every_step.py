@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.capture.source import Site, is_library, locals_of
+from chainrule.capture.source import Site, locals_of, users_frame
 from chainrule.graph.history import Noticed, Unwatched
 from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
 from chainrule.graph.snapshot import has_numbers
@@ -188,7 +188,7 @@ class EveryStep:
     def _noticed(self, step: int, now: Sequence[Optimizer]) -> Noticed:
         if not now:
             return Noticed(step, self._rates, lost=True)
-        frame = user_frame()
+        frame = users_frame(sys._getframe(1))
         with unobserved():
             names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
         if self._before:
@@ -281,14 +281,6 @@ def _total(parameter: Tensor) -> Tensor | None:
 def _is_lost(parameter: Tensor) -> bool:
     part = own_part(parameter)
     return has_numbers(part) and part.dtype in KNOWN and not bool(part.isfinite().all())
-
-
-def user_frame() -> FrameType | None:
-    """The frame of the user's code that made the optimizer step."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and is_library(frame.f_code):
-        frame = frame.f_back
-    return frame
 
 
 def _loss_in(frame: FrameType) -> float | None:
