@@ -83,8 +83,6 @@ def often(check: Check, run: Run) -> Iterator[Finding]:
         yield replace(found, evidence=(*found.evidence, many)) if last else replace(found, severity="note")
 
 
-ALIKE.over_time(partial(often, ALIKE))
-
 FEW = Check(
     "few-samples", "A batch has a few samples again and again", "warning",
     what="A batch of 16 samples or more has at most a third as many different ones, inputs and targets alike, and some "
@@ -133,6 +131,7 @@ def _has_many(value: Value) -> bool:
     return value.data is not None and value.dtype.is_floating_point and value.data.unique().numel() >= VALUES
 
 
+ALIKE.over_time(partial(often, ALIKE))
 FEW.over_time(partial(often, FEW))
 
 LEAK = Check(
