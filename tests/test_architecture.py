@@ -104,14 +104,18 @@ def test_the_page_shows_every_room() -> None:
         assert not name or f"`{name}`" in page or f"`{name}/`" in page, f"docs/architecture.md does not name {name}"
 
 
-def test_the_files_that_the_page_names_exist() -> None:
-    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for line in page.splitlines():
-        folder = SOURCE
-        for name in re.findall(r"`([\w/]+\.(?:py|js))`", line):  # in the folder of the file before it, or with its own
-            found = next((each for each in (SOURCE / name, folder / name, TESTS.parent / name) if each.exists()), None)
-            assert found is not None, f"docs/architecture.md names {name}"
-            folder = found.parent
+def test_the_files_that_the_docs_name_exist() -> None:
+    root = SOURCE.parents[1]
+    for page in (root / "docs").rglob("*.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            folder = SOURCE
+            for name in re.findall(r"`([\w/]+\.(?:py|js))`", line):
+                if page.name != "architecture.md" and ("/" not in name or name.partition("/")[0] not in LEVEL):
+                    continue  # a file of the reader's
+                places = (SOURCE / name, folder / name, root / name)  # or in the folder of the file before it
+                found = next((each for each in places if each.exists()), None)
+                assert found is not None, f"{page.relative_to(root)} names {name}"
+                folder = found.parent
 
 
 def test_there_is_no_circle() -> None:
