@@ -45,9 +45,6 @@ from chainrule.recording import Recording
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
 
-OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
-OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
-
 
 class watch:  # noqa: N801 (read as a verb)
     """Watch a whole training: `with chainrule.watch(model, optimizer, every=50, to="run.db"):` around the loop.
@@ -78,8 +75,8 @@ class watch:  # noqa: N801 (read as a verb)
 
     def __init__(
         self,
-        model: OneOrMoreModels = None,
-        optimizer: OneOrMoreOptimizers = None,
+        model: nn.Module | Iterable[nn.Module] | None = None,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
         *,
         every: int = 1,
         to: str | Path | None = None,
