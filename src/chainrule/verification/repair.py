@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
-from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
+from chainrule.execution.function_trace import CLOSE, LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
@@ -26,7 +26,7 @@ from chainrule.verification.repair_edits import edits, tensors_of
 from chainrule.verification.repair_numbers import sizes
 from chainrule.verification.repair_reach import name_of, reaches
 from chainrule.verification.repair_regions import region
-from chainrule.verification.repair_samples import CLOSE, Finding, Mistake, Reach, Sample, agree
+from chainrule.verification.repair_samples import Finding, Mistake, Reach, Sample, agree
 from chainrule.verification.repair_steps import Edit, Step
 from chainrule.verification.repair_whole import changed, missing_product, padded, scaled, summed, swapped
 
