@@ -23,10 +23,10 @@ from chainrule.capture.source import Site
 from chainrule.execution.call_tape import Called, CallTape, Replay
 from chainrule.execution.central_differences import Probe
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, pick, put, real
+from chainrule.execution.operator_function import function_of
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.pytorch_internals import body_of
 
 DIRECTIONS = 6  # random directions along which a large gradient is measured
 SAMPLED = 96  # elements that are measured of a large one where nothing else tells the right gradient
@@ -64,7 +64,7 @@ class FunctionTrace:
     def __init__(self, experiment: Experiment, edges: list[Edge], moved: dict[str, Any], upstream: dict[int, Tensor]):
         self.experiment = copy.copy(experiment)
         self.experiment.wide, self.experiment.upstream = moved, upstream
-        self.function = _function_of(experiment.function.function)
+        self.function = function_of(experiment.function.function)
         self.edges = {edge.position: edge for edge in edges}
         arguments = {
             name: value.detach().clone().requires_grad_() if name in self._wanted() else value
@@ -382,7 +382,7 @@ def forward_gradient(experiment: Experiment, edge: Edge) -> Tensor | None:
     def forward_and_back() -> Tensor:
         with torch.enable_grad():
             given = [_writable(each) for each in arguments.values()]
-            outs = list(tensors_in(_plain_forward(_function_of(experiment.function.function), given)))
+            outs = list(tensors_in(_plain_forward(function_of(experiment.function.function), given)))
             pairs = [(outs[place], g.to(outs[place].dtype)) for place, g in experiment.upstream.items()]
             pairs = [(out, g) for out, g in pairs if out.requires_grad]
             return torch.autograd.grad([out for out, _ in pairs], leaf, [g for _, g in pairs])[0]
@@ -419,21 +419,3 @@ def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]
         usable = False
     if nearby is not None and usable:
         yield nearby
-
-
-class _OperatorFunction:
-    """A custom operator with a registered gradient, with the names of an `autograd.Function`."""
-
-    setup_context = None  # the forward has no ctx
-
-    def __init__(self, operator: Any) -> None:
-        self.apply, self.forward = operator, body_of(operator) or operator
-
-    def backward(self, ctx: Any, *upstream: Any) -> Any:
-        """The gradients of the arguments, and a None for what PyTorch hands on besides."""
-        return ctx._forward_cls.backward(ctx, *upstream)
-
-
-def _function_of(made_by: Any) -> Any:
-    """The Function of a user's node, whether it is one or a custom operator."""
-    return made_by if hasattr(made_by, "apply") else _OperatorFunction(made_by)

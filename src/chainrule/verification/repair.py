@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
-from chainrule.execution.function_trace import CLOSE, LARGEST, FunctionTrace, traces
+from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
@@ -26,7 +26,7 @@ from chainrule.verification.repair_edits import edits, tensors_of
 from chainrule.verification.repair_numbers import sizes
 from chainrule.verification.repair_reach import name_of, reaches
 from chainrule.verification.repair_regions import region
-from chainrule.verification.repair_samples import Finding, Mistake, Reach, Sample, agree
+from chainrule.verification.repair_samples import CLOSE, Finding, Mistake, Reach, Sample, agree
 from chainrule.verification.repair_steps import Edit, Step
 from chainrule.verification.repair_whole import changed, missing_product, padded, scaled, summed, swapped
 
@@ -164,7 +164,7 @@ class _Search:
         if not found or found[0].cost > 2:
             found += [*_tried(changed(samples, name)), *_tried(summed(samples, name)), *_tried(padded(samples, name))]
             found += [*_tried(region(samples, name, self.sizes))]
-            found += [*_tried(self._of_forward(position, name))]
+            found += [*_tried(self._of_forward(position, label, name))]
         return found
 
     def _special(self, position: int, label: str, name: str) -> Iterator[Finding]:
@@ -186,7 +186,7 @@ class _Search:
             problem = f"the forward does not change with `{label}` around here, so its derivative is 0, while backward "
             yield Finding("flat forward", 0, problem + f"gives {what}", "right if that is meant, and no derivative")
 
-    def _of_forward(self, position: int, name: str) -> Iterator[Finding]:
+    def _of_forward(self, position: int, label: str, name: str) -> Iterator[Finding]:
         """A use of the argument in the forward that is forgotten; the diagonal of the Jacobian alone."""
         points, samples = self.points, self.samples[position]
         if any(point.whole.get(position) is None for point in points):

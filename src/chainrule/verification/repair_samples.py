@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from chainrule.execution.experiment import real
-from chainrule.execution.function_trace import CLOSE
+from chainrule.execution.function_trace import CLOSE as CLOSE
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Place
 
