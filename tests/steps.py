@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from chainrule import Recording, record, rules
 from chainrule.examples import worked_example
+from chainrule.graph.statistics import Statistics
 from chainrule.graph.trees import map_leaves
 
 TRAINING = """
@@ -80,3 +82,21 @@ def assert_tied(graph: Any) -> None:
             ):
                 assert edge.value is not None, (node, edge)
                 assert edge.argument is not None, (node, edge)
+
+
+class Wide(nn.Module):
+    """Two layers whose activations are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(40, 500), nn.Linear(500, 30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.first(x)))
+
+
+def assert_same_statistics(found: Statistics, true: Statistics) -> None:
+    assert found.elements == true.elements
+    assert (found.zeros, found.not_finite) == (true.zeros, true.not_finite)
+    for name in ("norm", "mean", "std", "low", "high"):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-4, abs=1e-6 * (1 + true.norm))

@@ -1,6 +1,7 @@
 """The rooms of the package: imports go one way, and nowhere in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -103,6 +104,20 @@ def test_the_page_shows_every_room() -> None:
         assert not name or f"`{name}`" in page or f"`{name}/`" in page, f"docs/architecture.md does not name {name}"
 
 
+def test_the_files_that_the_docs_name_exist() -> None:
+    root = SOURCE.parents[1]
+    for page in (root / "docs").rglob("*.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            folder = SOURCE
+            for name in re.findall(r"`([\w/]+\.(?:py|js))`", line):
+                if page.name != "architecture.md" and ("/" not in name or name.partition("/")[0] not in LEVEL):
+                    continue  # a file of the reader's
+                places = (SOURCE / name, folder / name, root / name)  # or in the folder of the file before it
+                found = next((each for each in places if each.exists()), None)
+                assert found is not None, f"{page.relative_to(root)} names {name}"
+                folder = found.parent
+
+
 def test_there_is_no_circle() -> None:
     arrows = {
         module: {name for name, _ in imports(path)} - {module} for module, path in MODULES.items() if module != ""
@@ -111,6 +126,11 @@ def test_there_is_no_circle() -> None:
         TopologicalSorter(arrows).prepare()
     except CycleError as error:
         pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_file_is_long() -> None:
+    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
+    assert not {name: lines for name, lines in lengths.items() if lines > 450 and name.partition(".")[0] != "rules"}
 
 
 def test_the_public_names() -> None:

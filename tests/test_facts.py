@@ -1,4 +1,4 @@
-"""The facts of operations stand with their rules: nothing else names an operation, and what they say is true."""
+"""The facts of operations stand with their rules, and are true; the lab alone names operations besides them."""
 
 import ast
 import re
@@ -128,6 +128,9 @@ NO_OPERATION = {
 """Words that are also the name of an operation, by the file in which they are not."""
 
 
+LISTED = 10  # names of operations that a text may have as words; LaTeX has functions of these names
+
+
 @cache
 def texts(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
     """The strings of a file, apart from its docstrings, with their lines; and what it takes from `torch.ops.aten`."""
@@ -137,7 +140,10 @@ def texts(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
             strings.append((node.lineno, node.value))
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "aten":
+        elif isinstance(node, ast.Attribute) and "aten" in (
+            getattr(node.value, "attr", ""),
+            getattr(node.value, "id", ""),
+        ):
             named.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
     return strings, named
 
@@ -147,7 +153,9 @@ def test_no_operation_is_spelled_outside_the_rules() -> None:
     for path in OUTSIDE:
         known = everywhere - NO_OPERATION.get(str(path.relative_to(SOURCE)), set())
         strings, named = texts(path)
-        assert not named
+        if path.parent.name != "lab":  # which says how PyTorch's operations come down to primitives
+            assert not named
+            assert not [line for line, text in strings if len(everywhere.intersection(text.split())) > LISTED]
         for line, text in strings:
             words = text.replace("::", ".").split("aten.")[1:]
             assert not any(word[:1].isidentifier() for word in words), f"{path}:{line}: {text!r}"

@@ -120,7 +120,7 @@ def _shown(
     seen = measured(x.detach(), axis, lambda data: call(data)[place].detach(), FEW if proved else MOVED)
     real = _leak(seen.bounds, tuple(out.shape), axis, x.shape[axis], allowed) if seen.count else None
     if real is not None:
-        raise DependenceError(_message(name, which, walk, until, real, axis, out, leak is not None, allowed))
+        raise DependenceError(_message(name, which, walk, until, real, axis, leak is not None, allowed))
     if proved:
         return "shown by structure, for all finite numbers"
     if not seen.count:
@@ -148,7 +148,7 @@ def _leak(bounds: Bounds, shape: tuple[int, ...], axis: int, size: int, allowed:
 
 
 def _message(
-    name: str, which: str, walk: Reaches | None, until: int | None, leak: _Leak, axis: int, out: Tensor, known: bool,
+    name: str, which: str, walk: Reaches | None, until: int | None, leak: _Leak, axis: int, known: bool,
     allowed: Allowed,
 ) -> str:  # fmt: skip
     index = ",".join(map(str, leak.index))

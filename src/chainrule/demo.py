@@ -14,12 +14,12 @@ from chainrule.recording import Recording, record
 
 def show_demo(
     *,
-    optimizer: str = "adam",
-    logits: bool = False,
-    train: int = 0,
-    brief: bool = False,
-    output: str | None = None,
-    show: bool = True,
+    optimizer: str,
+    logits: bool,
+    train: int,
+    brief: bool,
+    output: str | None,
+    show: bool,
 ) -> Recording:
     """Show one training step; with `train` more steps also the cost and the predictions after them.
 

@@ -146,11 +146,6 @@ def _upright(name: str) -> str:
     return name if len(name) == 1 else r"\mathrm{" + name.replace("_", r"\_") + "}"
 
 
-def _escape(text: str) -> str:
-    """Words in Markdown: what would be emphasis or markup stands for itself."""
-    return re.sub(r"([*_<>\\])", r"\\\1", text)
-
-
 # -- findings ---------------------------------------------------------------------------------------------------------
 
 FINDINGS_HEAD = """# The findings
@@ -188,13 +183,13 @@ def findings_page() -> str:
 
 def _finding(check: Check) -> Iterator[str]:
     yield f"### {check.id}\n"
-    yield f"{_escape_words(check.title)}. *{_severity(check)}*\n"
-    yield f"- what is found: {_escape_words(check.what)}"
-    yield f"- why it matters: {_escape_words(check.why)}"
-    yield f"- what to try: {_escape_words(check.advice)}"
+    yield f"{_escape(check.title)}. *{_severity(check)}*\n"
+    yield f"- what is found: {_escape(check.what)}"
+    yield f"- why it matters: {_escape(check.why)}"
+    yield f"- what to try: {_escape(check.advice)}"
     if check.thresholds:
         yield "- thresholds: " + ", ".join(f"[`{name}`](#thresholds)" for name in check.thresholds)
-    yield f"- source: {_escape_words(check.source)}"
+    yield f"- source: {_escape(check.source)}"
 
 
 def explanation(id: str) -> str:
@@ -221,11 +216,11 @@ def _severity(check: Check) -> str:
 
 def _thresholds() -> Iterator[str]:
     for each in fields(Thresholds):
-        cells = (_escape_words(each.metadata[key]) for key in ("unit", "meaning", "source"))
+        cells = (_escape(each.metadata[key]) for key in ("unit", "meaning", "source"))
         yield f"| `{each.name}` | {each.default:g} | {' | '.join(cells)} |"
 
 
-def _escape_words(text: str) -> str:
+def _escape(text: str) -> str:
     """Text in Markdown: characters that would be emphasis, markup or the edge of a cell are escaped outside code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>\\|])", r"\\\1", part) for part in parts)

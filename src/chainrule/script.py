@@ -32,7 +32,7 @@ from torch.optim.optimizer import (
 
 from chainrule.capture.global_hooks import before_forward
 from chainrule.capture.rounds import Rounds, besides, living
-from chainrule.capture.source import Site, entries, is_library, locals_of, without_our_frames
+from chainrule.capture.source import Site, callers, entries, is_library, locals_of, without_our_frames
 from chainrule.capture.step_log import StepLog
 from chainrule.errors import RecordingError
 from chainrule.process import Process
@@ -347,7 +347,7 @@ class _StepRecorder:
         self.steps += 1
         self._log.end(self.steps, Site.of(sys._getframe()))
         if self.steps == self._step:
-            self._close(_frames(sys._getframe()))
+            self._close(reversed(list(callers(sys._getframe()))))
         elif self.steps == self._step - 1 and _current_graph_task_id() == -1:
             self._open()
         elif self.steps == self._step - 1:  # within a backward pass, where no recording can begin
@@ -384,12 +384,3 @@ def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
     for entry in reversed(without_our_frames(trace)):
         rebuilt = TracebackType(rebuilt, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return rebuilt
-
-
-def _frames(frame: FrameType | None) -> list[FrameType]:
-    """The frames that led to this one, outermost first."""
-    found = []
-    while frame is not None:
-        found.append(frame)
-        frame = frame.f_back
-    return found[::-1]

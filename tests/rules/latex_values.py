@@ -389,6 +389,8 @@ class Scope:
                 )
             axis = float(sizes.pop())
             low, high = max(low or 0.0, 0.0), axis if high is None else min(high, axis)
+        elif any(high > size for size in self.sizes(letter, conditions)):
+            raise FormulaError(f"{letter} runs to {high:g}, beyond the axis that a condition asks")
         return torch.arange(0.0 if low is None else low, high, dtype=torch.float64)
 
     def _stated(self, letter: str, conditions: Sequence[Node]) -> tuple[float | None, float | None]:

@@ -40,6 +40,8 @@ MUTANTS = [
     ("gather", "self product", "= v", r"\ne v"),
     ("index", "equation", r"\bmod 3", ""),
     ("masked_select", "self product", "3 b", "2 b"),
+    ("repeat", "equation", r"\bmod 2", r"\bmod 3"),
+    ("index_copy", "self local", "j < 2", "j < 3"),
     ("embedding", "weight local", r"\frac{1}{", r"\frac{2}{"),
     ("embedding_bag", "where", r"\le u", "< u"),
     ("embedding_bag", "per_sample_weights product", "B_{u} = i", "B_{u} = 0"),

@@ -29,8 +29,8 @@ FLOORS = dict(re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in PROJECT
 ENVIRONMENTS = ("lowest", "3.11/2.13.0", "3.12/2.13.0", "3.13/2.13.0", "3.11/2.14.1", "3.13/2.15.0")
 PART = [
     "tests/test_pytorch_internals.py", "tests/test_recording.py", "tests/test_verify.py", "tests/test_keeping.py",
-    "tests/test_storage.py", "tests/test_measures.py", "tests/test_cli.py", "tests/rules/test_own_operators.py",
-    "tests/watching/test_rounds.py", "tests/test_user_functions.py",
+    "tests/test_borrowed.py", "tests/test_storage.py", "tests/test_measures.py", "tests/test_cli.py",
+    "tests/rules/test_own_operators.py", "tests/watching/test_rounds.py", "tests/test_user_functions.py",
 ]  # fmt: skip
 NEEDS = [
     "pytest>=8",

@@ -16,8 +16,8 @@ LOOKED_AT = 400  # nodes, the earliest first
 def carried(tape: Tape, log: StepLog) -> Carried | None:
     """What this step took from the graphs of two earlier steps or more; None if there is nothing.
 
-    From each node the earliest one before it is looked at first, so a chain is followed back to its beginning in a few
-    steps, however much hangs on it.
+    The search visits the earliest node first, so it reaches the beginning of a chain in a few steps, however much hangs
+    on it.
     """
     entries = _entries(tape)
     if not entries:

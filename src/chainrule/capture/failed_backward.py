@@ -18,11 +18,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from chainrule.capture.data_parallel import storage_of
-from chainrule.capture.failure import RawFailure
 from chainrule.capture.module_tree import named_parameters
+from chainrule.capture.raw_records import RawFailure
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.saved_tensors import FREED, OVERWRITTEN, behind, unusable
-from chainrule.capture.source import Site, entries, is_library, locals_of
+from chainrule.capture.source import Site, callers, entries, is_library, locals_of
 from chainrule.capture.step_log import number_of
 from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
@@ -214,11 +214,7 @@ def variable_of(wanted: Any, error: BaseException) -> str:
 
     The frames of the exception are those below the place where it is caught; the others are still running.
     """
-    frames = [entry.tb_frame for entry in entries(error.__traceback__)]
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
+    frames = [*(entry.tb_frame for entry in entries(error.__traceback__)), *callers(sys._getframe(1))]
     users = (each for each in frames if not is_library(each.f_code))
     found = [path for each in users for name, item in locals_of(each).items() if (path := _path_of(wanted, name, item))]
     return next((path for path in found if "[" not in path), found[0] if found else "")

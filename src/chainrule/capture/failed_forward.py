@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from chainrule.capture.failed_backward import failed_backward, given_tensor
-from chainrule.capture.failure import RawFailure
 from chainrule.capture.guard import Guard
 from chainrule.capture.module_tree import named_modules
-from chainrule.capture.raw_records import RawCall
+from chainrule.capture.raw_records import RawCall, RawFailure
 from chainrule.capture.source import Site, entries, exception_site, is_library, without_our_frames
 from chainrule.capture.step_log import StepLog
 from chainrule.capture.tape import Tape
@@ -44,7 +43,7 @@ def failed_forward(error: BaseException, tape: Tape, trace: TracebackType | None
     raw.module = _module(inner)
     if raw.module is not None:
         raw.facts = replace(raw.facts, layer=_described(raw.module), module=_path(raw.module, inner))
-    named = _tensors_of(inner) or (_arguments(call, raw) if call is not None else [])
+    named = _tensors_of(inner) or (_arguments(call) if call is not None else [])
     called = "" if _is_users(inner[-1]) else inner[-1].tb_frame.f_code.co_name
     if call is not None and not called:
         called = getattr(call.function, "__name__", "")
@@ -119,7 +118,7 @@ def _tensors_of(inner: Sequence[TracebackType]) -> list[tuple[str, Tensor]]:
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def _arguments(call: RawCall, raw: RawFailure) -> list[tuple[str, Tensor]]:
+def _arguments(call: RawCall) -> list[tuple[str, Tensor]]:
     """The tensors that a recorded call got, by what they are called where the call stands."""
     names = call.site.argument_names(call.function, call.arguments) if call.site is not None else ()
     given = tensors_in((call.arguments, call.keywords))

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import BackwardCFunction, Function, FunctionMeta
 
 from chainrule.capture.guard import here
+from chainrule.capture.source import callers
 from chainrule.pytorch_internals import make_autograd_impl
 
 Enter = Callable[[type, tuple[Any, ...], FrameType | None], None]
@@ -129,10 +130,7 @@ def is_of_operator(cls: type) -> bool:
 def in_forward_of_function() -> bool:
     """Whether the forward of an `autograd.Function` is on this thread's stack, recorded or not."""
     codes = {getattr(each.forward, "__code__", None) for each in _subclasses(Function)}
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code not in codes:
-        frame = frame.f_back
-    return frame is not None and not torch.is_grad_enabled()
+    return not torch.is_grad_enabled() and any(each.f_code in codes for each in callers(sys._getframe(1)))
 
 
 def _subclasses(cls: type) -> set[Any]:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, FunctionType
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from chainrule.capture.global_hooks import before_forward
 from chainrule.capture.guard import Guard
 from chainrule.capture.own_mode import NUMBERS, OwnMode, go_on, is_higher_order, run_inside, with_tensors
 from chainrule.capture.replaced import original
+from chainrule.capture.source import callers
 from chainrule.capture.traits import Traits
 from chainrule.graph.reexecution import ModeStack, dispatch_modes, function_modes
 from chainrule.pytorch_internals import (
@@ -266,7 +267,7 @@ def _all_off(mode: DispatchMode | FunctionMode) -> bool:
 def _is_running(mode: DispatchMode | FunctionMode) -> bool:
     """Whether a mode handles a call at the moment."""
     handlers = DispatchMode.__torch_dispatch__.__code__, FunctionMode.__torch_function__.__code__
-    return any(frame.f_code in handlers and frame.f_locals["self"] is mode for frame in _frames())
+    return any(frame.f_code in handlers and frame.f_locals["self"] is mode for frame in callers(sys._getframe(1)))
 
 
 def in_compiled_code() -> bool:
@@ -275,16 +276,8 @@ def in_compiled_code() -> bool:
         return False
     return any(
         frame.f_code.co_name == "compile_wrapper" and frame.f_code.co_filename.endswith("eval_frame.py")
-        for frame in _frames()
+        for frame in callers(sys._getframe(1))
     )
-
-
-def _frames() -> Iterator[FrameType]:
-    """The frames of this thread, the innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 class Modes:

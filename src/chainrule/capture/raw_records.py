@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.source import Site
+from chainrule.capture.step_log import StepLog
+from chainrule.graph.graph import Carried, Failure
 from chainrule.graph.statistics import Statistics
 from chainrule.rules.facts import Index
 
@@ -137,3 +139,27 @@ class UnreadRun:
     copies: dict[int, int]  # id of a tensor in it -> how many copies are of what it was before
     site: Site | None
     count: int = 1
+
+
+@dataclass(slots=True)
+class RawFailure:
+    """One exception. Where backward came to a node that it could not pass, `operation` is the one that made it.
+
+    `tensor` is what the node needed, as the tape has it, and its version is that at position `at`.
+    """
+
+    facts: Failure
+    identity: int  # of the exception, which is not held: its traceback holds the frames of the user
+    operation: int | None = None
+    tensor: Tensor | None = None
+    at: int = 0
+    module: torch.nn.Module | None = None
+
+
+@dataclass(slots=True)
+class Failures:
+    """The exceptions of a step, and what is known of the steps before it."""
+
+    carried: Carried | None = None
+    all: list[RawFailure] = field(default_factory=list)
+    log: StepLog = field(default_factory=StepLog)

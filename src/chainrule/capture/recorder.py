@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -28,7 +29,7 @@ from chainrule.capture.own_mode import is_higher_order, run_composite
 from chainrule.capture.policy import Policy
 from chainrule.capture.raw_records import RawCall, RawFunction, RawModule
 from chainrule.capture.retention import Retention
-from chainrule.capture.source import Site, Sites, is_library
+from chainrule.capture.source import Site, Sites, callers, is_library
 from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
@@ -427,11 +428,9 @@ def _drew_nothing(state: Tensor) -> bool:
 
 def _library_function() -> str:
     """The outermost PyTorch function on the stack that runs for the user (`clip_grad_norm_`, `zero_grad`)."""
-    frame: FrameType | None = sys._getframe(1)
     name = ""
-    while frame is not None and is_library(frame.f_code):
+    for frame in takewhile(lambda each: is_library(each.f_code), callers(sys._getframe(1))):
         wraps = frame.f_code.co_filename.endswith(_wrappers)
         if not wraps and not frame.f_code.co_name.startswith("_"):
             name = frame.f_code.co_name
-        frame = frame.f_back
     return name

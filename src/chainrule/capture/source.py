@@ -44,6 +44,18 @@ def is_library(code: CodeType) -> bool:
 contextlib_file = sys.modules["contextlib"].__file__
 
 
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that called it, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def users_frame(frame: FrameType | None) -> FrameType | None:
+    """The nearest frame of the user's code, counted from `frame` outwards."""
+    return next((each for each in callers(frame) if not is_library(each.f_code)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A place in running code: which instruction of which code object.

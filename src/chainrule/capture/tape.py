@@ -14,9 +14,9 @@ from torch import Tensor
 
 from chainrule.capture.borrowed import SMALL, BorrowedTensor, BorrowedTensors, Ranges
 from chainrule.capture.data_parallel import RawArrival, Reducers, own_part, storage_of
-from chainrule.capture.failure import Failures
 from chainrule.capture.guard import Guard
 from chainrule.capture.raw_records import (
+    Failures,
     Overwritten,
     Part,
     RawBackward,

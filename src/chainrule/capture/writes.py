@@ -22,7 +22,7 @@ from chainrule.graph.trees import tensors_in
 from chainrule.graph.write_log import can_keep
 
 MANY = 64  # writes in a row that are recorded
-NEAR = 16  # operations between two writes that are looked at
+NEAR = 16  # operations that are searched between two writes
 LEAST = 2048  # bytes of a memory from which on a part of it is kept; less is copied as a whole
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -190,9 +191,7 @@ def _one_token(context: StepContext) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-@ONE_TOKEN.over_time
-def _one_token_for_long(run: Run) -> Iterator[Finding]:
-    return _for_long(ONE_TOKEN, run, since_start=True)
+ONE_TOKEN.over_time(partial(_for_long, ONE_TOKEN, since_start=True))
 
 
 NO_MASK = Check(
@@ -262,7 +261,7 @@ def _dropped(context: StepContext) -> Iterator[Finding]:
 
 
 def _onward(context: StepContext, value: int) -> list[int]:
-    return [out for use in context.uses.get(value, ()) if _keeps_order(context, use) for out in use.outputs
+    return [out for use in context.uses.get(value, ()) if _keeps_order(use) for out in use.outputs
             if out is not None]  # fmt: skip
 
 
@@ -280,7 +279,7 @@ def _towards(context: StepContext, scores: int) -> Iterator[tuple[Operation, int
             given = other
         if masks:
             yield made, given
-        if given is None or not (masks or _keeps_order(context, made)):
+        if given is None or not (masks or _keeps_order(made)):
             return
         scores = given
 
@@ -310,7 +309,7 @@ def _numbers(context: StepContext, mask: int) -> Tensor | None:
     return dense(small.data).reshape(ends[0], 1, 1, ends[1]) if small.shape == ends else None
 
 
-def _keeps_order(context: StepContext, operation: Operation) -> bool:
+def _keeps_order(operation: Operation) -> bool:
     facts = facts_of(operation.name)
     return facts.keeps_numbers or ((facts.scales or facts.adds) and len(operands(operation)) == 1)
 
@@ -374,7 +373,7 @@ def _adds_nothing(context: StepContext, mask: int | None, scores: int, tokens: i
         return ""
     name = context.name(context.source(mask))
     if known.shape[-1] == 1:
-        return f"{name} adds one number to the scores of all tokens, and a softmax stays as it is then"
+        return f"{name} adds one number to the scores of all tokens, which does not change a softmax"
     between = found.norm**2 / found.elements - (found.low + found.high) * found.mean + found.low * found.high
     if apart > SHALLOW or abs(between) > 1e-5 * apart**2:  # the mean of (x - low) (x - high)
         return ""

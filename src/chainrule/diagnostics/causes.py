@@ -93,7 +93,7 @@ ORDER = {id: place for place, id in enumerate(EFFECTS)}
 SHORTLY = 20  # steps after the end of a cause at which an effect may still begin
 
 
-def linked(run: Run, found: Sequence[Finding], earlier: Iterable[HasCause] = ()) -> Iterator[Finding]:
+def linked(run: Run, found: Sequence[Finding], earlier: Iterable[HasCause]) -> Iterator[Finding]:
     """The findings with the cause of each, which is one of them or of the `earlier` ones."""
     candidates = [*found, *earlier]
     for effect in found:

@@ -226,7 +226,7 @@ def _other_noise(context: StepContext) -> Iterator[Finding]:
         if not is_noise(context, target) or target in before or math.prod(shape) < FEWEST:
             continue
         added = [each for each in sorted(before) if is_noise(context, each) and context.values[each].shape == shape]
-        added = [each for each in added if any(_is_combined(context, use) for use in _followed(context, each))]
+        added = [each for each in added if any(_is_combined(use) for use in _followed(context, each))]
         if added:
             name, other = context.name(target), context.name(added[0])
             yield UNFITTABLE.found(
@@ -262,7 +262,7 @@ def _followed(context: StepContext, value: int) -> list[Operation]:
     return [*uses, *(use for out in scaled for use in context.uses.get(out, ()))]
 
 
-def _is_combined(context: StepContext, operation: Operation) -> bool:
+def _is_combined(operation: Operation) -> bool:
     """Whether it adds noise to other data."""
     return facts_of(operation.name).adds and len(operands(operation)) == 2
 

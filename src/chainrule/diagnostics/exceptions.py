@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.forward_errors import explained
-from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, operands
 from chainrule.graph.graph import Failure, GivenTensor, Operation, Place
 from chainrule.graph.snapshot import type_name
@@ -74,9 +73,7 @@ def _backward_failed(context: StepContext) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-@BACKWARD_FAILED.over_time
-def _backward_fails(run: Run) -> Iterator[Finding]:
-    return BACKWARD_FAILED.lasting(run)
+BACKWARD_FAILED.over_time(BACKWARD_FAILED.lasting)
 
 
 @FORWARD_FAILED.in_step

@@ -28,7 +28,6 @@ RATE_JUMP = Check(
 MOST = 0.1  # of the highest rate: a rate below has nearly decayed, so what follows is no collapse
 NEAR = 20  # steps after a rise in which numbers are lost, at least
 FEW = 3  # losses before and after a rise, at least, to compare their levels
-LEARNT = 0.01  # share of the loss at the start
 
 Rates = tuple[float, ...]
 
@@ -99,7 +98,7 @@ def _collapse(run: Run, step: int, highest: Rates, before: Rates, after: Rates) 
     stays = all(max(rates, default=0.0) <= limit * max(before) for rates in later)
     if not (fell and whole and stays) or last - step < run.thresholds.enough or len(later) < FEW:
         return None
-    if not run.losses or run.losses[-1][1] < LEARNT * run.first_loss:
+    if not run.losses or run.has_learnt:
         return None
     top, bottom = number(max(before)), number(max(after))
     return RATE_JUMP.found(

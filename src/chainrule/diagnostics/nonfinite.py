@@ -15,8 +15,8 @@ from chainrule.derivation.backprop import Derivation, NodeStep
 from chainrule.derivation.contributions import aligned
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.finding import RANK, Finding, Severity, listed
-from chainrule.diagnostics.nonfinite_advice import at_zero
-from chainrule.diagnostics.nonfinite_origin import Origin, Origins, advice_for, evidence_of, on_purpose, origins_of
+from chainrule.diagnostics.nonfinite_advice import advice_for, at_zero
+from chainrule.diagnostics.nonfinite_origin import Origin, Origins, evidence_of, on_purpose, origins_of
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, element_of, operands, sent_by
 from chainrule.graph.comparison import dense

@@ -11,7 +11,7 @@ from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import type_name
 from chainrule.numbers import number
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import OF_NOTHING, facts_of
 
 LOGSUMEXP = "Use torch.logsumexp, which subtracts the largest exponent first."
 SOFTMAX = "Use torch.softmax, which subtracts the largest exponent first."
@@ -20,6 +20,8 @@ RATIO = "The exponent is a difference, so the result is a ratio: clamp the diffe
 
 def advice_for(context: StepContext, operation: Operation) -> str:
     """What to try for an operation; "" if nothing more is known than for any."""
+    if mean_of_nothing(context, operation):
+        return OF_NOTHING
     facts = facts_of(operation.name)
     if facts.exponential:
         return _of_limit(context, operation, "self", high=True) or _of_exponential(context, operation)
@@ -33,6 +35,18 @@ def at_zero(context: StepContext, operation: Operation) -> str:
     """What to try if an operand is 0 although a clamp or a ReLU limits it; "" if nothing limits it."""
     singular = facts_of(operation.name).singular
     return _of_limit(context, operation, singular, high=False) if singular else ""
+
+
+def mean_of_nothing(context: StepContext, operation: Operation) -> str:
+    """Why a loss is a mean over nothing, if it is one: all labels are ignored, or there are no predictions."""
+    target, given = argument(operation, "target"), argument(operation, "self")
+    labels = context.values[target].data if target is not None else None
+    ignored = operation.arguments.get("ignore_index")
+    if ignored is not None and labels is not None and labels.numel() and bool((labels == ignored).all()):
+        return f"All {labels.numel()} labels are {ignored}, which is ignored: a mean of nothing is 0 / 0."
+    if target is not None and given is not None and not math.prod(context.values[given].shape):
+        return f"{context.name(given)} has no elements: a mean of nothing is 0 / 0."
+    return ""
 
 
 def _of_limit(context: StepContext, operation: Operation, name: str, high: bool) -> str:

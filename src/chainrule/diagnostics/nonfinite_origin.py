@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.contributions import aligned
-from chainrule.diagnostics import nonfinite_advice
-from chainrule.diagnostics.step_context import StepContext, argument, element_of, operands
+from chainrule.diagnostics.nonfinite_advice import mean_of_nothing
+from chainrule.diagnostics.step_context import StepContext, element_of, operands
 from chainrule.graph.comparison import dense, identical
 from chainrule.graph.graph import Graph, Operation, Ref, Value
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import leaves, reach
 from chainrule.numbers import number
-from chainrule.rules.facts import OF_NOTHING, base_name, facts_of
+from chainrule.rules.facts import base_name, facts_of
 
 
 @dataclass
@@ -201,26 +201,9 @@ def _operands(context: StepContext, operation: Operation, at: Index) -> Iterator
             yield f"{context.name(index)} between {number(low)} and {number(high)}"
 
 
-def advice_for(context: StepContext, operation: Operation) -> str:
-    """What to try for an operation; "" if nothing more is known than for any."""
-    return OF_NOTHING if _mean_of_nothing(context, operation) else nonfinite_advice.advice_for(context, operation)
-
-
-def _mean_of_nothing(context: StepContext, operation: Operation) -> str:
-    """Why a loss is a mean over nothing, if it is one: all labels are ignored, or there are no predictions."""
-    target, given = argument(operation, "target"), argument(operation, "self")
-    labels = context.values[target].data if target is not None else None
-    ignored = operation.arguments.get("ignore_index")
-    if ignored is not None and labels is not None and labels.numel() and bool((labels == ignored).all()):
-        return f"All {labels.numel()} labels are {ignored}, which is ignored: a mean of nothing is 0 / 0."
-    if target is not None and given is not None and not math.prod(context.values[given].shape):
-        return f"{context.name(given)} has no elements: a mean of nothing is 0 / 0."
-    return ""
-
-
 def _reason(context: StepContext, operation: Operation, at: Index, made: Tensor) -> str:
     """The calculation as one would write it: `log(-1.2)`, `0 / 0`, and why it is not finite."""
-    if nothing := _mean_of_nothing(context, operation):
+    if nothing := mean_of_nothing(context, operation):
         return nothing
     facts, numbers, result = facts_of(operation.name), _numbers(context, operation, at), made[at].item()
     limit = _overflow(result, made) if facts.overflows and "0" not in numbers else ""

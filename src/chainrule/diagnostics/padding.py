@@ -148,7 +148,7 @@ def _fits(padding: Padding, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _share(weights: Tensor, padding: Padding, of_places: bool = False) -> float:
+def _share(weights: Tensor, padding: Padding, of_places: bool) -> float:
     """The share of the weights of real queries that falls on padding, or of such places that are open."""
     samples, length = padding.where.shape
     whole = weights.reshape(samples, -1, *weights.shape[-2:])

@@ -21,6 +21,7 @@ from chainrule.graph.history import History, Kind, Series, StepFacts
 from chainrule.numbers import number
 
 RARE = 0.25  # share of the steps: what fewer of them compute is another task
+LEARNT = 0.01  # share of the loss at the start
 BEGINNING = 5  # steps
 GROWN = 1.25  # times the numbers of a step at the start
 SECOND_MOMENTS = "max_exp_avg_sq", "exp_avg_sq", "square_avg"  # in an optimizer's state
@@ -133,6 +134,11 @@ class Run:
         if self.history.first_loss is not None:
             return self.history.first_loss
         return min((loss for _, loss in self.losses[:3]), default=math.nan)
+
+    @cached_property
+    def has_learnt(self) -> bool:
+        """Whether the last loss is next to nothing of the first."""
+        return bool(self.losses) and self.losses[-1][1] < LEARNT * self.first_loss
 
     @cached_property
     def rates(self) -> list[tuple[int, tuple[float, ...]]]:

@@ -6,6 +6,7 @@ import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,12 +69,7 @@ def _varies(value: Value) -> bool:
 OFTEN = 3  # steps
 
 
-@ALIKE.over_time
-def _alike_often(run: Run) -> Iterator[Finding]:
-    yield from often(run, ALIKE)
-
-
-def often(run: Run, check: Check) -> Iterator[Finding]:
+def often(check: Check, run: Run) -> Iterator[Finding]:
     """What most of the steps show of which the numbers are known, 3 at least: the latest, with how many they are."""
     examined = run.in_steps(check.id)
     shown = [(step, found) for step, found in examined if found is not None]
@@ -135,10 +131,8 @@ def _has_many(value: Value) -> bool:
     return value.data is not None and value.dtype.is_floating_point and value.data.unique().numel() >= VALUES
 
 
-@FEW.over_time
-def _few_often(run: Run) -> Iterator[Finding]:
-    yield from often(run, FEW)
-
+ALIKE.over_time(partial(often, ALIKE))
+FEW.over_time(partial(often, FEW))
 
 LEAK = Check(
     "target-in-input", "The input contains the target", "warning",
@@ -180,9 +174,7 @@ def _leak(context: StepContext) -> Iterator[Finding]:
             return
 
 
-@LEAK.over_time
-def _leaks_often(run: Run) -> Iterator[Finding]:
-    yield from often(run, LEAK)
+LEAK.over_time(partial(often, LEAK))
 
 
 def _column_of(rows: Tensor, wanted: Tensor) -> int | None:
@@ -258,10 +250,7 @@ def _of_classes(context: StepContext, comparison: Comparison, weight: Value) -> 
         )  # fmt: skip
 
 
-@WEIGHTS.over_time
-def _weighs_often(run: Run) -> Iterator[Finding]:
-    yield from often(run, WEIGHTS)
-
+WEIGHTS.over_time(partial(often, WEIGHTS))
 
 SEEDED = Check(
     "same-noise", "Every step draws the same random numbers", "warning",

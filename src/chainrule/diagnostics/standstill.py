@@ -33,7 +33,6 @@ STUCK = Check(
     source="Kingma and Ba, 2015, 2.1; Micikevicius et al., 2018, 3.1, for weights in half precision",
     thresholds=("stuck",), lasts=5)  # fmt: skip
 REMEMBERED = 1000.0  # times the size of the gradient: a smaller second moment is not the cause
-LEARNT = 0.01  # share of the loss at the start
 CONVERGED = 1e-3  # share of the largest gradient of the run
 ROUNDING = 1e-5  # share of the largest gradient of any parameter: a bias before a norm or a difference has no other
 ROUNDED = 0.95  # share of the elements with a gradient that rounding keeps in their place
@@ -78,12 +77,11 @@ def _stuck(context: StepContext) -> Iterator[Finding]:
 @STUCK.over_time
 def _stuck_for_long(run: Run) -> Iterator[Finding]:
     """At the end of learning gradients are small next to the optimizer's second moment, and that is no fault."""
-    learnt = bool(run.losses) and run.losses[-1][1] < LEARNT * run.first_loss
     for stretch, found in STUCK.carried(run):
         lasting = len(stretch.steps) >= STUCK.lasts
         frozen = stretch.whole and _frozen_by_rate(run, found)
         waits = frozen and not (run.ended and not stretch.ended and run.steps[-1].step - run.steps[0].step >= ITS_TURN)
-        quiet = learnt or _converged(run, found.where) or waits
+        quiet = run.has_learnt or _converged(run, found.where) or waits
         moves = any(HARDLY in each.sentence for each in stretch.findings)
         severity: Severity = "warning" if moves or frozen else "error"
         yield replace(found, severity=severity if lasting and not quiet else "note")

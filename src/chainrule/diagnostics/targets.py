@@ -18,6 +18,7 @@ from chainrule.diagnostics.comparisons import (
     mean_of,
 )
 from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.losses import OF_ONE
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.softmax import over_one
 from chainrule.diagnostics.step_context import StepContext, argument, operands
@@ -119,9 +120,6 @@ def _add_up_to_one(context: StepContext) -> Iterator[Finding]:
                 place=context.place(comparison.operation), title="Predictions that always add up to 1",
                 advice="Drop the softmax: a regression ends in a linear layer, or in a sigmoid for numbers from 0 to 1."
             )  # fmt: skip
-
-
-OF_ONE = 0.2  # how far the mean sum of a row may be from 1
 
 
 @OUT_OF_RANGE.in_step

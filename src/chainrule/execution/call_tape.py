@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from chainrule.capture.lowering.naming import function_name
-from chainrule.capture.source import Site, is_library, locals_of
+from chainrule.capture.source import Site, locals_of, users_frame
 from chainrule.graph.graph import Place
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.pytorch_internals import is_functorch_wrapped_tensor
@@ -94,8 +94,7 @@ class CallTape(TorchFunctionMode):
         return out
 
     def _note_variables(self, frame: FrameType | None) -> None:
-        while frame is not None and is_library(frame.f_code):
-            frame = frame.f_back
+        frame = users_frame(frame)
         for name, each in locals_of(frame).items() if frame is not None else ():
             if isinstance(each, Tensor):
                 self.variables.setdefault(id(each), name)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chainrule.execution.experiment import STEP, CannotRunError, Experiment, pick, put, real, wide_dtype
-from chainrule.execution.grain import with_rounding
+from chainrule.execution.number_types import with_rounding
 from chainrule.graph.comparison import EPS, MARGIN, unravel
 from chainrule.graph.graph import Edge
 

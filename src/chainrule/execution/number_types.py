@@ -1,15 +1,19 @@
-"""What runs in the number types of the recorded step, while everything around it is float64."""
+"""Number types: what runs in those of the recorded step while all around it is float64, and how coarse they are."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from chainrule.capture.own_mode import OwnMode
+from chainrule.capture.own_mode import OwnMode, is_higher_order, run_inside
 from chainrule.capture.traits import Traits
+from chainrule.graph.comparison import rounding
 from chainrule.graph.trees import map_leaves, tensors_in
+
+T = TypeVar("T")
 
 
 def as_recorded(tree: Any, recorded: Any) -> Any:
@@ -62,3 +66,32 @@ class DrawsAsRecorded(OwnMode):
 def wide(leaf: Any) -> Any:
     """A tensor of real numbers in double precision; all else unchanged."""
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+class _Coarsest(OwnMode):
+    """The largest rounding of any tensor that an operation reads or makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = 0.0
+
+    def saw(self, *trees: Any) -> None:
+        """Count the tensors in some trees."""
+        self.eps = max([self.eps, *(rounding(each.dtype) for each in tensors_in(list(trees)))])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        higher = is_higher_order[type(func)]
+        out = run_inside(func, args, kwargs or {}, self) if higher else func(*args, **(kwargs or {}))
+        self.saw(*args, out)
+        return out
+
+
+def with_rounding(work: Callable[[], T]) -> tuple[T, float]:
+    """What some work gives, and the rounding of the coarsest numbers in it.
+
+    The values alone do not show it: what rounds to quarters gives numbers that bfloat16 has as well.
+    """
+    with _Coarsest() as seen:
+        out = work()
+    seen.saw(out)
+    return out, seen.eps

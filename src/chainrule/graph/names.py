@@ -79,7 +79,7 @@ class Notation:
         root = self._root(backward)
         return "J" if root is None else self.symbol(root)
 
-    def plain_loss(self, backward: int = 0) -> str:
+    def plain_loss(self, backward: int) -> str:
         """The same in a line of text: `J`, `J1`."""
         root = self._root(backward)
         return "J" if root is None else self.plain(root)

@@ -177,8 +177,8 @@ class ParameterUpdate:
     `state_before` is the optimizer's state of it before the step; a tensor there that was not kept is a snapshot.
     `gradient` is the one that the optimizer read, after unscaling and clipping. It contains `left_over`, if anything:
     what `.grad` held before the first backward pass since this optimizer's last step, where nothing cleared it.
-    `update_statistics` are those of the
-    update (after minus before) where the parameter was not kept; of a large one they come from a sample.
+    `update_statistics` are those of the update (after minus before) where the parameter was not kept; of a large one
+    they come from a sample.
     """
 
     value: int | None

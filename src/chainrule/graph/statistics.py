@@ -32,7 +32,7 @@ SAMPLE = 512  # numbers, spread over the tensor, that the histogram is made of
 ROW = 4096  # numbers that are added up in their own type
 MANY = 4096  # numbers from which on one pass is worth a call of its own
 LARGE = 2**18  # numbers from which on it is worth loading the compiler of the kernel
-SLAB = 2**20  # numbers that are looked at, or converted, at a time
+SLAB = 2**20  # numbers that are read, or converted, at a time
 TINY = 1e-15  # below, the square of a float32 may be lost
 
 

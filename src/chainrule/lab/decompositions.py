@@ -13,7 +13,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from chainrule.lab.factors import FACTORS
 from chainrule.lab.gamma import GAMMA
 from chainrule.lab.linear_algebra import LINEAR_ALGEBRA
 from chainrule.lab.windows import WINDOWS
@@ -367,7 +366,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._pack_padded_sequence.default: pack_padded,
     torch.ops.prims.var.default: variance,
     **LINEAR_ALGEBRA,
-    **FACTORS,
     **WINDOWS,
     **GAMMA,
 }

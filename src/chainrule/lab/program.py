@@ -22,9 +22,8 @@ from chainrule.graph.graph import Graph, Node, Operation, Ref, Value, references
 from chainrule.graph.reexecution import WriteThroughView, apart
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, has_numbers
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.lab.carried import Carried
 from chainrule.lab.instructions import NoProgramError, Writer, numbers
-from chainrule.lab.leaves import leaves_of
+from chainrule.lab.leaves import Carried, leaves_of
 from chainrule.lab.tracing import Tracer, overlap
 from chainrule.rules.facts import base_name, facts_of
 from chainrule.rules.optimizers import changeable, hyperparameters, worked_out

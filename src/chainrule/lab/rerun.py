@@ -29,9 +29,8 @@ from chainrule.graph.graph import Graph, Operation, references
 from chainrule.graph.names import Notation
 from chainrule.graph.reexecution import apart
 from chainrule.graph.snapshot import ParameterUpdate, type_name
-from chainrule.lab.carried import Carried
 from chainrule.lab.instructions import numbers
-from chainrule.lab.leaves import leaves_of
+from chainrule.lab.leaves import Carried, leaves_of
 from chainrule.lab.questions import BEGUN, WHOLE, Question, understood
 from chainrule.numbers import number, real_part
 from chainrule.rules.optimizers import as_complex, changeable, default_scalar, hyperparameters, worked_out

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.module_tree import modules_of, named_buffers, named_parameters, parameters_of
-from chainrule.capture.source import is_library, locals_of
 from chainrule.errors import RequestError
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import is_a
@@ -64,13 +63,6 @@ class WatchedModels:
 def modules_in(names: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The modules among named objects."""
     return {name: item for name, item in names.items() if is_a(item, nn.Module)}
-
-
-def modules_around(frame: Any) -> dict[str, nn.Module]:
-    """The modules among the variables of the user's code around a frame."""
-    while frame is not None and is_library(frame.f_code):
-        frame = frame.f_back
-    return {} if frame is None else modules_in({**frame.f_globals, **locals_of(frame)})
 
 
 def as_list(given: Any, kind: type, name: str) -> list[Any]:

@@ -263,7 +263,7 @@ def _flat(data: Tensor) -> Tensor:
     return _dense(data).reshape(-1).double().cpu()
 
 
-def device_of(group: Any = None) -> torch.device:
+def device_of(group: Any) -> torch.device:
     """The device of the tensors that a process group takes."""
     backend = str(dist.get_backend(group))
     return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")

@@ -31,7 +31,7 @@ class Evaluations:
     `ended` are called around each watched step. A step counts as much as the largest watched one.
     """
 
-    LOOKS = 8  # passes in eval mode that are looked at
+    LOOKS = 8  # passes in eval mode that are examined
 
     def __init__(self, optimizers: Callable[[], Iterable[Optimizer]], guard: Callable[..., Any]) -> None:
         self._optimizers, self._guard = optimizers, guard
@@ -60,7 +60,7 @@ class Evaluations:
         return bool(self.always_drops) and self._looks < self.LOOKS
 
     def see(self, module: nn.Module, args: Any) -> None:
-        """The forward pass of a module begins without gradients. The modes of a model are looked at in its first.
+        """The forward pass of a module begins without gradients. The first one checks the modes of a model.
 
         Several passes with one input count as one: they draw from a network with dropout, and evaluate nothing.
         """

@@ -15,28 +15,30 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from chainrule.capture.data_parallel import own_part
-from chainrule.capture.source import Site, is_library, locals_of
+from chainrule.capture.source import Site, locals_of, users_frame
 from chainrule.graph.history import Noticed, Unwatched
 from chainrule.graph.reexecution import dispatch_modes, function_modes, unobserved
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import spread_over
-from chainrule.monitor.backward_pass import KNOWN, loss_of_pass
 from chainrule.monitor.updates_by_hand import same_bits, some_bits
+from chainrule.pytorch_internals import _engine_run_backward, _set_grad_enabled
 from chainrule.pytorch_internals import _get_sequence_nr as nodes_made
-from chainrule.pytorch_internals import _set_grad_enabled
 
 NEAR, SMALL = 8, 16384  # parameters from the first on, among which one of so few numbers or a bias is looked for
 CHANGE = 2.0  # times the rate of the step before; more is noticed
 CHANGES = 500  # changes of the rates that are noticed, at most
-MANY = 65536  # numbers, of which only some are looked at
+MANY = 65536  # numbers, of which only some are compared
 WAITING = 256  # looks whose result waits on the device, at most
+_begins: CodeType = _engine_run_backward.__code__
+KNOWN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+DEEP = 64  # frames between a hook and the beginning of its pass at most, reentrant checkpoints included
 
 
 class EveryStep:
@@ -46,7 +48,7 @@ class EveryStep:
         self._names = names
         self._rates: tuple[float, ...] = ()
         self._changes = 0
-        self._of: list[int] = []  # the optimizers, by id, whose parameters are looked at
+        self._of: list[int] = []  # the optimizers, by id, whose parameters are checked
         self._chosen: list[_Place] = []
         self._plain = False  # whether those are of no class that hears what is asked of them
         self._lost: bool | None = None  # whether numbers are lost now; None: nothing was looked at so far
@@ -81,7 +83,7 @@ class EveryStep:
         self._version = parameter._version if first else self._version
         elsewhere = parameter._version != self._version  # SAM climbs first
         self._parameter = parameter
-        loss = loss_of_pass(self._thread)
+        loss = _loss_of_pass(self._thread)
         if loss is None or loss.device.type != "cpu":
             if not elsewhere:
                 self._losses.append(None if loss is None or is_captured(loss) else loss.detach())
@@ -186,7 +188,7 @@ class EveryStep:
     def _noticed(self, step: int, now: Sequence[Optimizer]) -> Noticed:
         if not now:
             return Noticed(step, self._rates, lost=True)
-        frame = user_frame()
+        frame = users_frame(sys._getframe(1))
         with unobserved():
             names = [self._names.get(id(each), "a parameter") for each in _parameters(now) if _is_lost(each)]
         if self._before:
@@ -240,7 +242,7 @@ class _Place:
 
 
 def _chosen(optimizers: Iterable[Optimizer]) -> Iterator[_Place]:
-    """The parameter of each optimizer that is looked at."""
+    """The parameter of each optimizer that is checked."""
     for optimizer in optimizers:
         first = [each for each in optimizer.param_groups[0]["params"][:NEAR] if has_numbers(own_part(each))]
         first = [each for each in first if each.dtype in KNOWN and each.layout is torch.strided]
@@ -281,14 +283,6 @@ def _is_lost(parameter: Tensor) -> bool:
     return has_numbers(part) and part.dtype in KNOWN and not bool(part.isfinite().all())
 
 
-def user_frame() -> FrameType | None:
-    """The frame of the user's code that made the optimizer step."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and is_library(frame.f_code):
-        frame = frame.f_back
-    return frame
-
-
 def _loss_in(frame: FrameType) -> float | None:
     """The loss among the variables of this code: a number with a gradient, one that is not finite first."""
     there = [
@@ -298,3 +292,20 @@ def _loss_in(frame: FrameType) -> float | None:
         for number in (each.item(),)
     ]
     return min(there, key=lambda each: each[:2])[2] if there else None
+
+
+def _loss_of_pass(thread: int) -> Tensor | None:
+    """The loss of the pass in which this runs, if it is one number. On a GPU `thread` waits for the pass to end."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(DEEP):
+        if frame is None:
+            frame = sys._current_frames().get(thread)
+            if frame is None or frame.f_code is not _begins:
+                return None
+        if frame.f_code is _begins:
+            roots = frame.f_locals["t_outputs"]
+            if len(roots) == 1 and type(roots[0]) is Tensor and roots[0].numel() == 1 and roots[0].dtype in KNOWN:
+                loss: Tensor = roots[0]
+                return loss
+        frame = frame.f_back
+    return None

@@ -20,7 +20,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from types import CodeType, FrameType
+from itertools import islice
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ from chainrule.capture.modes import left_on
 from chainrule.capture.module_tree import inside_compiled, modules_of
 from chainrule.capture.optimizer_step import closure_of
 from chainrule.capture.rounds import PATIENCE, Rounds
+from chainrule.capture.source import callers
 from chainrule.graph.reexecution import apart
 from chainrule.monitor.evaluations import Evaluations
 from chainrule.monitor.passes_without_step import RUNNING, PassesWithoutStep
@@ -95,7 +97,7 @@ class Boundaries:
         self._outermost: Optimizer | None = None
         self._first: nn.Module | None = None
         self._passes = 0  # forward passes of the first module in this step
-        self._looks = False  # forward passes are looked at
+        self._looks = False  # whether forward passes are watched
         self._armed = False  # the next step is to be recorded, and has not been given up
         self._recording = False
         self._early = False  # the recording began before the step, whose forward pass is still awaited
@@ -360,12 +362,8 @@ def in_backward() -> bool:
 
 def _is_stepping(optimizer: Optimizer | None) -> bool:
     """Whether an optimizer's step is on the stack; an exception may have ended it without our hook."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _step_code and frame.f_locals.get("self") is optimizer:
-            return True
-        frame = frame.f_back
-    return False
+    frames = (each for each in callers(sys._getframe(1)) if each.f_code is _step_code)
+    return any(each.f_locals.get("self") is optimizer for each in frames)
 
 
 def _uncompiled(guard: Callable[..., Any], hook: Callable[..., None]) -> Callable[..., None]:
@@ -399,14 +397,10 @@ class ScalerView:
 
     def look(self) -> None:
         """Find the scaler that called the optimizer's step in which this runs."""
-        frame: FrameType | None = sys._getframe(1)
-        for _ in range(DEEP):
-            if frame is None or self.scaler is not None:
-                return
-            if frame.f_code is _around_a_step:
+        for frame in islice(callers(sys._getframe(1)), DEEP):
+            if self.scaler is None and frame.f_code is _around_a_step:
                 self.scaler = frame.f_locals["self"]
                 self.scale = self._read()
-            frame = frame.f_back
 
     def skipped(self) -> int:
         """How many steps the scaler skipped since the last call: each lowered the scale once."""

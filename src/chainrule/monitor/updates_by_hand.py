@@ -15,7 +15,7 @@ from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.statistics import part_of
 from chainrule.pytorch_internals import _DisableFuncTorch
 
-PARAMETERS = 16  # that are looked at, spread evenly over all
+PARAMETERS = 16  # that are compared, spread evenly over all
 
 
 class UpdatesByHand:

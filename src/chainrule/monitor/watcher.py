@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from chainrule.capture.source import Site
+from chainrule.capture.lowering.naming import variables_around
+from chainrule.capture.source import Site, users_frame
 from chainrule.diagnostics.modes import always_drops
 from chainrule.errors import ChainruleError, warn
 from chainrule.gc_control import gc_paused
@@ -27,7 +28,7 @@ from chainrule.graph.statistics_cache import StatisticsCache
 from chainrule.monitor import arguments
 from chainrule.monitor import step_series as series
 from chainrule.monitor.between_steps import BetweenSteps
-from chainrule.monitor.every_step import rates_of, user_frame
+from chainrule.monitor.every_step import rates_of
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
 from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.loaders import restarts
@@ -43,9 +44,6 @@ from chainrule.recording import Recording
 
 if TYPE_CHECKING:
     from chainrule.diagnostics import Thresholds
-
-OneOrMoreModels = nn.Module | Iterable[nn.Module] | None
-OneOrMoreOptimizers = Optimizer | Iterable[Optimizer] | None
 
 
 class watch:  # noqa: N801 (read as a verb)
@@ -77,8 +75,8 @@ class watch:  # noqa: N801 (read as a verb)
 
     def __init__(
         self,
-        model: OneOrMoreModels = None,
-        optimizer: OneOrMoreOptimizers = None,
+        model: nn.Module | Iterable[nn.Module] | None = None,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
         *,
         every: int = 1,
         to: str | Path | None = None,
@@ -111,7 +109,7 @@ class watch:  # noqa: N801 (read as a verb)
             if start is None:
                 self.step_number = arguments.steps_done(optimizers)
             self._due = self._full_due = self.step_number + 1
-            names = arguments.modules_around(sys._getframe(1)) if namespace is None else namespace
+            names = arguments.modules_in(variables_around(sys._getframe(1))) if namespace is None else namespace
             self._models = arguments.WatchedModels(models, names)
             self._scaler = ScalerView(scaler)
             self._between = BetweenSteps(self._models)
@@ -372,7 +370,7 @@ class watch:  # noqa: N801 (read as a verb)
             moments=series.measured_moments(optimizers, self._models.names),
             cache=cache,
             histograms=histograms,
-            restarts=restarts(user_frame()),
+            restarts=restarts(users_frame(sys._getframe(1))),
             beside=self._boundaries.evaluations,
             rewritten=self._between.rewritten(),
             alone=not self._ranks.active,

@@ -273,7 +273,7 @@ def apply(function: Any, *parts: Any) -> Element:
     return _made(plain(function.latex), code, binds, *map(of, parts))
 
 
-def either(first: Callable[[], Any], condition: Any, second: Callable[[], Any], opposite: str = "") -> Element:
+def either(first: Callable[[], Any], condition: Any, second: Callable[[], Any], opposite: str) -> Element:
     """The one of two numbers that a condition chooses, which keeps the condition."""
     chosen = of(first() if condition.value else second())
     if not condition.value:

@@ -414,12 +414,12 @@ _add(
 )
 _add("tanh sin cos", bounds=lambda arguments: (-1.0, 1.0))
 _add("hardtanh", bounds=lambda arguments: (arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)))
-_add(
-    "_softmax _safe_softmax _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+ATTENTIONS = (
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-    "_scaled_dot_product_fused_attention_overrideable",
-    attends=True,
+    "_scaled_dot_product_fused_attention_overrideable"
 )
+_add(f"_softmax _safe_softmax {ATTENTIONS}", attends=True)
 _add("slice", slices=True)
 _add("select slice unbind split chunk index index_select", takes_part=True)
 _add("split split_with_sizes unbind unsafe_split unsafe_split_with_sizes unsafe_chunk", cuts=True)

@@ -26,7 +26,7 @@ from chainrule.graph.reexecution import WriteThroughView, call_overload
 from chainrule.graph.snapshot import has_numbers
 from chainrule.graph.trees import map_leaves, tensors_in
 from chainrule.rules import Applied, Rule
-from chainrule.rules.facts import base_name
+from chainrule.rules.facts import ATTENTIONS, base_name
 from chainrule.rules.pattern import compact, reshaped
 
 Labels = Mapping[str, Any]
@@ -538,11 +538,7 @@ _special: dict[str, Callable[[Applied, Labels], Reached | None]] = {
         _names(
             "convolution _convolution mkldnn_convolution cudnn_convolution convolution_overrideable "
             "_slow_conv2d_forward thnn_conv2d slow_conv3d slow_conv3d_forward"), _convolved),
-    **dict.fromkeys(
-        _names(
-            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-            "_scaled_dot_product_fused_attention_overrideable"), _attention),
+    **dict.fromkeys(_names(ATTENTIONS), _attention),
     **dict.fromkeys(
         _names(
             "zeros_like ones_like full_like rand_like randn_like randint_like empty_like new_zeros new_ones "

@@ -339,12 +339,7 @@ def _layer(op: Any) -> tuple[Pass, Steps, Tensor, Tensor]:
 
 def _layer_workings(op: Any) -> list[Working]:
     one, steps, h, c = _layer(op)
-    times = tuple(f"t = {t}" for t in range(len(steps)))
-    return [
-        Working(
-            "h_t", "[sequence, unit]: the gates and states of each step", one.work(steps, h, c), times, one.cell.names
-        )
-    ]
+    return [_made(one, one.work(steps, h, c), "")]
 
 
 def _layer_workings_back(op: Any, g: Any) -> list[Working]:
@@ -352,6 +347,12 @@ def _layer_workings_back(op: Any, g: Any) -> list[Working]:
     met: dict[int, Tensor] = {}
     one.back(steps, h, c, list(given(g[0], op.outs[0]).unbind(0)), given(g[1], op.hx_), given(g[2], op.cx_), met)
     return [_met(one, met, "")]
+
+
+def _made(one: Pass, data: Tensor, which: str) -> Working:
+    """What each step of a pass computes, as a table."""
+    times = tuple(f"t = {t}" for t in range(data.shape[2]))
+    return Working("h_t", f"{which}[sequence, unit]: the gates and states of each step", data, times, one.cell.names)
 
 
 def _met(one: Pass, met: dict[int, Tensor], which: str) -> Working:
@@ -388,10 +389,7 @@ def _tables(
         for n in range(len(passes))
     ]
     if upstream is None:
-        times = tuple(f"t = {t}" for t in range(len(network.steps)))
-        label = "[sequence, unit]: the gates and states of each step"
-        pairs = zip(which, network.work(), strict=True)
-        return [Working("h_t", f"{of}{label}", data, times, cell.names) for of, data in pairs]
+        return [_made(*each) for each in zip(passes, network.work(), which, strict=True)]
     met: list[dict[int, Tensor]] = [{} for _ in passes]
     bars = [given(bar, out) for bar, out in zip(upstream, outs, strict=True)]
     network.back(list(bars[0].unbind(axis)), bars[1], None if c is None else bars[2], met)

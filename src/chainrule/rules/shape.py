@@ -299,6 +299,7 @@ repeat = moves(
     repeats=True,
     samples=lambda: [
         sample(torch.Tensor.repeat, x(2, 3), 2, 1, 2),
+        sample(torch.Tensor.repeat, x(2, 3), 2, 1, note="rows"),
         sample(torch.tile, x(3), (2,)),
         sample(torch.Tensor.repeat, x(3), 0, note="no copy"),
         sample(torch.Tensor.repeat, x(), 3, note="0-dim"),

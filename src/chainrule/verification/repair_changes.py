@@ -61,7 +61,7 @@ def changes(points: Sequence[Reach], tensor: Tensor, name: str, before: int) -> 
     yield from _moves(tensor, name)
     for key, named in points[0].named.items():
         if named.made < before:
-            yield from _with_tensor(points, tensor, name, key, named)
+            yield from _with_tensor(tensor, name, key, named)
             yield from _reordered(tensor, name, key, named)
     for number in points[0].numbers:
         yield from _with_number(number, name)
@@ -105,7 +105,7 @@ def _read_transposed(tensor: Tensor, a: int, b: int) -> Tensor:
     return tensor.reshape(shape).transpose(a, b)
 
 
-def _with_tensor(points: Sequence[Reach], tensor: Tensor, name: str, key: str, named: Named) -> Iterator[TensorChange]:
+def _with_tensor(tensor: Tensor, name: str, key: str, named: Named) -> Iterator[TensorChange]:
     """Another tensor put in as a factor or a term, or instead of this one."""
     other, text, cost = named.tensor, named.text, named.cost
     if text == name:

@@ -9,9 +9,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from chainrule.execution.function_trace import CLOSE
 from chainrule.graph.comparison import unravel
 from chainrule.verification.repair_changes import fitted_shape
-from chainrule.verification.repair_samples import CLOSE, Finding, Sample
+from chainrule.verification.repair_samples import Finding, Sample
 from chainrule.verification.repair_whole import changed, scaled
 
 OF_NUMBERS = 2.45  # the least cost of a condition on numbers

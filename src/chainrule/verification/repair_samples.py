@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from chainrule.execution.experiment import real
+from chainrule.execution.function_trace import CLOSE as CLOSE
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Place
 
@@ -48,7 +49,6 @@ Mistake = Literal[
     "location",
     "not recognised",
 ]
-CLOSE = 1e-7  # the rounding allowed to a repaired gradient
 FITTED = 1e-5  # the rounding of a factor that is fitted to differences
 
 

@@ -1,16 +1,11 @@
 """Ordinary trainings, as many kinds as people write: each is tried bare, recorded and watched (`tests.reliability`)."""
 
-from tests.reliability.trainings import architectures, autograd_tools, loops, models, objects, steppers, surroundings
+from importlib import import_module
+from pkgutil import iter_modules
+
 from tests.reliability.trainings.base import TRAININGS, Training
 
-__all__ = [
-    "TRAININGS",
-    "Training",
-    "architectures",
-    "autograd_tools",
-    "loops",
-    "models",
-    "objects",
-    "steppers",
-    "surroundings",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["TRAININGS", "Training"]

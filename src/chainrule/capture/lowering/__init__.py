@@ -9,7 +9,6 @@ was read. Each file imports only from those before it:
     naming           paths and names; what the user wrote
     backward_passes  nodes in forward order, passes, and the gradients that they make
     parameters       before and after the step, combined over ranks, and what wrote to their gradients
-    failures         exceptions, with what they are about
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from chainrule.capture.lowering.backward_passes import (
     number_nodes,
     read_nodes,
 )
-from chainrule.capture.lowering.failures import read_failures
 from chainrule.capture.lowering.naming import Names, Paths, read_call
 from chainrule.capture.lowering.operations import Lowering
 from chainrule.capture.lowering.parameters import (
@@ -41,7 +39,7 @@ from chainrule.capture.lowering.tensor_versions import Snapshots, TensorVersions
 from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import gc_paused
-from chainrule.graph.graph import Call, Graph, Operation, Value
+from chainrule.graph.graph import Call, Failure, Graph, Operation, Value
 from chainrule.graph.opaque import kind_of
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
@@ -90,7 +88,7 @@ def _lower(tape: Tape, snapshots: Snapshots) -> Graph:
         ),
         reducers=read_reducers(lowering, paths),
         reductions=reductions,
-        failures=tuple(read_failures(lowering, paths)),
+        failures=tuple(_failures(lowering, paths)),
         carried=tape.failures.carried,
     )
 
@@ -107,6 +105,21 @@ def free(tape: Tape) -> None:
     tape.__dict__.clear()
     while nodes:
         nodes.pop()
+
+
+def _failures(lowering: Lowering, paths: Paths) -> Iterator[Failure]:
+    """Every exception that was noted, in order."""
+    tape = lowering.tape
+    for raw in tape.failures.all:
+        facts = raw.facts
+        operation = None if raw.operation is None else lowering.at.get(raw.operation)
+        value = None if raw.tensor is None else lowering.values.at(raw.tensor, raw.at)
+        made = facts.made
+        if made is None and operation is not None and (call := lowering.operations[operation].call) is not None:
+            site = tape.calls[call].site
+            made = None if site is None else site.place()
+        module = facts.module if raw.module is None else paths.of(raw.module) or facts.module
+        yield replace(facts, operation=operation, value=value, made=made, module=module)
 
 
 def _notes_of_patterns(tape: Tape) -> tuple[str, ...]:

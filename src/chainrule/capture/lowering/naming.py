@@ -28,7 +28,7 @@ from chainrule.capture.module_tree import (
 )
 from chainrule.capture.raw_records import RawCall, RawModule
 from chainrule.capture.retention import is_trained_leaf
-from chainrule.capture.source import Site, is_library, locals_of
+from chainrule.capture.source import Site, locals_of, users_frame
 from chainrule.capture.tape import Tape
 from chainrule.graph.graph import Call, Module, Place, Ref
 from chainrule.graph.trees import is_a, map_leaves, tensors_in
@@ -36,7 +36,7 @@ from chainrule.pytorch_internals import _DropoutNd
 from chainrule.rules.facts import base_name
 
 _OPERATORS = frozenset({"add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"})
-MEMBERS = 1000  # of a list or dict that are looked at
+MEMBERS = 1000  # of a list or dict that are searched
 Naming = tuple[int, int, str, int, Place | None]  # (when, rank, name, value, place)
 
 
@@ -343,11 +343,8 @@ def function_name(function: Any) -> str:
 
 def variables_around(frame: FrameType | None) -> dict[str, Any]:
     """The variables of the nearest frame outside PyTorch and chainrule."""
-    while frame is not None and is_library(frame.f_code):
-        frame = frame.f_back
-    if frame is None:
-        return {}
-    return {**frame.f_globals, **locals_of(frame)}
+    frame = users_frame(frame)
+    return {} if frame is None else {**frame.f_globals, **locals_of(frame)}
 
 
 def note_names(tape: Tape, names: Mapping[str, Any]) -> None:
