@@ -190,7 +190,8 @@ class _Check:
             each.value.shape == value.shape and bool(((each.value - self.given.data).abs() <= around)[where].all())
             for each in likelier
         )
-        return (as_near + 1) * 10.0**-digits <= BY_CHANCE
+        by_chance: float = (as_near + 1) * 10.0**-digits
+        return by_chance <= BY_CHANCE
 
     def _size(self, value: Tensor) -> Tensor:
         """What an answer tells is relative to this: a wrong one is somewhere around the right one, or around 0."""

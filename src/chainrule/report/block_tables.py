@@ -16,7 +16,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
-from chainrule.verification.rows import check_update
+from chainrule.verification.update_check import check_update
 
 STATISTICS = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
