@@ -401,9 +401,16 @@ class StepChecks:
 
     def _nearest(self, value: int) -> list[int]:
         """The nodes that a value's gradient came through last, that of a leaf itself among them."""
-        leaf = [node.index for node in self._graph.nodes if node.leaf == value]
         own = self._graph.values[value].node
-        return leaf or ([] if own is None else self._senders.get(own, []))
+        return self._leaves.get(value) or ([] if own is None else self._senders.get(own, []))
+
+    @cached_property
+    def _leaves(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for node in self._graph.nodes:
+            if node.leaf is not None:
+                found.setdefault(node.leaf, []).append(node.index)
+        return found
 
     def _first(self, node: int) -> tuple[int, int]:
         """The first node that disagrees, and the first that was not checked, of this one and those before it."""
