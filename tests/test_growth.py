@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -139,3 +140,41 @@ def test_the_collector_is_left_as_it_was(collecting: bool) -> None:
         assert gc.isenabled() is collecting
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def _page_of(depth: int) -> Document:
+    """Of a chain of layers of which a ReLU lets no gradient through, so that those before it get exactly 0."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(2, 2) for _ in range(depth)]
+    off = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(off.bias, -100.0)
+    with chainrule.record() as recording:
+        x = torch.nn.Sequential(*layers)(torch.randn(2, 2))
+        torch.nn.Linear(2, 1)(torch.relu(off(x))).sum().backward()
+    return recording.document(pointing=True)
+
+
+@pytest.mark.parametrize(
+    "counted",
+    [
+        "verification.gradient_check.Rows.row",
+        "derivation.contributions._column",
+        "diagnostics.step_context.StepContext.statistics",
+    ],
+)
+def test_what_lies_behind_a_gradient_is_worked_out_once(counted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    *path, name = counted.split(".")
+    owner = pkgutil.resolve_name(f"chainrule.{'.'.join(path)}")
+    function, calls = getattr(owner, name), []
+
+    def counting(*given: object, **named: object) -> object:
+        calls.append(name)
+        return function(*given, **named)
+
+    monkeypatch.setattr(owner, name, counting)
+    counts = []
+    for depth in (6, 12, 24):
+        calls.clear()
+        _page_of(depth)
+        counts.append(len(calls))
+    assert counts[2] - counts[1] < 2.3 * (counts[1] - counts[0]), counts

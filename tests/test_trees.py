@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import torch
 
-from chainrule.graph.trees import leaves, map_leaves, reach, tensors_in
+from chainrule.graph.trees import gathered, leaves, map_leaves, reach, tensors_in
 
 
 def test_leaves_are_found_left_to_right_and_as_deep_as_they_are():
@@ -35,3 +35,18 @@ def test_reach_asks_for_the_next_steps_only_when_it_must():
     places = reach([0], lambda place: asked.append(place) or [place + 1])
     assert [next(places), next(places)] == [0, 1]
     assert asked == [0]
+
+
+def test_what_is_gathered_is_worked_out_once_and_without_recursion():
+    asked = []
+
+    def combine(place, behind):
+        asked.append(place)
+        return place + sum(behind)
+
+    known = {}
+    assert gathered(3, lambda place: [place - 1, place - 2] if place > 1 else [], combine, known) == 3 + (2 + 1 + 0) + 1
+    assert sorted(asked) == [0, 1, 2, 3]
+    assert gathered(2, lambda place: [], combine, known) == known[2] == 3
+    assert len(asked) == 4
+    assert gathered(100_000, lambda place: [place - 1] if place else [], combine, {}) == 100_000 * 100_001 // 2

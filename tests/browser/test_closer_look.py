@@ -300,3 +300,27 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_page(open_page, heads, 
         found = axe.run(page)
         assert found.violations_count == 0, found.generate_report()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+class Projected(nn.Module):
+    """Names that are longer than those of numbered layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.out = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.out(self.recurrent(x)[0][:, -1])
+
+
+def test_a_grid_with_long_labels_is_scrolled_with_keys_on_a_phone(open_page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=AXE, exc_type=ImportError).Axe()
+    torch.manual_seed(0)
+    model = Projected()
+    with chainrule.record() as recording:
+        model(torch.randn(2, 3, 2)).square().mean().backward()
+    page = open_page(recording.document(pointing=True), "#backward-3-weight")
+    page.set_viewport_size({"width": 390, "height": 900})
+    assert "out.weight[0,2]" in page.locator("#step .labelled th").all_inner_texts()
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()

@@ -28,7 +28,7 @@ def test_a_mistake_of_each_kind_is_named() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("tensors", 0.95), ("single", 0.88), ("two", 0.0)])
+@pytest.mark.parametrize(("kind", "least"), [("tensors", 0.95), ("single", 0.92), ("two", 0.0)])
 def test_nine_of_ten_mistakes_are_named_and_none_wrongly(kind: str, least: float) -> None:
     scores = measured(kind, 2).values()
     assert [each for score in scores for each in score.wrongly] == []

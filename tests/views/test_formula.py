@@ -15,7 +15,7 @@ WRITTEN = {
     r"x_{0,1} + W^{[1]}_{ij} + b^{[1]}_0 + b_{0}^{[1]}": "x[0,1] + W1ᵢⱼ + b1[0] + b1[0]",
     r"\text{linear1.weight}_{1,0}": "linear1.weight[1,0]",
     r"e^{[0]} + e^{[0, 1]} + 2^{[3]} + x^{[1, 2]}": "e^([0]) + e^([0, 1]) + 2^([3]) + x^([1, 2])",
-    r"e^{-x} + e^{-x^2} + Z^{a/b} + x_{b}": "e⁻ˣ + e^(-x²) + Z^(a/b) + x_b",
+    r"e^{-x} + e^{-x^2} + Z^{a/b} + x_{b}": "e⁻ˣ + e^(-x²) + Z^(a/b) + x[b]",
     r"x^{(i)} \in \{0, 1\}": "x⁽ⁱ⁾ ∈ {0, 1}",
     # derivatives and other fractions
     r"\frac{\partial J}{\partial W^{[1]}} = \left(\frac{\partial J}{\partial Z^{[1]}}\right)^{T} X": (
@@ -33,10 +33,10 @@ WRITTEN = {
     r"\log \frac{p}{q}": "log(p/q)",
     # sums, functions, accents, roots
     r"-\frac{1}{m}\sum_{i=1}^{m} \left[ y_i \log a_i + (1 - y_i)\log(1-a_i) \right]": (
-        "-1/m Σᵢ₌₁ᵐ [yᵢ log aᵢ + (1 - yᵢ) log(1 - aᵢ)]"
+        "-1/m Σᵢ₌₁ᵐ [y[i] log a[i] + (1 - y[i]) log(1 - a[i])]"
     ),
     r"\operatorname{ReLU}(x) \odot \mathrm{vec}(X)": "ReLU(x) ⊙ vec(X)",
-    r"\max(0, x), \operatorname*{argmax}_i x_i": "max(0, x), argmaxᵢ xᵢ",
+    r"\max(0, x), \operatorname*{argmax}_i x_i": "max(0, x), argmaxᵢ x[i]",
     r"\sigma'(z) = \sigma(z)(1-\sigma(z))": "σ'(z) = σ(z)(1 - σ(z))",
     r"\hat{m}_t / (\sqrt{\hat v_t} + \epsilon)": "m̂ₜ/(√v̂ₜ + ε)",
     r"\bar{x} = \bar{W^{[1]}} = \overline{\text{cost}}": "x\u0304 = W\u03041 = bar(cost)",
@@ -46,19 +46,19 @@ WRITTEN = {
     r"\frac{m_t}{1 - \beta_1^{t}}": "mₜ/(1 - β₁ᵗ)",
     r"\lVert x - y \rVert_2 = |-x|": "‖x - y‖₂ = |-x|",
     r"10^{-3} \cdot 2\pi r, \quad a \ne -b": "10⁻³ · 2π r,   a ≠ -b",
-    r"\sum \pm \frac{1}{C} + \sum_{j \neq i} \max_{k} {\frac{a}{b}}_{k}": "Σ ±1/C + Σ_(j ≠ i) maxₖ (a/b)ₖ",
-    r"{Z^{[1]}}_{0} + {Z^{[1]}}_{n, {Y}_n} + \rho_\infty": "Z1[0] + Z1[n,Yₙ] + ρ_∞",
+    r"\sum \pm \frac{1}{C} + \sum_{j \neq i} \max_{k} {\frac{a}{b}}_{k}": "Σ ±1/C + Σ_(j ≠ i) maxₖ (a/b)[k]",
+    r"{Z^{[1]}}_{0} + {Z^{[1]}}_{n, {Y}_n} + \rho_\infty": "Z1[0] + Z1[n,Y[n]] + ρ_∞",
     r"0.9 \, 0.5 \, x^{momentum}": "0.9 · 0.5 x^momentum",
     r"\frac{\partial J}{\partial A} \text{ at the chosen index, } 0 \text{ elsewhere}": (
         "dJ/dA at the chosen index, 0 elsewhere"
     ),
-    r"\sum_i x_i \text{, NaN counting as 0}": "Σᵢ xᵢ, NaN counting as 0",
+    r"\sum_i x_i \text{, NaN counting as 0}": "Σᵢ x[i], NaN counting as 0",
     r"\lnot m, \; \left\lfloor x / 2 \right\rfloor": "¬m, ⌊x/2⌋",
     # environments
     r"\begin{cases} 1 & Z > 0 \\ 0 & Z \le 0 \end{cases}": "{1 if Z > 0, 0 if Z ≤ 0}",
     r"\begin{cases} x & \text{if } x > 0 \\ 0.01 x & \text{otherwise} \end{cases}": "{x if x > 0, 0.01 x otherwise}",
     r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}": "[[1, 2], [3, 4]]",
-    r"\begin{aligned} J &= \frac{1}{m}\sum_i L_i \\ &= 0.1952 \end{aligned}": "J = 1/m Σᵢ Lᵢ\n  = 0.1952",
+    r"\begin{aligned} J &= \frac{1}{m}\sum_i L_i \\ &= 0.1952 \end{aligned}": "J = 1/m Σᵢ L[i]\n  = 0.1952",
     # names, and what nobody knows
     r"\text{my\_name} + a^*": "my_name + a*",
     r"\foo{x} + $out": "foo x + out",

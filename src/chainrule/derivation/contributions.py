@@ -7,7 +7,8 @@ vector-Jacobian product is linear in the upstream gradient g, so the column is t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from math import prod
 from typing import Any
@@ -25,6 +26,7 @@ from chainrule.rules import Applied, Rule, reduce_to_shape
 from chainrule.rules.element import broadcast_index
 
 SEARCHED = 4_096  # elements of an output up to which each is tested for a derivative that is 0 only by chance
+KEPT = 256  # elements of an output up to which the terms of each element are kept
 BASIS = 4_096  # elements of an output up to which a Jacobian is computed from basis vectors
 
 Number = float | complex
@@ -61,6 +63,7 @@ class RuledPath(Path):
     upstream: tuple[Tensor | None, ...]
     operands: dict[tuple[str, int | None], int]
     via: str = ""
+    _entries: dict[Index, list[Entry] | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def has_numbers(self) -> bool:
@@ -70,6 +73,18 @@ class RuledPath(Path):
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
         """The rule's vector-Jacobian product, in the value's own shape."""
         return _pulled(self.rule, self.op, upstream, self.argument, self.item, self.shape)
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether what is worked out for it is kept: others may ask for another element of it, or for the same."""
+        return sum(g.numel() for g in self.upstream if g is not None) <= KEPT
+
+    @cached_property
+    def differentiable(self) -> tuple[list[Tensor], Tensor | None]:
+        """The upstream gradients, and what the rule makes of them, for the derivative of one by the others."""
+        with torch.enable_grad():
+            upstream = tuple(None if g is None else g.detach().clone().requires_grad_() for g in self.upstream)
+            return [g for g in upstream if g is not None], self.pull(upstream)
 
 
 @dataclass(frozen=True)
@@ -143,8 +158,18 @@ def _first_stage(
 
 def entries_of(path: Path, index: Index) -> list[Entry] | None:
     """The terms of one use, in the order of the output's elements (None: no rule gives the Jacobian)."""
-    columns = _column(path, index) if isinstance(path, RuledPath) else None
-    if columns is None or not isinstance(path, RuledPath):
+    if not isinstance(path, RuledPath):
+        return None
+    if not path.is_small:
+        return _entries_of(path, index)
+    if index not in path._entries:
+        path._entries[index] = _entries_of(path, index)
+    return path._entries[index]
+
+
+def _entries_of(path: RuledPath, index: Index) -> list[Entry] | None:
+    columns = _column(path, index)
+    if columns is None:
         return None
     entries = []
     own = path.gradient[index].item()
@@ -172,15 +197,16 @@ def _column(path: RuledPath, index: Index) -> list[Tensor | None] | None:
     if any(each is not None and each.is_complex() for each in (path.gradient, *path.upstream)):
         return _column_by_basis(path, index)
     try:
+        wanted, gradient = path.differentiable
+        if gradient is None or not gradient.requires_grad:
+            return [None if g is None else torch.zeros_like(g) for g in path.upstream]
         with torch.enable_grad():
-            upstream = tuple(None if g is None else g.detach().clone().requires_grad_() for g in path.upstream)
-            gradient = path.pull(upstream)
-            wanted = [g for g in upstream if g is not None]
-            if gradient is None or not gradient.requires_grad:
-                return [None if g is None else torch.zeros_like(g) for g in path.upstream]
-            slopes = iter(torch.autograd.grad(gradient[index], wanted, materialize_grads=True))
+            slopes = iter(torch.autograd.grad(gradient[index], wanted, retain_graph=True, materialize_grads=True))
     except (RuntimeError, NotImplementedError):
         return _column_by_basis(path, index)
+    finally:
+        if not path.is_small:
+            path.__dict__.pop("differentiable", None)
     return [None if g is None else dense(next(slopes)) for g in path.upstream]
 
 

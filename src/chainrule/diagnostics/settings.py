@@ -27,7 +27,7 @@ WITHOUT_EFFECT = Check(
 
 @WITHOUT_EFFECT.in_step
 def _not_frozen(context: StepContext) -> Iterator[Finding]:
-    for module in context.graph.modules:
+    for module in (each for each in context.graph.modules if each.ignored):
         learning = [
             name for name, each in context.graph.parameters.items()
             if each.has_gradient and (name in module.parameters or name.startswith(f"{module.path}."))

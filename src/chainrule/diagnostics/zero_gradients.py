@@ -21,6 +21,8 @@ from chainrule.diagnostics.step_context import StepContext, argument, is_zero, o
 from chainrule.document import Code
 from chainrule.graph.graph import Operation, Place, Ref, Value
 from chainrule.graph.snapshot import Parameter
+from chainrule.graph.statistics import Statistics
+from chainrule.graph.trees import gathered
 from chainrule.numbers import number
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import base_name, facts_of
@@ -178,26 +180,43 @@ def _stops(context: StepContext, parameter: Parameter) -> tuple[Stop, ...]:
     return () if None in found else known
 
 
+Stopping = dict[tuple[int, int], None]  # (operation, operand)
+
+
 def _stopping(context: StepContext, leaf: int) -> list[tuple[Operation, int]]:
     """The operations at whose result a gradient arrives, each with its operand, of which the gradient is 0.
 
     Those nearest to a leaf; [] where a gradient is unknown, or a hook of the user's changed it.
     """
-    found: list[tuple[Operation, int]] = []
-    waiting, seen = [leaf], {leaf}
-    while waiting:
-        given = waiting.pop()
+
+    def arrived(operation: Operation) -> list[tuple[int, Statistics | None]]:
+        outputs = (out for out in operation.outputs if out is not None and context.values[out].has_gradient)
+        return [(out, context.statistics(out, gradient=True)) for out in outputs]
+
+    def with_zeros(given: int) -> Iterator[int]:
         for operation in context.uses.get(given, ()):
-            outputs = [out for out in operation.outputs if out is not None and context.values[out].has_gradient]
-            arrived = [context.statistics(out, gradient=True) for out in outputs]
-            if given in context.graph.hooked or any(known is None or known.not_finite for known in arrived):
-                return []
-            if all(known is not None and known.zeros == known.elements for known in arrived):
-                waiting += (out for out in outputs if out not in seen)
-                seen.update(outputs)
-            else:
-                found.append((operation, given))
-    return found
+            yield from (out for out, _ in zero) if _all_zero(zero := arrived(operation)) else ()
+
+    def combine(given: int, behind: list[Stopping | None]) -> Stopping | None:
+        own: Stopping = {}
+        for operation in context.uses.get(given, ()):
+            known = arrived(operation)
+            if given in context.graph.hooked or any(each is None or each.not_finite for _, each in known):
+                return None
+            own |= {} if _all_zero(known) else {(operation.index, given): None}
+        for each in reversed(behind):
+            if each is None:
+                return None
+            own |= each
+        return own
+
+    known: dict[int, Stopping | None] = context.once("stopping", dict)
+    found = gathered(leaf, with_zeros, combine, known)
+    return [(context.graph.operations[operation], given) for operation, given in found or ()]
+
+
+def _all_zero(known: list[tuple[int, Statistics | None]]) -> bool:
+    return all(each is not None and each.zeros == each.elements for _, each in known)
 
 
 # -- why it stops there -----------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A number is right if it is the true one rounded to the digits that it was given with, of which there must be two at
 least, or the same up to rounding errors. A mistake is named only where chance does not explain the match: of m mistakes
-that are as likely or likelier, about m * 10^-d fit a number of d digits by chance, and that must be below `BY_CHANCE`.
+that are as likely or likelier and come out around the answer, about m * 10^-d fit d digits by chance, and that must be
+below `BY_CHANCE`. Around it means as near as the right number and 0 are to the mistake's.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ class _Check:
         Only those are asked that agree where it is `settled` which elements are right.
         """
         possible = [each for each in known if self._fits(each, settled)]
-        found = [(rank, each) for rank, each in enumerate(possible, 1) if self._fits(each, where)]
-        first = next((each for rank, each in found if self._is_no_chance(each, where, rank)), None)
+        found = [(likelier, each) for likelier, each in enumerate(possible) if self._fits(each, where)]
+        first = next((each for likelier, each in found if self._is_no_chance(each, where, possible[:likelier])), None)
         if first is None:
             return None
         dearer = math.inf if self.right.numel() == 1 else AS_LIKELY  # a single number has others by chance
@@ -177,21 +178,32 @@ class _Check:
             return False
         return bool(((self.given.data - value).abs() <= self._unit(value))[where].all())
 
-    def _is_no_chance(self, mistake: Mistake, where: Tensor, rank: int) -> bool:
+    def _is_no_chance(self, mistake: Mistake, where: Tensor, likelier: list[Mistake]) -> bool:
         """Whether an answer that agrees with a mistake at these elements does so for more than chance."""
         value = mistake.value.double()
         digits = self._digits(value, self._unit(value), where)
         is_whole = bool((self.given.data == self.given.data.round()).all())
-        is_plain = mistake.cost <= ELEMENTARY and digits >= (0.6 if is_whole else 2.0)
-        return is_plain or rank * 10.0**-digits <= BY_CHANCE
+        if mistake.cost <= ELEMENTARY and digits >= (0.6 if is_whole else 2.0):
+            return True
+        around = self._size(value) + self._unit(value)
+        as_near = sum(
+            each.value.shape == value.shape and bool(((each.value - self.given.data).abs() <= around)[where].all())
+            for each in likelier
+        )
+        by_chance: float = (as_near + 1) * 10.0**-digits
+        return by_chance <= BY_CHANCE
+
+    def _size(self, value: Tensor) -> Tensor:
+        """What an answer tells is relative to this: a wrong one is somewhere around the right one, or around 0."""
+        return (
+            torch.minimum(value.abs(), (value - self.right).abs()) if value.shape == self.right.shape else value.abs()
+        )
 
     def _digits(self, value: Tensor, unit: Tensor, where: Tensor) -> float:
         """How many digits of an answer a mistake explains: those of elements at which it is not the right number."""
-        size = value.abs()
         if value.shape == self.right.shape:
             where = where & ((value - self.right).abs() > unit + self.tolerance)
-            size = torch.minimum(size, (value - self.right).abs())  # an answer is somewhere around the right one
-        digits = (size / unit.clamp_min(1e-300)).clamp_min(1.0).log10().clamp(0, MOST_DIGITS)
+        digits = (self._size(value) / unit.clamp_min(1e-300)).clamp_min(1.0).log10().clamp(0, MOST_DIGITS)
         return float(torch.where(value == 0, torch.full_like(digits, ZERO), digits)[where].sum())
 
     def _rounded_early(self, right: Tensor) -> Mistake | None:

@@ -31,7 +31,7 @@ from chainrule.graph.names import Notation, element
 SAME = 1e-6  # the relative difference up to which two values are one
 AS_LIKELY = 0.3  # the cost by which another mistake may be dearer, to be named as well
 NEAR = 0.03  # what each step between a mistake and the quantity costs
-FOLLOWED = 60  # mistakes of a gradient that are followed into the update
+FOLLOWED = 120  # mistakes of a gradient that are followed into the update
 LARGEST = 4096  # elements of a quantity whose mistakes are known
 STEPS = 100  # of a step that is worked through again for each mistake
 

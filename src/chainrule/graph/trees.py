@@ -13,6 +13,7 @@ from torch import Tensor
 
 Leaf = TypeVar("Leaf")
 Place = TypeVar("Place", bound=Hashable)
+Result = TypeVar("Result")
 _nested = (tuple, list, dict)
 
 
@@ -38,6 +39,29 @@ def reach(start: Iterable[Place], step: Callable[[Place], Iterable[Place]]) -> I
             if following not in found:
                 found[following] = None
                 waiting.append(following)
+
+
+def gathered(
+    start: Place,
+    step: Callable[[Place], Iterable[Place]],
+    combine: Callable[[Place, list[Result]], Result],
+    known: dict[Place, Result],
+) -> Result:
+    """What `combine` makes of a place and of the results of those that a step leads to; all of them go into `known`.
+
+    The steps must not lead round in a circle. Goes on without recursion, as `reach`.
+    """
+    waiting = [start]
+    while waiting:
+        place = waiting[-1]
+        following = () if place in known else tuple(step(place))
+        if unknown := [each for each in following if each not in known]:
+            waiting += unknown
+            continue
+        if place not in known:
+            known[place] = combine(place, [known[each] for each in following])
+        waiting.pop()
+    return known[start]
 
 
 def leaves(tree: Any, kind: type[Leaf]) -> list[Leaf]:

@@ -16,7 +16,7 @@ from chainrule.graph.statistics import Statistics
 from chainrule.graph.statistics_cache import memory
 from chainrule.numbers import number
 from chainrule.report.context import Context, pairs, shape_text
-from chainrule.verification.rows import check_update
+from chainrule.verification.update_check import check_update
 
 STATISTICS = ("norm", "mean", "std", "min", "max")
 Cells = tuple[str, ...]
@@ -72,7 +72,7 @@ def parameters(context: Context, name: str) -> Iterator[Block]:
 def updates(context: Context, step: Update, name: str) -> Iterator[Block]:
     """What the optimizer did to a parameter in each block."""
     alike = context.repeated.equivalent_parameters(name)
-    of_name = {each.name: each for each in step.parameters}
+    of_name = {each.name: each for each in step.parameters} if alike else {}
     rows = [(path, of_name[each]) for path, each in alike if each in of_name]
     if rows:
         headers = ("block", "norm before", "gradient", "change / before", "check")

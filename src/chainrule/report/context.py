@@ -38,7 +38,8 @@ from chainrule.report.verdicts import UNKEPT, of_check
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import base_name
 from chainrule.verification.gradient_check import Rows
-from chainrule.verification.rows import GradientCheck, Row, StepChecks, updates_of
+from chainrule.verification.rows import GradientCheck, Row, StepChecks
+from chainrule.verification.update_check import updates_of
 
 ELEMENTS = 144  # a tensor of up to 12 x 12 is shown number by number, a larger one by its statistics
 JACOBIAN = 400  # a Jacobian of up to this many entries is written out

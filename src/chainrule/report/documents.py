@@ -35,8 +35,7 @@ SHORT = 24  # characters of a name there
 HOW_TO_READ = (
     "Each step takes its output's gradient (upstream) and computes that of each input. Jacobians are of flattened "
     "tensors (row-major); indices and units count from 0. Each row has its upstream gradient, each column its "
-    "gradient: the sum of upstream times column. PyTorch computes the same as a vector-Jacobian product, without the "
-    "Jacobian."
+    "gradient: the sum of upstream times column. PyTorch runs a vector-Jacobian product, without the Jacobian."
 )
 HOW_CHECKED = (
     "Each check compares autograd's gradient with our rule and, independently, with central differences of this "

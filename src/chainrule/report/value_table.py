@@ -167,9 +167,8 @@ def _module(context: Context, index: int, step: Step | None) -> str:
 def sums(context: Context) -> tuple[Sum, ...]:
     """The sums behind all numbers of small tensors, in the order of the rows, then behind one number of large ones."""
     rows = row_numbers(context)
-    search = Search(context.graph, context.derivation, context.notation)
-    values, gradients = _values(context, rows), _gradients(context, rows, search)
-    return (*_few(values), *_few(gradients), *islice(_largest(context, rows, search), CHOSEN))
+    values, gradients = _values(context, rows), _gradients(context, rows, context.search)
+    return (*_few(values), *_few(gradients), *islice(_largest(context, rows, context.search), CHOSEN))
 
 
 def _few(sums: Iterator[Sum]) -> Iterator[Sum]:

@@ -50,11 +50,11 @@ from chainrule.verification.rows import (
     Row,
     judged,
     unchecked,
-    updates_of,
     worst_row,
 )
 from chainrule.verification.rule_comparison import compare_rule, is_finite, quick_check, unmeasured
 from chainrule.verification.second_derivative import wrong_in_step
+from chainrule.verification.update_check import updates_of
 from chainrule.verification.user_functions import overwritten_by, run_inside, with_writes
 
 MEMORY = 2 * 2**30  # bytes that the check of one node may take by default

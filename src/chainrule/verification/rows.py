@@ -7,6 +7,7 @@ operations.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,14 +21,13 @@ from chainrule.document import Kind
 from chainrule.execution.experiment import widened
 from chainrule.graph.comparison import FLOAT32, Comparison, compare, dense, rms, rounding, unravel, worst
 from chainrule.graph.graph import Graph, Node, Place
-from chainrule.graph.snapshot import ParameterUpdate, Update, has_numbers
-from chainrule.graph.trees import reach
+from chainrule.graph.snapshot import has_numbers
+from chainrule.graph.trees import gathered
 from chainrule.numbers import many
 from chainrule.rules import Applied, Rule, reduce_to_shape
-from chainrule.rules.optimizers import new_parameters, without_terms
 from chainrule.verification.differences import ONE_SIDED, ArgumentCheck, AtConvention
 from chainrule.verification.repair import Repair
-from chainrule.verification.update_check import by_hooks, compare_update
+from chainrule.verification.update_check import UpdateCheck
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
 FORWARD = "forward pass"
@@ -88,15 +88,6 @@ class Row:
     repairs: tuple[Repair, ...] = ()
     measured: tuple[Differences, ...] = ()
     own: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateCheck:
-    """The check of what an optimizer's step did to one parameter."""
-
-    parameter: str
-    verdict: Kind
-    reason: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -322,11 +313,15 @@ class StepCheck:
     has_rule: bool = True
 
 
+NEVER = sys.maxsize  # the number of no node
+
+
 class StepChecks:
     """The checks of one recording, each worked out when it is first asked for."""
 
     def __init__(self, graph: Graph, derivation: Derivation, row: Callable[[int], Row]) -> None:
         self._graph, self._derivation, self._row = graph, derivation, row
+        self._firsts: dict[int, tuple[int, int]] = {}
 
     @cached_property
     def _steps(self) -> dict[int, Step]:
@@ -394,21 +389,38 @@ class StepChecks:
 
     def gradient(self, value: int) -> StepCheck:
         """Of the whole gradient of a value: every node between it and the losses."""
-        rows = [self._row(index) for index in self._behind(value)]
-        wrong = [row for row in rows if row.verdict == "disagrees"]
-        if wrong:
-            at = f" ({wrong[0].place})" if wrong[0].place is not None else ""
-            return StepCheck("disagrees", f"{wrong[0].node.name}, node {wrong[0].node.index}{at}: {wrong[0].reason}")
-        open_ = [row for row in rows if row.verdict == "not checked"]
-        if not rows or open_:
-            return StepCheck("not checked", open_[0].reason if open_ else "no gradient flowed to it")
+        behind = [self._first(node) for node in self._nearest(value)]
+        wrong, open_ = (min((each[k] for each in behind), default=NEVER) for k in (0, 1))
+        if wrong != NEVER:
+            row = self._row(wrong)
+            at = f" ({row.place})" if row.place is not None else ""
+            return StepCheck("disagrees", f"{row.node.name}, node {row.node.index}{at}: {row.reason}")
+        if not behind or open_ != NEVER:
+            return StepCheck("not checked", self._row(open_).reason if behind else "no gradient flowed to it")
         return StepCheck("agrees")
 
-    def _behind(self, value: int) -> list[int]:
-        """The nodes that a value's gradient came through, that of a leaf itself with them."""
-        leaf = {node.index for node in self._graph.nodes if node.leaf == value}
-        own = {node for node in [self._graph.values[value].node] if node is not None}
-        return sorted(set(reach(leaf or own, lambda node: self._senders.get(node, ()))) - (own - leaf))
+    def _nearest(self, value: int) -> list[int]:
+        """The nodes that a value's gradient came through last, that of a leaf itself among them."""
+        own = self._graph.values[value].node
+        return self._leaves.get(value) or ([] if own is None else self._senders.get(own, []))
+
+    @cached_property
+    def _leaves(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for node in self._graph.nodes:
+            if node.leaf is not None:
+                found.setdefault(node.leaf, []).append(node.index)
+        return found
+
+    def _first(self, node: int) -> tuple[int, int]:
+        """The first node that disagrees, and the first that was not checked, of this one and those before it."""
+
+        def combine(node: int, behind: list[tuple[int, int]]) -> tuple[int, int]:
+            verdict = self._row(node).verdict
+            own = (node if verdict == "disagrees" else NEVER, node if verdict == "not checked" else NEVER)
+            return min(each[0] for each in (own, *behind)), min(each[1] for each in (own, *behind))
+
+        return gathered(node, lambda each: self._senders.get(each, ()), combine, self._firsts)
 
     @cached_property
     def _senders(self) -> dict[int, list[int]]:
@@ -417,24 +429,3 @@ class StepChecks:
             for edge in node.edges if any(g is not None for each in node.executions for g in each.upstream) else ():
                 found.setdefault(edge.node, []).append(node.index)
         return found
-
-
-def updates_of(graph: Graph) -> tuple[UpdateCheck, ...]:
-    """Whether each parameter that an optimizer changed is what the terms of its update give."""
-    return tuple(
-        check_update(step, each) for step in graph.updates for each in step.parameters if each.gradient is not None
-    )
-
-
-def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
-    """Whether one parameter is what the terms of its update give."""
-    if update.grad is None or not update.is_whole:
-        return UpdateCheck(update.name, "not checked", "its numbers were not kept")
-    found = [compare_update(*each, step.optimizer) for each in new_parameters(update, step.optimizer)]
-    if not found:
-        return UpdateCheck(update.name, "not checked", without_terms(update, step.optimizer))
-    if not all(comparison.agrees for comparison, _ in found):
-        reason = f"it is not what the formula of {step.optimizer} gives{by_hooks(step)}"
-        return UpdateCheck(update.name, "disagrees", reason)
-    undecided = next((reason for _, reason in found if reason), "")
-    return UpdateCheck(update.name, "not checked" if undecided else "agrees", undecided)

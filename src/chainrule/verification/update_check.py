@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from chainrule.document import Kind
 from chainrule.execution.experiment import widened
 from chainrule.execution.random_rounding import RandomRounding, spread
 from chainrule.graph.comparison import FLOAT32, MARGIN, Comparison, compare, dense, last_place, rounding
+from chainrule.graph.graph import Graph
 from chainrule.graph.snapshot import ParameterUpdate, Snapshot, Update
 from chainrule.graph.trees import tensors_in
-from chainrule.rules.optimizers import terms
+from chainrule.rules.optimizers import new_parameters, terms, without_terms
 
 WHY = "with it a variance or a denominator may be 0, or not"
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCheck:
+    """The check of what an optimizer's step did to one parameter."""
+
+    parameter: str
+    verdict: Kind
+    reason: str = ""
+
+
+def updates_of(graph: Graph) -> tuple[UpdateCheck, ...]:
+    """Whether each parameter that an optimizer changed is what the terms of its update give."""
+    return tuple(
+        check_update(step, each) for step in graph.updates for each in step.parameters if each.gradient is not None
+    )
+
+
+def check_update(step: Update, update: ParameterUpdate) -> UpdateCheck:
+    """Whether one parameter is what the terms of its update give."""
+    if update.grad is None or not update.is_whole:
+        return UpdateCheck(update.name, "not checked", "its numbers were not kept")
+    found = [compare_update(*each, step.optimizer) for each in new_parameters(update, step.optimizer)]
+    if not found:
+        return UpdateCheck(update.name, "not checked", without_terms(update, step.optimizer))
+    if not all(comparison.agrees for comparison, _ in found):
+        reason = f"it is not what the formula of {step.optimizer} gives{by_hooks(step)}"
+        return UpdateCheck(update.name, "disagrees", reason)
+    undecided = next((reason for _, reason in found if reason), "")
+    return UpdateCheck(update.name, "not checked" if undecided else "agrees", undecided)
 
 
 def compare_update(new: Tensor, update: ParameterUpdate, optimizer: str) -> tuple[Comparison, str]:

@@ -395,8 +395,10 @@ def _scripted(base: _Atom, below: str, above: str) -> _Atom:
 
 
 def _lower(text: str, indexed: bool) -> str:
-    """`text` as a subscript. `indexed`: text that cannot be lowered becomes an index in square brackets."""
+    """`text` as a subscript. `indexed`: a letter, and what cannot be lowered, becomes an index in square brackets."""
     tight = text.replace(" ", "")
+    if indexed and len(tight) == 1 and tight.isalpha() and tight.isascii() and tight != "t":  # t counts steps
+        return f"[{tight}]"  # as in tables
     if all(char in _LOWERED for char in tight) and not _LONG_WORD.search(tight):
         return "".join(_LOWERED[char] for char in tight)
     if _ONE_WORD.fullmatch(text):

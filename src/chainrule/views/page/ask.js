@@ -332,21 +332,22 @@ function mistakeAt(now) {
  * @param {Filled[]} among
  */
 function mistakeFitting(exercise, wrong, among) {
-  let rank = 0;
+  /** @type {number[][]} */
+  const likelier = [];
   let isKnown = false;
   const found = [];
   for (const [sentence, isPlain, numbers] of exercise.mistakes) {
     const unit = (/** @type {Filled} */ each) => each.half + 1e-5 * Math.abs(numbers[each.place]) + 1e-9;
     const fits = (/** @type {Filled} */ each) => Math.abs(each.x - numbers[each.place]) <= unit(each);
     if (!among.filter((each) => each.isRight).every(fits)) continue;
-    rank += 1;
+    likelier.push(numbers); // and this one
     if (!wrong.every(fits)) continue;
+    const size = (/** @type {Filled} */ each) => Math.min(Math.abs(numbers[each.place]), Math.abs(numbers[each.place] - each.right));
     const digits = wrong.reduce((sum, each) => {
-      const value = numbers[each.place];
-      if (value === 0) return sum + ZERO_DIGITS;
-      const size = Math.min(Math.abs(value), Math.abs(value - each.right));
-      return sum + Math.min(MOST_DIGITS, Math.max(0, Math.log10(size / unit(each))));
+      if (numbers[each.place] === 0) return sum + ZERO_DIGITS;
+      return sum + Math.min(MOST_DIGITS, Math.max(0, Math.log10(size(each) / unit(each))));
     }, 0);
+    const rank = likelier.filter((others) => wrong.every((each) => Math.abs(others[each.place] - each.x) <= size(each) + unit(each))).length;
     const enough = wrong.every((each) => Number.isInteger(each.x)) ? 0.6 : 2;
     isKnown ||= (isPlain && digits >= enough) || rank * 10 ** -digits <= ASK_BY_CHANCE;
     if (isKnown && wrong.length > 1) return `: ${(report.slips ?? [])[sentence]}`;

@@ -11,6 +11,7 @@ const ROUNDINGS = 8; // as graph/comparison.py states it, of the size of a numbe
 /** @type {Record<string, number>} */
 const ROUNDING = { float64: 2 ** -52, complex128: 2 ** -52, float16: 2 ** -10, bfloat16: 2 ** -7 };
 const SCROLLED = 4; // columns from which a grid may be wider than a phone
+const LONG_LABELS = 24; // characters of the columns' labels above which it may be so as well
 const USUAL = "float32";
 const WHOLE = /^(u?int|bool)/;
 
@@ -58,7 +59,8 @@ export function body(block, row) {
   const size = rowCount * columns;
   const tables = [];
   for (let first = 0; first < block.entries.length; first += size) tables.push(grid(block, owner, first, rowCount, columns));
-  const scrolls = columns >= SCROLLED && !owner; // the cells of an owner can be reached with keys
+  const isWide = columns >= SCROLLED || (block.column_labels ?? []).join(" ").length > LONG_LABELS;
+  const scrolls = isWide && !owner; // the cells of an owner can be reached with keys
   return h("div", { class: "grids", tabindex: scrolls ? "0" : null, role: scrolls ? "group" : null, "aria-label": scrolls ? plain(block, owner) : null }, tables);
 }
 

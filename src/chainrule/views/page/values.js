@@ -19,7 +19,7 @@ const MOST_LANES = 12; // further lanes are drawn on the last one
 const MANY = 40; // rows; most tensors of such a step are thumbnails, so names get more room
 const LONG = 10; // characters from which a name in a denominator is small
 const BROKEN = 20; // characters from which a name is text, which wraps, unlike a formula
-const BROKEN_BELOW = 12; // the same, in a denominator
+const BROKEN_BELOW = 11; // the same, in a denominator
 /** @type {any} how far ahead lines are filled; TypeScript lacks scrollMargin */
 const MARGIN = { rootMargin: "800px", scrollMargin: "800px" };
 const AT_ONCE = 120; // lines that are filled before they are visible
