@@ -113,7 +113,10 @@ def test_a_divergence_from_the_reference(sign, found, exact):
     assert ("reference-left" in found_in(compute, policy=policy, reference=reference)) == found
 
 
-@pytest.mark.parametrize(("delta", "found"), [(lambda v, r: v - r, True), (lambda v, r: r - v, False)])
+@pytest.mark.parametrize(
+    ("delta", "found"),
+    [(lambda guess, outcome: guess - outcome, True), (lambda guess, outcome: outcome - guess, False)],
+)
 def test_an_advantage_is_known_by_what_its_value_is_compared_with(delta, found):
     actor, critic = mlp(4, 16, 3), mlp(4, 16, 1)
     states, actions, outcome = torch.randn(32, 4), torch.randint(0, 3, (32,)), torch.randn(32)
@@ -238,7 +241,7 @@ def in_vain(compute, steps=6, **models):
         (lambda x: x.masked_fill(torch.rand_like(x) < 0.5, 0.0), True),
         (lambda x: x + 0.1 * torch.randn_like(x), True),
         (lambda x: x * 2, False),
-        (lambda x: x.mean(1), False),
+        (lambda x: x.mean(1) * (x[:, 0] > 0), False),
     ],
 )
 def test_a_changed_input_that_nothing_takes(change, found):
@@ -249,8 +252,6 @@ def test_a_changed_input_that_nothing_takes(change, found):
         return F.mse_loss(model(data), data.flip(1))
 
     assert ("prepared-in-vain" in found_in(compute, model=model)) == found
-    assert "prepared-in-vain" not in found_in(lambda: F.mse_loss(model(change(data).reshape(32, -1)), data), model=model) \
-        if change(data).shape == data.shape else True  # fmt: skip
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -311,7 +312,7 @@ def test_a_network_that_is_moved_to_its_copy():
 
 def test_an_average_with_swapped_factors():
     (found,) = copied(lambda slow, fast: slow.copy_(0.05 * slow + 0.95 * fast), name="teacher")
-    assert found.text.startswith("At each step teacher takes 0.95 of online")
+    assert found.text.startswith("At each step teacher takes 0.9500 of online")
 
 
 def test_an_average_that_never_follows():

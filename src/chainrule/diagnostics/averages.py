@@ -18,8 +18,8 @@ FOLLOWS = Check(
     what="A network that no optimizer moves began as a copy of one that is trained. Either the trained one is moved "
     "towards it at each step, while it stands still. Or at each step it takes more than half of the trained one, "
     "and not all: the factors are swapped. Or it never changed in a training of 40 watched steps or more that has "
-    "ended, though its name says that it is an average (a note for a target, which may be copied now and then, below "
-    "1000 steps). Nearly each step must be watched for the first two.",
+    "ended, though its name says that it is an average (a note for a target, which may be copied now and then). "
+    "Nearly each step must be watched for the first two.",
     why="A target or a teacher is a slow average of the network: it gives steady values of what was learnt. One that "
     "stands gives those of the start, and one that takes nearly all is no steadier than the network.",
     advice="Update it after each optimizer.step(), under no_grad: slow.lerp_(fast, 0.01), where slow is the copy.",
@@ -27,7 +27,6 @@ FOLLOWS = Check(
     "Valpola, Mean teachers, 2017")  # fmt: skip
 FEWEST = 10  # steps with a known factor
 STANDS = 40  # steps
-COPIED = 1000  # steps within which a target is copied
 ALIKE = 0.05  # of a factor: the largest median deviation from it
 MOST = 0.9995  # of the network: more is a copy
 AVERAGE = re.compile(r"(?<![a-z])(ema|momentum|slow|shadow|averaged?|polyak|mean_teacher)(?![a-z])", re.IGNORECASE)
@@ -59,11 +58,10 @@ def _follows(run: Run) -> Iterator[Finding]:
                 (f"It was equal to {network} at step {first}.",), since=first, title="An average keeps hardly anything",
             )  # fmt: skip
         elif stands and run.ended and last - first + 1 >= STANDS and _is_to_follow(copy):
-            average = AVERAGE.search(copy) is not None or last - first + 1 >= COPIED
             yield FOLLOWS.found(
                 copy, f"{copy} is what it was at step {first}, a copy of {network}: it never followed it.",
                 (f"None of its {len(of)} parameters changed until step {last}, the end of the training.",), since=first,
-                severity=None if average else "note", title="A copy of the network never follows it",
+                severity=None if AVERAGE.search(copy) else "note", title="A copy of the network never follows it",
             )  # fmt: skip
 
 
@@ -105,7 +103,7 @@ def _of_pair(fast: Series, update: Series, slow: Series) -> tuple[list[float], l
             continue
         moved = before.mean + moves[step].mean
         pulls += _share(moved, after.mean, copies[step].mean, before)
-        takes += _share(copies[step].mean, copies[following].mean, before.mean, before)
+        takes += _share(copies[step].mean, copies[following].mean, after.mean, before)
     return pulls, takes
 
 

@@ -96,12 +96,13 @@ def _no_difference(context: StepContext) -> Iterator[Finding]:
 @ITSELF.in_step
 def _one_for_two(context: StepContext) -> Iterator[Finding]:
     """The smaller or larger one of two outputs of layers that are the same."""
-    outputs = {out for _, _, out in context.weighed}
     for operation in context.operations_that(lambda facts: facts.chooses):
         taken = operands(operation)
         made = [context.source(each) for each in taken]
         known = [context.statistics(each) for each in (*taken, first_output(operation))]
-        if len(set(made)) != 2 or not outputs.issuperset(made) or known[0] is None or known[0].elements < FEWEST:
+        makers = [context.producer(each) for each in made]
+        layers = all(each is not None and facts_of(each.name).weighs for each in makers)
+        if len(set(made)) != 2 or not layers or known[0] is None or known[0].elements < FEWEST:
             continue
         if known[0].std > 0 and known[0] == known[1] == known[2]:
             names = [context.name(each) for each in taken]

@@ -170,6 +170,7 @@ def _avoids_rewards(context: StepContext) -> Iterator[Finding]:
             continue
         chosen, name = context.name(each.chosen), context.name(gain[0])
         known = context.statistics(each.product, gradient=True)
+        place = context.place(each.turned or each.operation) if named else context.values[each.weight].place
         yield ASCENDS.found(
             context.name(each.product),
             f"Each update makes actions with a high {name} less likely: the loss of the policy has the wrong sign.",
@@ -177,7 +178,7 @@ def _avoids_rewards(context: StepContext) -> Iterator[Finding]:
              f"gradient of {number(known.mean if known else 0)} on average, and {chosen} "
              f"{'grows' if each.sign > 0 else 'falls'} with the log-probability of the actions.",
              context.between(each.weight)),
-            place=context.place(each.turned or each.operation) if named else context.values[each.weight].place, title="The loss of a policy has the wrong sign",
+            place=place, title="The loss of a policy has the wrong sign",
             advice=f"Minimise minus the log-probability times {name}, or minus the ratio new / old times it, "
             f"exp(new - old). If {name} is a cost, name it so, or silence this finding.",
         )  # fmt: skip

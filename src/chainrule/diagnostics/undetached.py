@@ -144,6 +144,9 @@ def _discounted(context: StepContext, target: int) -> int | None:
             added = added or any(each in context.data and not is_number(context, each) for each in given)
         elif isinstance(factor, (int, float)):
             share *= factor
+        elif facts.multiplies:
+            known = [context.statistics(each) for each in given if each not in learning]
+            share *= known[0].high if known and known[0] is not None and known[0].low >= 0 else 0
         following = context.source(learning[0])
         maker = context.producer(following)
         if maker is None or facts_of(maker.name).weighs:
@@ -194,11 +197,19 @@ def _compares_twins(context: StepContext, call: Call) -> bool:
     shape = context.values[one].shape
     if shape != context.values[other].shape or len(shape) < 2 or not (shared := _parameters(context, one)):
         return False
-    trained = all(context.values[each].has_gradient for each in (one, other))
+    trained = all(context.values[each].has_gradient and not _has_data_added(context, each) for each in (one, other))
     sent = context.statistics(call.outputs[0], gradient=True)
     if not trained or sent is None or not (sent.low * sign > 0 and sent.high * sign > 0):
         return False  # a loss that holds some apart has gradients of both signs
     return bool(shared & _parameters(context, other)) and _data(context, one) != _data(context, other)
+
+
+def _has_data_added(context: StepContext, value: int) -> bool:
+    """Whether data is a summand of a value, as a reward is of a target: that holds it apart from others."""
+    maker = context.producer(context.source(value))
+    facts = facts_of(maker.name) if maker is not None else None
+    added = maker is not None and facts is not None and (facts.adds or facts.difference)
+    return added and any(each in context.data for each in operands(maker))  # type: ignore[arg-type]
 
 
 def _data(context: StepContext, value: int) -> set[int]:

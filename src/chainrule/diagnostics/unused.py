@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import comparisons, first_output, is_boolean, with_constants
+from chainrule.diagnostics.data import is_drawn
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, operands
@@ -77,7 +78,7 @@ def _lines(context: StepContext) -> set[Line]:
     made.clear()
     for operation in context.graph.operations:
         place, out = context.place(operation), first_output(operation)
-        if place is None or out is None or context.values[out].requires_grad or not _is_named(context, out):
+        if place is None or out is None or context.values[out].requires_grad:
             continue
         line = place.file, place.line, _variable(context, out)
         if _is_left(context, out):
@@ -96,16 +97,11 @@ def _print(context: StepContext, value: int) -> object:
     return None if known is None else (context.values[value].shape, known.mean, known.norm)
 
 
-def _is_named(context: StepContext, value: int) -> bool:
-    """Whether a variable of the user's has it, beside the name that its operation gives it."""
-    return len(context.values[value].names) > 1
-
-
 def _is_left(context: StepContext, value: int) -> bool:
-    """Whether nothing takes data that a variable has."""
+    """Whether nothing takes data."""
     known = context.values[value]
     left = not context.uses.get(value) and not known.requires_grad and known.kind != "parameter"
-    return left and _is_named(context, value) and value not in context.losses
+    return left and value not in context.losses
 
 
 def _changed(context: StepContext, operation: Operation, out: int) -> tuple[int, Operation] | None:
@@ -148,7 +144,7 @@ def _is_drawn(context: StepContext, value: int) -> bool:
     maker = context.producer(context.source(value))
     while maker is not None and facts_of(maker.name).scales and len(operands(maker)) == 1:
         maker = context.producer(context.source(operands(maker)[0]))
-    return maker is not None and facts_of(maker.name).draw is not None and not operands(maker)
+    return maker is not None and any(is_drawn(context, out) for out in maker.outputs if out is not None)
 
 
 def _ignored(context: StepContext, out: int) -> Place | None:
