@@ -28,7 +28,7 @@ FOLLOWS = Check(
 FEWEST = 10  # steps with a known factor
 STANDS = 40  # steps
 ALIKE = 0.05  # of a factor: the largest median deviation from it
-MOST = 0.9995  # of the network: more is a copy
+MOST = 0.998  # of the network: more is a copy
 AVERAGE = re.compile(r"(?<![a-z])(ema|momentum|slow|shadow|averaged?|polyak|mean_teacher)(?![a-z])", re.IGNORECASE)
 TARGET = re.compile(r"(?<![a-z])(target|tgt)(?![a-z])", re.IGNORECASE)
 
@@ -110,7 +110,7 @@ def _of_pair(fast: Series, update: Series, slow: Series) -> tuple[list[float], l
 def _share(at: float, then: float, goal: float, scale: Statistics) -> list[float]:
     """Which share of the way to a goal something went; nothing where the way is lost in rounding."""
     rounding = 1e-7 * (abs(scale.mean) + scale.std)
-    return [(then - at) / (goal - at)] if abs(goal - at) > 1e3 * rounding else []
+    return [(then - at) / (goal - at)] if abs(goal - at) > 1e2 * rounding else []
 
 
 def _agreed(shares: Sequence[float]) -> float | None:

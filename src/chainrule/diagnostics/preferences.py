@@ -173,14 +173,14 @@ def _leaves_the_reference(context: StepContext) -> Iterator[Finding]:
 
 
 def _is_fixed(context: StepContext, own: int, other: int) -> bool:
-    """Whether two values of one shape come from parameters, and the second one from others, without a gradient."""
+    """Whether two values of one shape come from parameters, and the second one from others too, without a gradient."""
     values = context.values
     known = {each.value: each.name for each in context.graph.parameters.values()}
     stands, moves = (
         {known[each] for each in context.graph.ancestors([side]) if each in known} for side in (other, own)
     )
     same = values[own].shape == values[other].shape and values[own].requires_grad and not values[other].requires_grad
-    return same and bool(stands) and stands.isdisjoint(moves)
+    return same and bool(stands - moves)
 
 
 def _averaged_alone(context: StepContext, value: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import comparisons, first_output, is_boolean, with_constants
@@ -66,7 +67,16 @@ def _in_vain(context: StepContext) -> Iterator[Finding]:
 
 @UNUSED.over_time
 def _for_long(run: Run) -> Iterator[Finding]:
-    yield from UNUSED.lasting(run)
+    """What a third of the steps show. In some a mask has no ones; and a line that is used later shows no more."""
+    for at in run.seen.get(UNUSED.id, {}).values():
+        steps = sorted(at)
+        first, last = steps[0], steps[-1]
+        since = sum(first <= step for step in run.step_findings)
+        lasts = len(steps) >= UNUSED.lasts and 3 * len(steps) >= since
+        held = f"It was so at {len(steps)} of {since} examined steps."
+        yield replace(
+            at[last], severity=UNUSED.severity if lasts else "note", since=first, evidence=(*at[last].evidence, held)
+        )
 
 
 def _lines(context: StepContext) -> set[Line]:
