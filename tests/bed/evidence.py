@@ -35,7 +35,7 @@ had a warning that names something else: 5 times a wrong one of the healthy trai
 
 A seventh round of 35 (preferences, target networks and teachers, divergences, distillation, masks, policies, codes), each
 run once, had none named at its line: 2 were found at another line, 30 missed, and 3 had a wrong warning, which no longer
-comes. With new kinds 11 are named through `chainrule watch --every 1`, and 3 have a note. A watch does not see what is
+comes. With new kinds 12 are named through `chainrule watch --every 1`, and 2 have a note. A watch does not see what is
 computed before the first layer of a step, nor the names of what functions return: some are found in single steps alone.
 
 """

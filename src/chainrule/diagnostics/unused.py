@@ -92,7 +92,8 @@ def _lines(context: StepContext) -> set[Line]:
             continue
         line = place.file, place.line, _variable(context, out)
         if _is_left(context, out):
-            made[_print(context, out)] = line
+            if not _is_mask(context, out):  # two masks may well have equally many ones
+                made[_print(context, out)] = line
         else:
             used.add(line)
     return used
