@@ -205,6 +205,8 @@ def _targets(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
     """The names on the left, if the whole right side is this expression (or a tuple is unpacked from it)."""
     if isinstance(statement, ast.Assign) and statement.value is node:
         target = statement.targets[0]
+    elif isinstance(statement, ast.Assign) and (paired := _paired(node, statement)) is not None:
+        target = paired
     elif (isinstance(statement, ast.AnnAssign) and statement.value is node) or (
         isinstance(statement, ast.AugAssign) and statement is node
     ):
@@ -213,6 +215,17 @@ def _targets(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:
         return _walrus(node, statement)
     elements = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
     return tuple(_name(element) for element in elements)
+
+
+def _paired(node: ast.AST, statement: ast.Assign) -> ast.expr | None:
+    """The target of this expression in `a, b = f(x), g(x)`."""
+    sides = statement.targets[0], statement.value
+    if not all(isinstance(each, ast.Tuple) for each in sides):
+        return None
+    targets, values = (side.elts for side in sides if isinstance(side, ast.Tuple))
+    if len(targets) != len(values) or any(isinstance(each, ast.Starred) for each in (*targets, *values)):
+        return None
+    return next((target for target, value in zip(targets, values, strict=True) if value is node), None)
 
 
 def _walrus(node: ast.AST, statement: ast.stmt | None) -> tuple[str, ...]:

@@ -148,7 +148,8 @@ def log_probability(context: StepContext, value: int) -> bool:
         if facts.difference and isinstance(number, float) and math.isclose(number, CONSTANT, rel_tol=1e-6):
             return True
         learning = [each for each in operands(maker) if context.values[each].requires_grad]
-        if len(learning) != 1 or not (facts.adds_up or facts.scales or facts.difference or facts.exponential):
+        known = facts.adds_up or facts.scales or facts.difference or facts.exponential or facts.slices
+        if len(learning) != 1 or not known:
             return False
         maker = context.producer(context.source(learning[0]))
     return False

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import comparisons, with_constants
+from chainrule.diagnostics.comparisons import comparisons, first_output, with_constants
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument, is_zero, operands
@@ -21,7 +21,8 @@ ITSELF = Check(
     "or another row while nothing hides its product with itself. "
     "Or predictions are equal to targets that are not constant, so that the loss is exactly 0: over a run it is so "
     "from the first watched step on, and in one step it is a note. Or the difference of two values that the network "
-    "computed, as between an anchor and its positive, is 0 everywhere.",
+    "computed, as between an anchor and its positive, is 0 everywhere; or the smaller of two is taken that are equal "
+    "everywhere, as of two critics.",
     why="There is nothing to learn: a row is most like itself in any case, and so is a network.",
     advice="Compare the two views, or the two towers, with each other; make a teacher by copy.deepcopy(model).",
     source="Chen et al., SimCLR, 2020; Tarvainen and Valpola, Mean teachers, 2017", lasts=3)  # fmt: skip
@@ -88,6 +89,29 @@ def _no_difference(context: StepContext) -> Iterator[Finding]:
                 place=context.place(operation), title="Two values that are compared are the same",
                 advice="Look at how the pairs are drawn: another sample of the same class, or another view of the same "
                 "sample.",
+            )  # fmt: skip
+            return
+
+
+@ITSELF.in_step
+def _one_for_two(context: StepContext) -> Iterator[Finding]:
+    """The smaller or larger one of two outputs of layers that are the same."""
+    for operation in context.operations_that(lambda facts: facts.chooses):
+        taken = operands(operation)
+        made = [context.source(each) for each in taken]
+        known = [context.statistics(each) for each in (*taken, first_output(operation))]
+        makers = [context.producer(each) for each in made]
+        layers = all(each is not None and facts_of(each.name).weighs for each in makers)
+        if len(set(made)) != 2 or not layers or known[0] is None or known[0].elements < FEWEST:
+            continue
+        if known[0].std > 0 and known[0] == known[1] == known[2]:
+            names = [context.name(each) for each in taken]
+            yield ITSELF.found(
+                names[1], f"{names[0]} and {names[1]}, of which the smaller or larger is taken, are equal in all "
+                f"{known[0].elements} numbers: one network computed both.", context.between(taken[0]),
+                place=context.place(operation), title="Two values that are compared are the same",
+                advice="Let two networks compute them: the two critics of a clipped double Q-learning are trained "
+                "apart.",
             )  # fmt: skip
             return
 

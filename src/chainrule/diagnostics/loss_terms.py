@@ -10,6 +10,7 @@ from statistics import median
 
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import (
+    CONSTANT,
     Comparison,
     comparisons,
     first_output,
@@ -277,8 +278,9 @@ def _stacked(context: StepContext, operation: Operation) -> list[int]:
 WITHOUT_GRADIENT = Check(
     "loss-part-without-gradient", "A summand of the loss has no gradient", "warning",
     what="A summand of the loss depends on parameters that learn, but was cut off from them: by detach(), by "
-    "no_grad(), or by item() or float(), which make a number of it. Or a sample is drawn "
-    "from a learned normal distribution by sample(), which passes no gradient, and its log-probability is not used.",
+    "no_grad(), or by item() or float(), which make a number of it. Or a sample is drawn from a learned normal "
+    "distribution by sample(), which passes no gradient, and its log-probability is not used, or has the same weight "
+    "for all samples.",
     why="The summand changes the loss that is printed, and nothing that is learnt: that goal is not pursued.",
     advice="Add the tensor itself, computed without detach(), item() or no_grad(). If it is only there to be printed, "
     "keep it out of the loss.",
@@ -326,7 +328,7 @@ def _drawn_without_gradient(context: StepContext) -> Iterator[Finding]:
             continue
         uses = _read_by(context, sample)
         joined = any(context.source(other) in learned for use in uses for other in operands(use))
-        if not joined and any(
+        if (not joined or _is_unweighted(context, sample)) and any(
             context.values[out].requires_grad for use in uses for out in use.outputs if out is not None
         ):
             mean, deviation = (context.name(context.source(each)) for each in given if each is not None)
@@ -334,11 +336,32 @@ def _drawn_without_gradient(context: StepContext) -> Iterator[Finding]:
                 context.name(sample),
                 f"{context.name(sample)} is drawn around {mean} without a gradient: what is computed from it teaches "
                 f"{mean} and {deviation} nothing.",
-                "No log-probability of it is computed, which would teach them in its place.",
+                UNWEIGHTED if joined else UNJOINED,
                 place=context.place(operation), title="A sample without a gradient", advice=DRAW,
             )  # fmt: skip
 
 
+def _is_unweighted(context: StepContext, sample: int) -> bool:
+    """Whether a layer takes a sample, and its log-probability gets the same gradient for all samples.
+
+    The mean of that gradient is 0 over what may be drawn, whatever the layer makes of the sample.
+    """
+    reached, weighed_, logs = {sample}, False, []
+    for operation in context.graph.operations:
+        if reached.isdisjoint(operands(operation)):
+            continue
+        facts, out, constant = facts_of(operation.name), first_output(operation), operation.arguments.get("other")
+        if facts.weighs is not None:
+            weighed_ = weighed_ or (out is not None and context.values[out].has_gradient)
+            continue
+        reached.update(each for each in operation.outputs if each is not None)
+        if facts.difference and isinstance(constant, float) and math.isclose(constant, CONSTANT, rel_tol=1e-6):
+            logs.append(context.statistics(out, gradient=True))
+    return weighed_ and bool(logs) and all(each is not None and is_constant(each) and each.low for each in logs)
+
+
+UNJOINED = "No log-probability of it is computed, which would teach them in its place."
+UNWEIGHTED = "Its log-probability has the same weight for all samples, which teaches nothing in its place."
 DRAW = "Draw it with a gradient: rsample() in the place of sample(), or mean + deviation * torch.randn_like(mean)."
 
 

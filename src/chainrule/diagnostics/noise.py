@@ -132,6 +132,44 @@ def _without_root(signal: Statistics | None, noise: Statistics | None) -> str:
     return "first" if abs(signal.mean + squares[1] - 1) < CLOSE else ""
 
 
+FORGOTTEN = Check(
+    "noise-forgotten", "A code is decoded without its noise", "warning",
+    what="A divergence from the normal distribution takes a learned mean and the logarithm of a learned variance, a "
+    "layer takes the mean, and nothing but the divergence takes the variance.",
+    why="The variance only follows the divergence, to 1: nothing is drawn, and what is trained is an autoencoder with "
+    "a penalty on its code.",
+    advice="Decode mean + exp(0.5 * log_variance) * torch.randn_like(mean).",
+    source="Kingma and Welling, Auto-encoding variational Bayes, 2014, 2.4: the reparametrisation")  # fmt: skip
+
+
+@FORGOTTEN.in_step
+def _forgotten(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.exponential):
+        log, variance = argument(operation, "self"), first_output(operation)
+        if log is None or variance is None or _size(context, variance) is None:
+            continue
+        uses = [facts_of(use.name) for each in (log, variance) for use in _whole_uses(context, each)]
+        if len(uses) < 3 or not all(each.exponential or each.adds or each.difference for each in uses):
+            continue
+        for square in context.graph.operations if context.values[log].requires_grad else ():
+            mean, out = argument(square, "self"), first_output(square)
+            if not _squares(square) or mean is None or context.values[mean].shape != context.values[log].shape:
+                continue
+            decoded = any(facts_of(use.name).weighs for use in _whole_uses(context, mean))
+            sizes = _size(context, out), _size(context, variance)
+            if decoded and None not in sizes and math.isclose(*sizes, rel_tol=CLOSE):  # type: ignore[arg-type]
+                name, of = context.name(mean), context.name(log)
+                taker = next(use for use in _whole_uses(context, mean) if facts_of(use.name).weighs)
+                yield FORGOTTEN.found(
+                    of, f"A layer takes the mean {name} as it is, and only the divergence takes the logarithm of the "
+                    f"variance, {of}: no noise is drawn.",
+                    (f"In the loss exp of {of} and the square of {name} have the same weight, {number(sizes[1] or 0)}.",
+                     context.between(log)),
+                    place=context.place(taker),
+                )  # fmt: skip
+                return
+
+
 FREE = Check(
     "noise-unheld", "Nothing keeps the noise of a code from vanishing", "warning",
     what="A network draws a code with a deviation that it computes itself, only a layer takes the code, and no other "

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import CONSTANT, first_output, log_probability, probability, sign_of
+from chainrule.diagnostics.comparisons import (
+    CONSTANT,
+    first_output,
+    log_probability,
+    probability,
+    sign_of,
+    with_constants,
+)
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.loss_terms import ASCENDS
 from chainrule.diagnostics.step_context import StepContext, argument, operands
@@ -107,7 +114,7 @@ def _stacks(maker: Operation) -> bool:
 
 
 def _passes_on(facts: Facts) -> bool:
-    return facts.keeps_numbers or facts.copies or facts.detaches
+    return facts.keeps_numbers or facts.copies or facts.detaches or facts.slices
 
 
 def _gain(context: StepContext, value: int) -> tuple[int, int] | None:
@@ -129,6 +136,27 @@ def _gain(context: StepContext, value: int) -> tuple[int, int] | None:
     return None
 
 
+COST = re.compile("cost|loss|penalt|regret|error|energy|delay|length|dist|nll", re.IGNORECASE)
+
+
+def _expected(context: StepContext, value: int) -> tuple[int, int] | None:
+    """Like `_gain`, by what the loss itself teaches: a value is compared with what it is taken from, or taken away."""
+    reached, waiting = {value: 1}, [value]
+    while waiting:
+        maker, sign = context.producer(waiting[-1]), reached[waiting.pop()]
+        for each in operands(maker) if maker is not None else ():
+            step = _step(context, maker, each) if maker is not None and each not in reached else 0
+            if step:
+                reached[each] = sign * step
+                waiting.append(each)
+    for known in with_constants(context):
+        own, gained = reached.get(known.prediction, 0), reached.get(known.target, 0)
+        names = context.values[known.target].names
+        if known.scale == "numbers" and not known.likelihood and own * gained < 0 and not any(map(COST.search, names)):
+            return known.target, gained
+    return None
+
+
 @ASCENDS.in_step
 def _avoids_rewards(context: StepContext) -> Iterator[Finding]:
     """The loss of a policy grows with the probability of what was rewarded."""
@@ -136,11 +164,13 @@ def _avoids_rewards(context: StepContext) -> Iterator[Finding]:
         return
     for each in weighted(context):
         sent = sign_of(context.statistics(each.product, gradient=True))
-        gain = _gain(context, each.weight) if sent else None
+        named = _gain(context, each.weight) if sent else None
+        gain = named or (_expected(context, each.weight) if sent else None)
         if gain is None or sent * each.sign * gain[1] < 0:
             continue
         chosen, name = context.name(each.chosen), context.name(gain[0])
         known = context.statistics(each.product, gradient=True)
+        place = context.place(each.turned or each.operation) if named else context.values[each.weight].place
         yield ASCENDS.found(
             context.name(each.product),
             f"Each update makes actions with a high {name} less likely: the loss of the policy has the wrong sign.",
@@ -148,7 +178,7 @@ def _avoids_rewards(context: StepContext) -> Iterator[Finding]:
              f"gradient of {number(known.mean if known else 0)} on average, and {chosen} "
              f"{'grows' if each.sign > 0 else 'falls'} with the log-probability of the actions.",
              context.between(each.weight)),
-            place=context.place(each.turned or each.operation), title="The loss of a policy has the wrong sign",
+            place=place, title="The loss of a policy has the wrong sign",
             advice=f"Minimise minus the log-probability times {name}, or minus the ratio new / old times it, "
             f"exp(new - old). If {name} is a cost, name it so, or silence this finding.",
         )  # fmt: skip
@@ -168,7 +198,7 @@ def _lowers_entropy(context: StepContext) -> Iterator[Finding]:
             continue
         yield ASCENDS.found(
             context.name(out), "Each update makes the entropy of the policy smaller: its bonus has the wrong sign.",
-            (context.between(out),), place=_added_at(context, out) or context.place(operation),
+            (context.between(out),), place=added_at(context, out) or context.place(operation),
             title="The entropy of a policy is made smaller",
             advice="Subtract the entropy, times its coefficient, from the loss: a policy that is sure too early no "
             "longer explores. If it is to fall, silence this finding.",
@@ -205,7 +235,7 @@ def _is_of_a_policy(context: StepContext, value: int) -> bool:
     return any(value in each and any(product in each for product in rewarded) for each in inside)
 
 
-def _added_at(context: StepContext, value: int) -> Place | None:
+def added_at(context: StepContext, value: int) -> Place | None:
     """The place at which what was computed of a value becomes a summand of the loss."""
     while uses := [use for use in context.uses.get(value, ()) if first_output(use) is not None]:
         use = uses[-1]

@@ -13,6 +13,29 @@ from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation
 from chainrule.rules.facts import facts_of
 
+TWICE = Check(
+    "softmax-twice", "A softmax of a softmax", "warning",
+    what="A softmax takes the output of a softmax as it is, and a gradient passes both.",
+    why="Its operands lie between 0 and 1, so of n results none is above e times another: a policy stays nearly "
+    "random, an attention nearly uniform, and the gradient is far smaller.",
+    advice="Drop one of the two.",
+    source="Goodfellow, Bengio and Courville, Deep Learning, 2016, 6.2.2.3: it takes scores of any size")  # fmt: skip
+
+
+@TWICE.in_step
+def _twice(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.softmax):
+        given, out = argument(operation, "self"), first_output(operation)
+        first = context.producer(context.source(given)) if given is not None else None
+        if first is None or out is None or not facts_of(first.name).softmax or not context.values[out].has_gradient:
+            continue
+        name = context.name(context.source(given if given is not None else out))
+        yield TWICE.found(
+            name, f"{name} is the output of a softmax, and {context.name(out)} is the softmax of it.",
+            context.between(out), place=context.place(operation),
+        )  # fmt: skip
+
+
 OVER_BATCH = Check(
     "softmax-axis", "A softmax over the samples of a batch", "warning",
     what="A softmax (or log_softmax) whose result is compared with targets runs along another axis than the classes; "

@@ -236,6 +236,9 @@ def _counter_stands(run: Run) -> Iterator[Finding]:
             row = [facts, *row]
         if len(row) < COUNTER.lasts:
             continue
+        before = counted[-len(row) - 1].counts[place : place + 1] if len(counted) > len(row) else ()
+        if before and 0 < before[0] < count:
+            continue  # it counted, and does not step any more: that of a network that was trained first
         # A new optimizer at every k-th step has the count k, too, at each watched step if k divides all gaps.
         gaps = [after.step - before.step for before, after in pairwise(row)]
         if count == 1 or any(gap % count for gap in gaps):

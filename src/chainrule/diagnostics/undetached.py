@@ -17,7 +17,8 @@ TRAINED = Check(
     "trained-target", "A loss trains what it should take as given", "warning",
     what="The log-probability of an action is multiplied by an advantage that passes a gradient to a value, which has "
     "a loss of its own in the same backward pass. Or the prediction of an action's value is compared with a reward and "
-    "the largest value that the same network predicts elsewhere, and that passes a gradient too. Or a loss is made of "
+    "the largest value that the same network predicts elsewhere, and that passes a gradient too; or a value with data "
+    "plus a share of the value that the same network gives other data. Or a loss is made of "
     "similarities alone, both sides are trained by the same parameters, and no data holds them apart.",
     why="The loss falls by moving the wrong side: a value that is wrong on purpose, a target that comes to meet its "
     "prediction, or one representation for every input.",
@@ -84,8 +85,7 @@ def _bootstrapped(context: StepContext) -> Iterator[Finding]:
                 (f"{name} has the largest of {context.name(largest)} in it, and {context.name(prediction)} is one of "  # type: ignore[arg-type]
                  f"{context.name(values)}: the same parameters computed both.",),
                 place=context.values[target].place or context.place(operation),  # type: ignore[index]
-                advice="Compute the target under torch.no_grad(), or detach it; a copy of the network (a target "
-                "network) keeps it still. If a residual gradient is meant, silence this finding.",
+                advice=SEMI,
             )  # fmt: skip
 
 
@@ -101,6 +101,57 @@ def _largest_in(context: StepContext, target: int) -> int | None:
         added = added or (facts.adds and any(not is_number(context, each) for each in given))
         maker = context.producer(context.source(learning[0]))
     return argument(maker, "self") if maker is not None and added else None
+
+
+@TRAINED.in_step
+def _semi_gradient(context: StepContext) -> Iterator[Finding]:
+    """A value, and a target with data and a share of the value that the same network gives other data."""
+    for operation in context.operations_that(lambda facts: facts.compares or facts.difference):
+        sides = [argument(operation, name) for name in ("self", "target", "other")]
+        known = [each for each in sides if each is not None and context.values[each].has_gradient]
+        for prediction, target in (known, known[::-1]) if len(known) == 2 else ():
+            later = _discounted(context, target)
+            if later is None or not (shared := _parameters(context, prediction)) or later == context.source(prediction):
+                continue
+            if shared != _parameters(context, later) or _data(context, prediction) == _data(context, later):
+                continue
+            name, of = context.name(target), context.name(later)
+            yield TRAINED.found(
+                name, f"The target {name} passes a gradient to the network that is to predict it.",
+                (f"{name} is data plus a share of {of}, and the same parameters computed {context.name(prediction)}.",),
+                place=context.values[target].place or context.place(operation), advice=SEMI,
+            )  # fmt: skip
+            return
+
+
+SEMI = (
+    "Compute the target under torch.no_grad(), or detach it; a copy of the network (a target network) keeps it still. "
+    "If a residual gradient is meant, silence this finding."
+)
+SHARES = 0.5, 1.0  # of the later value in the target
+
+
+def _discounted(context: StepContext, target: int) -> int | None:
+    """The value of which a target has a share, added to data."""
+    maker, added, share = context.producer(context.source(target)), False, 1.0
+    while maker is not None:
+        facts, given = facts_of(maker.name), operands(maker)
+        learning = [each for each in given if context.values[each].requires_grad]
+        if len(learning) != 1 or not (facts.adds or facts.scales or facts.multiplies):
+            return None
+        factor = maker.arguments.get("other")
+        if facts.adds:
+            added = added or any(each in context.data and not is_number(context, each) for each in given)
+        elif isinstance(factor, (int, float)):
+            share *= factor
+        elif facts.multiplies:
+            known = [context.statistics(each) for each in given if each not in learning]
+            share *= known[0].high if known and known[0] is not None and known[0].low >= 0 else 0
+        following = context.source(learning[0])
+        maker = context.producer(following)
+        if maker is None or facts_of(maker.name).weighs:
+            return following if added and SHARES[0] <= share < SHARES[1] else None
+    return None
 
 
 def _parameters(context: StepContext, value: int) -> set[int]:
@@ -146,11 +197,19 @@ def _compares_twins(context: StepContext, call: Call) -> bool:
     shape = context.values[one].shape
     if shape != context.values[other].shape or len(shape) < 2 or not (shared := _parameters(context, one)):
         return False
-    trained = all(context.values[each].has_gradient for each in (one, other))
+    trained = all(context.values[each].has_gradient and not _has_data_added(context, each) for each in (one, other))
     sent = context.statistics(call.outputs[0], gradient=True)
     if not trained or sent is None or not (sent.low * sign > 0 and sent.high * sign > 0):
         return False  # a loss that holds some apart has gradients of both signs
     return bool(shared & _parameters(context, other)) and _data(context, one) != _data(context, other)
+
+
+def _has_data_added(context: StepContext, value: int) -> bool:
+    """Whether data is a summand of a value, as a reward is of a target: that holds it apart from others."""
+    maker = context.producer(context.source(value))
+    facts = facts_of(maker.name) if maker is not None else None
+    added = maker is not None and facts is not None and (facts.adds or facts.difference)
+    return added and any(each in context.data for each in operands(maker))  # type: ignore[arg-type]
 
 
 def _data(context: StepContext, value: int) -> set[int]:
