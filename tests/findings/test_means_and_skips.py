@@ -95,17 +95,6 @@ def test_a_mean_that_is_divided_by_as_many_micro_batches():
     assert "divided-twice" not in found_in(step, model=model)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.3, True), (0.7, False)])
-def test_labels_of_the_other_order_get_the_share_of_their_inputs(share, expected):
-    model, order, loss = network(), torch.randperm(16), F.cross_entropy
-
-    def mixed():
-        out = model(0.3 * X + (1 - 0.3) * X[order])
-        return (1 - share) * loss(out, CLASSES) + share * loss(out, CLASSES[order])
-
-    assert ("mixed-otherwise" in trained(model, mixed)) is expected
-
-
 # -- skip connections --------------------------------------------------------------------------------------------------
 
 
@@ -297,3 +286,12 @@ def test_a_closure_that_clears_nothing(clears):
 
     found = found_in(lambda: optimizer.step(closure), model=model)
     assert ("accumulated-gradient" in found) is not clears
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(1, True), (0, False)])
+def test_a_window_that_ends_with_its_target(shift, expected):
+    series, rnn, head = torch.randn(60), nn.GRU(1, 8, batch_first=True), nn.Linear(8, 1)
+    windows = torch.tensor([series[at + shift : at + shift + 10].tolist() for at in range(20)])[:, :, None]
+    targets = torch.tensor([[series[at + 10].item()] for at in range(20)])
+    found = trained(nn.ModuleList([rnn, head]), lambda: F.mse_loss(head(rnn(windows)[0][:, -1]), targets))
+    assert ("target-in-input" in found) is expected

@@ -1,4 +1,4 @@
-"""Means of a loss that are taken too soon, divided again, or mixed in other shares than their inputs."""
+"""Means of a loss that are taken too soon, or divided again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.run_context import Run
-from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.diagnostics.step_context import StepContext, operands
 from chainrule.graph.graph import Operation
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
@@ -44,9 +44,10 @@ def _early(context: StepContext) -> Iterator[Finding]:
                 )  # fmt: skip
                 return
             if _is_exponential_of(context, other, means):
+                samples = context.values[comparison.target].shape[0]
                 yield EARLY.found(
                     name, f"{name} is one mean, and is weighed by its own exponential, as a focal loss weighs the loss "
-                    "of each sample.", f"{context.name(other)} is one number for the whole batch.",
+                    "of each sample.", f"{context.name(other)} is 1 number for {samples} samples.",
                     place=context.place(use),
                 )  # fmt: skip
                 return
@@ -142,59 +143,3 @@ def _factor(operation: Operation) -> float | None:
     if not facts.scales or facts.calculates is None or not isinstance(other, (int, float)) or not other:
         return None
     return facts.calculates(1.0, float(other))
-
-
-MIXED = Check(
-    "mixed-otherwise", "Inputs and labels are mixed in different shares", "warning",
-    what="Inputs are mixed with those of other samples, a x + (1 - a) x[order], and the losses against the labels and "
-    "against labels[order] are weighed the other way round.",
-    why="The larger part of each input is to be given the label of the smaller one.",
-    advice="Weigh the loss against the labels by a, and that against labels[order] by 1 - a.",
-    source="Zhang et al., mixup: beyond empirical risk minimization, 2018, equation 1")  # fmt: skip
-SAME, APART = 1e-4, 0.05  # difference of two shares that are one, and of two that are not
-
-
-@MIXED.in_step
-def _mixed(context: StepContext) -> Iterator[Finding]:
-    for mixture in context.operations_that(lambda facts: facts.adds):
-        parts = [_part(context, each) for each in operands(mixture)]
-        if first_output(mixture) not in context.data or len(parts) != 2:
-            continue
-        for own, moved in (parts, parts[::-1]):
-            if own is None or moved is None or own[2] is not None or moved[2] is None or own[0] != moved[0]:
-                continue
-            if abs(own[1] + moved[1] - 1) > SAME or abs(own[1] - moved[1]) < APART:
-                continue
-            yield from _otherwise(context, moved[2], own[1], moved[1])
-
-
-def _part(context: StepContext, value: int) -> tuple[int, float, int | None] | None:
-    """(what is scaled, by which number, in which order of its rows) of a part of a mixture."""
-    maker = context.producer(value)
-    share, given = _factor(maker) if maker is not None else None, argument(maker, "self") if maker else None
-    if share is None or given is None:
-        return None
-    order = _order(context, given)
-    return (given, share, None) if order is None else (order[0], share, order[1])
-
-
-def _order(context: StepContext, value: int) -> tuple[int, int] | None:
-    """(of what, the index) of rows that were brought into another order."""
-    maker = context.producer(value)
-    given = operands(maker) if maker is not None and facts_of(maker.name).takes_rows else []
-    return (given[0], context.source(given[1])) if len(given) == 2 else None
-
-
-def _otherwise(context: StepContext, order: int, own: float, moved: float) -> Iterator[Finding]:
-    """The loss against labels in an order, if it is weighed by the share of the others."""
-    for comparison in comparisons(context):
-        found, mean = _order(context, context.source(comparison.target)), mean_loss(context, comparison)
-        for use in context.uses.get(mean, ()) if mean is not None and found is not None and found[1] == order else ():
-            share = _factor(use)
-            if share is not None and abs(share - own) < SAME:
-                yield MIXED.found(
-                    context.name(comparison.target), f"Inputs are mixed with {number(moved)} of the reordered ones, "
-                    f"and the loss against the reordered labels is weighed by {number(share)}.",
-                    f"{number(own)} of each input is its own.", place=context.place(use),
-                )  # fmt: skip
-                return

@@ -59,6 +59,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "targets-scale": ("initial-loss", "exploding-gradient", "always-clipped", *THROWN),
     "targets-out-of-range": ("saturated", "unit-off", "vanishing-gradient", "zero-gradient", "unfittable-labels"),
     "cosine-axis": ("initial-loss",),
+    "added-to-itself": ("no-activation",),
     "clipping-idle": (*LARGE, *THROWN, "gradient-changed"),
     "bytes-wrap": ("input-not-normalised",),
     "states-swapped": ("vanishing-gradient", "exploding-gradient"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, looked_up
 from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.padding import RECURRENT
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.comparison import dense
@@ -52,6 +53,9 @@ def _inputs(context: StepContext, target: Value) -> list[Value]:
     if not target.shape:
         return []
     found = {given for given, _, _ in context.weighed} | set(looked_up(context))
+    calls = (each for each in context.graph.calls if each.name in RECURRENT and isinstance(each.arguments[0], Ref))
+    read = {call.arguments[0].value for call in calls}
+    found |= {each for each in read if context.values[each].shape[:1] == target.shape[:1]}
     values = [context.values[each] for each in sorted(found) if each in context.data]
     rows = [len(each.shape) > 1 and each.data is not None and each.shape[0] == target.shape[0] for each in values]
     return values if all(rows) and target.index not in found else []

@@ -10,7 +10,7 @@ from chainrule.diagnostics.comparisons import first_output
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import base_name, facts_of
 
 ITSELF = Check(
     "added-to-itself", "A value of the network is added to itself", "warning",
@@ -61,11 +61,13 @@ OVERWRITTEN = Check(
 
 @OVERWRITTEN.in_step
 def _overwritten(context: StepContext) -> Iterator[Finding]:
-    for operation in context.operations_that(lambda facts: facts.rectifies or facts.slope is not None):
+    for operation in context.graph.operations:
         given, out = argument(operation, "self"), first_output(operation)
         branch = _branch(context, operation)
-        if given is None or out is None or not branch or not operation.name.split(".")[1].endswith("_"):
+        if given is None or out is None or not branch or len(operands(operation)) != 1:
             continue
+        if not base_name(operation.name).endswith("_"):
+            continue  # it overwrites nothing
         before = context.producer(given)
         if before is not None and _module(context, before).startswith(branch):
             continue  # it is no input of the branch
@@ -78,7 +80,7 @@ def _overwritten(context: StepContext) -> Iterator[Finding]:
                     yield OVERWRITTEN.found(
                         module,
                         f"{module} overwrites {name}, which is added to the result of {branch[:-1]} afterwards.",
-                        f"{context.called(operation)} in place is the first operation of {branch[:-1]}.",
+                        f"{context.called(operation)} writes to the {context.values[given].shape} of {name} in place.",
                         place=context.place(use),
                     )  # fmt: skip
                     return
