@@ -108,8 +108,9 @@ def _moved(context: StepContext, parameter: Parameter) -> str:
 ACCUMULATED = Check(
     "accumulated-gradient", "A gradient was there before the backward pass", "warning",
     what="After backward, `.grad` of a parameter that may learn contains more than the step's backward passes sent; or "
-    "the optimizer used what was there before the first of several. Or, in a recording, a closure adds up what its passes sent. "
-    "Over a run it is a note at fewer than 3 examined steps in a row: an optimizer may step less often than others.",
+    "the optimizer used what was there before the first of several. Or, in a recording, a closure adds up "
+    "what its passes sent. Over a run it is a note at fewer than 3 examined steps in a row: an optimizer may step less "
+    "often than others.",
     why="The gradients of earlier steps are added to those of this one, like an unintended momentum of 1.",
     advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose. With several "
     "optimizers each clears its own parameters alone: also what the other losses sent to them.",

@@ -131,7 +131,7 @@ def _swapped(context: StepContext) -> Iterator[Finding]:
             yield SWAPPED.found(
                 name, f"{name} takes {context.name(states[0])} for the output of the run before and "
                 f"{context.name(states[1])} for its cell state, and they are the other way round.",
-                f"Both have the shape {context.values[states[0]].shape}, so nothing fails; the output is returned first.",
+                f"Both have the shape {context.values[states[0]].shape}; the output is returned first.",
                 place=call.place,
             )  # fmt: skip
             return
