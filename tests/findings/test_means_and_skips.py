@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.bed.loops import watched
+from tests.bed.loops.shared import batches, mlp, train
 from tests.findings.test_kinds import found_in, trained
 
 pytestmark = pytest.mark.trains
@@ -76,6 +78,16 @@ def test_a_mean_that_is_divided_by_its_samples():
     found = of(lambda out: F.mse_loss(out, Y) / len(X))["divided-twice"]
     assert found.sentence.endswith("is the mean over 16 samples, and is divided by 16 again.")
     assert found.severity == "note"
+
+
+@pytest.mark.parametrize(("optimizer", "severity"), [(torch.optim.SGD, "warning"), (torch.optim.Adam, "note")])
+def test_a_mean_divided_by_its_samples_slows_what_does_not_divide_by_the_size_of_gradients(optimizer, severity):
+    model = mlp(64, 16, 10)
+    script = train(
+        model, batches(), optimizer(model.parameters(), lr=0.05), lambda out, y: F.cross_entropy(out, y) / len(y)
+    )
+    found = [each for each in watched(lambda: script, 6).findings if each.id == "divided-twice"]
+    assert [each.severity for each in found] == [severity]
 
 
 @pytest.mark.parametrize("loss", [lambda out: F.mse_loss(out, Y, reduction="sum") / len(X),
