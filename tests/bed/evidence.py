@@ -36,10 +36,11 @@ had a warning that names something else: 5 times a wrong one of the healthy trai
 A seventh round of 25 faults (classification, segmentation, boxes, series, mixed labels, clipping, weights of losses) was
 run once through `chainrule watch --every 1`: 1 was named, 2 had the right symptom at another line, 3 had warnings that
 name something else, and 19 were missed. Of 15 healthy trainings near them 1 had a warning, a spike of a last batch of 5
-samples, which is a note now. With new kinds 13 are named. 2 more are named where the network itself converts its input,
-or where the targets are made after the forward pass, with which the recording of a watched step begins; here they stand
-so. What is left can't be told from a healthy training, such as a picture that is flipped without its mask in a data set.
-Of 10 further faults, run once and left as they are, 3 were named, 3 had a true symptom at another place, and 4 were
+samples, which is a note now. With new kinds 13 are named. 2 more are named in another form: a watch records a step from
+its forward pass on, so bytes have to be converted in the network, and targets made after its pass, as in the scripts
+here. Of the other 10 some can't be told from a healthy training, such as a picture that a data set flips without its
+mask; others leave traces that no check reads, such as a rate that only the first group of parameters gets. Of 10
+further faults, run once and left as they are, 3 were named, 3 had a true symptom at another place, and 4 were
 missed.
 
 """
