@@ -33,15 +33,15 @@ had a warning, of which 8 were wrong, and no longer come. (The ninth is a sigmoi
 first DLRM has it.) Of 31 faults put into them, each run once, 6 were named by the right kind, 19 were missed, and 6
 had a warning that names something else: 5 times a wrong one of the healthy trainings.
 
-A seventh round of 25 faults (classification, segmentation, boxes, series, mixed labels, clipping, weights of losses) was
-run once through `chainrule watch --every 1`: 1 was named, 2 had the right symptom at another line, 3 had warnings that
-name something else, and 19 were missed. Of 15 healthy trainings near them 1 had a warning, a spike of a last batch of 5
-samples, which is a note now. With new kinds 13 are named. 2 more are named in another form: a watch records a step from
-its forward pass on, so bytes have to be converted in the network, and targets made after its pass, as in the scripts
-here. Of the other 10 some can't be told from a healthy training, such as a picture that a data set flips without its
-mask; others leave traces that no check reads, such as a rate that only the first group of parameters gets. Of 10
-further faults, run once and left as they are, 3 were named, 3 had a true symptom at another place, and 4 were
-missed.
+A seventh round of 25 faults (classification, segmentation, boxes, series, mixed labels, clipping, weights of losses)
+was run once through `chainrule watch --every 1`: 1 was named, 2 had the right symptom at another line, 3 had warnings
+that name something else, and 19 were missed. Of 15 healthy trainings near them 1 had a warning, a spike of a last
+batch of 5 samples, which is a note now. With new kinds 13 are named. 2 more are named in another form: a watch
+records a step from its forward pass on, so bytes have to be converted in the network, and targets made after its
+pass, as in the scripts here. Of the other 10 some can't be told from a healthy training, such as a picture that a
+data set flips without its mask; others leave traces that no check reads, such as a rate that only the first group of
+parameters gets. Of 10 further faults, run once and left as they are, 3 were named, 3 had a true symptom at another
+place, and 4 were missed.
 
 """
 
