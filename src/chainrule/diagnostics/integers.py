@@ -20,7 +20,7 @@ from chainrule.rules.facts import facts_of
 WRAPPED = Check(
     "bytes-wrap", "Small integers wrap around", "warning",
     what="A number is added to integers of 8 or 16 bits, subtracted from them, or multiplies them, the result leaves "
-    "the range of their type, and inputs of the network are made of it.",
+    "the range of their type, and inputs of layers are made of it. A watch sees what the network itself computes.",
     why="uint8 holds 0 to 255 and nothing else: 100 - 128 is 228, so dark pixels become bright ones.",
     advice="Convert to float first: (x.float() - 128) / 128.",
     source="NumPy's documentation: integer overflow; uint8 in PyTorch's table of tensor types")  # fmt: skip

@@ -94,7 +94,7 @@ def often(run: Run, check: Check) -> Iterator[Finding]:
 OF_ALL = Check(
     "labels-of-all", "Every sample has the labels of the whole batch", "warning",
     what="The targets of a loss were made by target[:, labels] = number, with one label for each sample: the columns "
-    "of all labels are set in every row.",
+    "of all labels are set in every row. A watch sees it where they are made after the forward pass.",
     why="All samples of a batch have the same targets, whatever they are.",
     advice="Give each row its own column: target[torch.arange(len(labels)), labels] = 1, or F.one_hot(labels).",
     source="PyTorch's documentation of torch.Tensor.scatter_: one-hot rows")  # fmt: skip
