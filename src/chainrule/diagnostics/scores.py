@@ -14,7 +14,7 @@ from chainrule.diagnostics.targets import bounded
 from chainrule.graph.graph import Operation, Ref
 from chainrule.graph.trees import leaves
 from chainrule.numbers import number
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import facts_of, facts_of_call
 
 DROPPED = Check(
     "dropout-on-outputs", "The outputs of the network are dropped", "warning",
@@ -139,14 +139,14 @@ def _across(context: StepContext) -> Iterator[Finding]:
 def _without_axis(context: StepContext) -> Iterator[Finding]:
     for call in context.graph.calls:
         given = [each.value for each in leaves(call.arguments, Ref)]
-        if call.name != "cosine_similarity" or "dim" in call.keywords or len(call.arguments) != 2:
+        if not facts_of_call(call.name).likens or "dim" in call.keywords or len(call.arguments) != 2:
             continue
         for value in given:
             shape, features = context.values[value].shape, _features(context, value)
             if len(shape) > 2 and features == shape[-1] != shape[1]:
                 name = context.name(value)
                 yield ACROSS.found(
-                    name, f"cosine_similarity compares {name} {shape} along axis 1, and the {features} features of the "
+                    name, f"{call.name} compares {name} {shape} along axis 1, and the {features} features of the "
                     "layer before lie along the last one.",
                     f"Each product is over {shape[1]} numbers of one feature.", place=call.place,
                     advice="Give the axis of the features: F.cosine_similarity(a, b, dim=-1). Without dim it takes "
