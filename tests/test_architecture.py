@@ -156,8 +156,9 @@ TESTS = Path(__file__).parent
 PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
 DEEP = {
     # what is worth a test of its own
-    "capture.traits", "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "execution.experiment",
-    "execution.perturbation", "graph.comparison", "graph.graph", "graph.reexecution", "graph.storage", "graph.trees",
+    "capture.traits", "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "diagnostics.ranks",
+    "execution.experiment", "execution.perturbation", "graph.comparison", "graph.graph", "graph.reexecution",
+    "graph.storage", "graph.trees",
     "lab.program", "lab.tracing", "live.server", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
     "rules.element", "rules.expression", "rules.facts", "rules.formula_functions", "rules.optimizers",
     "rules.pattern", "rules.pytorch_formulas",

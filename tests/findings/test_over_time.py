@@ -284,3 +284,13 @@ def test_an_update_that_replaced_its_weight_is_dated_by_itself():
     assert found.since is not None
     assert found.since > 40
     assert found.because.startswith("learning-rate-jump")
+
+
+@pytest.mark.parametrize(("elements", "severity"), [(16, "warning"), (2, "note")])
+def test_a_spike_of_a_batch_of_few_samples_that_comes_down_at_once_is_a_note(elements, severity):
+    losses = [2.0 - 0.05 * step for step in range(30)] + [3.0] + [0.4] * 10
+    history = course(losses)
+    for step in range(len(losses)):
+        history.add("input", "x", step, statistics(1.0, elements=elements if step == 30 else 16))
+    found = [each for each in findings_over_time(history, {}) if each.id == "loss-spike"]
+    assert [each.severity for each in found] == [severity]

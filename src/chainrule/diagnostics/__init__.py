@@ -13,6 +13,7 @@ from chainrule.derivation.backprop import Derivation
 from chainrule.diagnostics import (
     adversaries,
     attention,
+    averaged_losses,
     averages,
     batches,
     clipping,
@@ -21,6 +22,7 @@ from chainrule.diagnostics import (
     depth,
     exceptions,
     gradients,
+    integers,
     itself,
     kept_graph,
     last_activation,
@@ -51,6 +53,7 @@ from chainrule.diagnostics import (
     schedules,
     scores,
     settings,
+    skips,
     softmax,
     standstill,
     targets,
@@ -84,7 +87,7 @@ def _checks_of(*modules: object) -> list[Check]:
     return [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
 
 
-LAYERS = [units.BATCH_NORM_OF_ONE, options.NORM, *_checks_of(linear_chains), settings.SHARED]
+LAYERS = [units.BATCH_NORM_OF_ONE, options.NORM, *_checks_of(linear_chains), *_checks_of(skips), settings.SHARED]
 BY_TOPIC = {
     "Exceptions": _checks_of(exceptions),
     "Numbers that are not finite": _checks_of(nonfinite),
@@ -102,6 +105,7 @@ BY_TOPIC = {
         itself,
         adversaries,
         loss_weights,
+        averaged_losses,
         noise,
     ),
     "Policies": [policies.CREDIT, *_checks_of(preferences)],
@@ -111,7 +115,7 @@ BY_TOPIC = {
     "Padding": [*_checks_of(padding), tokens.POOLED],
     "Modes and frozen parts": [*_checks_of(modes), settings.MOVES, settings.WITHOUT_EFFECT],
     "Targets": _checks_of(targets, relative_errors),
-    "Data": [data.NOT_NORMALISED, *_checks_of(unseen_noise, batches, samples, unused)],
+    "Data": [data.NOT_NORMALISED, *_checks_of(integers, unseen_noise, batches, samples, unused)],
     "What depends on what": _checks_of(dependence, rows, positions),
     "Gradients": _checks_of(clipping, gradients, loss_scale),
     "Gradients that are 0": _checks_of(zero_gradients),

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.finding import Finding
+from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.loss_scale import CLIPS
-from chainrule.diagnostics.step_context import StepContext
+from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.graph import Event, Place
+from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.numbers import number
 
 MISPLACED = Check(
     "clipping-misplaced", "Gradients are clipped at the wrong time", "warning",
@@ -103,3 +105,64 @@ def _called(statement: ast.stmt) -> str:
     """The function that a plain call or an assignment of its result calls; "" for other statements."""
     value = statement.value if isinstance(statement, (ast.Expr, ast.Assign)) else None
     return ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+
+
+IDLE = Check(
+    "clipping-idle", "A clipping changes nothing", "warning",
+    what="The gradients of some parameters are clipped twice, at two lines, before the optimizer's step, and others "
+    "that step not at all. Or the limited copy of a gradient, as torch.clamp gives it, is not used, and the optimizer "
+    "uses a gradient beyond the limits.",
+    why="The gradients that were to be clipped are as large as they come.",
+    advice="Give clip_grad_norm_ the parameters of the other module the second time; limit a gradient in place: "
+    "p.grad.clamp_(-1, 1), or clip_grad_value_.",
+    source="PyTorch's documentation of clip_grad_norm_: gradients are modified in-place; of torch.clamp: it returns a "
+    "new tensor", lasts=3)  # fmt: skip
+
+
+@IDLE.in_step
+def _twice(context: StepContext) -> Iterator[Finding]:
+    last = max((each.position for each in context.graph.accumulating), default=0)
+    first: dict[tuple[str, str], Event] = {}
+    clipped: set[str] = set()
+    again: list[tuple[Event, Event]] = []
+    for event in (each for each in context.graph.events if each.kind.startswith(CLIPS) and each.position >= last):
+        clipped.add(event.text)
+        before = first.setdefault((event.kind, event.text), event)
+        if before.place != event.place:
+            again.append((before, event))
+    left = [each.name for each in context.members if each.gradient is not None and each.name not in clipped]
+    if again and left:
+        before, event = again[0]
+        yield IDLE.found(
+            "all gradients", f"{event.kind} clips the gradient of {event.text} a second time, and that of "
+            f"{listed(left)} not at all.", f"The first time is at {before.place}; {len(again)} gradients are clipped "
+            f"twice, and {len(left)} not at all.", place=event.place, title="The same gradients are clipped twice",
+        )  # fmt: skip
+
+
+@IDLE.in_step
+def _dropped(context: StepContext) -> Iterator[Finding]:
+    for operation in context.operations_that(lambda facts: facts.limits):
+        given, out = argument(operation, "self"), operation.outputs[0] if operation.outputs else None
+        if given is None or out is None or context.uses.get(out) or context.values[given].requires_grad:
+            continue
+        low, high = (operation.arguments.get(each) for each in ("min", "max"))
+        member = next((each for each in context.members if _is_gradient(context, each, given)), None)
+        used = context.gradient(member) if member is not None else None
+        above = used is not None and isinstance(high, (int, float)) and used.high > high
+        below = used is not None and isinstance(low, (int, float)) and used.low < low
+        if member is not None and used is not None and (above or below):
+            yield IDLE.found(
+                member.name, f"{context.called(operation)} limits a copy of the gradient of {member.name}, and nothing "
+                "uses the copy.", f"The optimizer used a gradient between {number(used.low)} and {number(used.high)}.",
+                place=context.place(operation),
+            )  # fmt: skip
+            return
+
+
+def _is_gradient(context: StepContext, member: ParameterUpdate, value: int) -> bool:
+    """Whether a value is, by its statistics, the gradient that an optimizer used."""
+    used, known = context.gradient(member), context.statistics(value)
+    if used is None or known is None or context.values[value].shape != member.start.shape:
+        return False
+    return (used.low, used.high) == (known.low, known.high)

@@ -21,7 +21,7 @@ from chainrule.diagnostics.step_context import StepContext, sent_by
 from chainrule.document import Code, Span
 from chainrule.graph.comparison import dense
 from chainrule.graph.graph import UNSCALE, Place, Value
-from chainrule.graph.snapshot import Parameter, has_numbers, statistics_of
+from chainrule.graph.snapshot import Parameter, Snapshot, has_numbers, statistics_of
 from chainrule.graph.statistics import EXPONENTS, norm_of
 from chainrule.graph.statistics_cache import distance
 from chainrule.numbers import number
@@ -108,8 +108,9 @@ def _moved(context: StepContext, parameter: Parameter) -> str:
 ACCUMULATED = Check(
     "accumulated-gradient", "A gradient was there before the backward pass", "warning",
     what="After backward, `.grad` of a parameter that may learn contains more than the step's backward passes sent; or "
-    "the optimizer used what was there before the first of several. Over a run it is a note at fewer than 3 examined "
-    "steps in a row: an optimizer may step less often than others.",
+    "the optimizer used what was there before the first of several. Or, in a recording, a closure adds up "
+    "what its passes sent. Over a run it is a note at fewer than 3 examined steps in a row: an optimizer may step less "
+    "often than others.",
     why="The gradients of earlier steps are added to those of this one, like an unintended momentum of 1.",
     advice="Call optimizer.zero_grad() before backward(), unless gradients are accumulated on purpose. With several "
     "optimizers each clears its own parameters alone: also what the other losses sent to them.",
@@ -153,6 +154,29 @@ def _left_over(context: StepContext) -> Iterator[Finding]:
                     f"Its norm was {number(before.norm)} before the first of the step's backward passes; the optimizer "
                     f"used one of {number(used.norm)}.", place=places[0],
                 )  # fmt: skip
+
+
+@ACCUMULATED.in_step
+def _in_a_closure(context: StepContext) -> Iterator[Finding]:
+    """What the passes of a closure left, which run inside the optimizer's step: each is to leave its own gradient."""
+    passes, updates = context.graph.accumulating, context.graph.updates
+    if len(updates) != 1 or len(passes) < 2 or passes[0].position <= updates[0].position:
+        return
+    arrived: dict[int | None, list[Snapshot | None]] = {}
+    for node in context.graph.nodes:
+        for execution in (each for each in node.executions if each.backward == passes[-1].index):
+            for edge, snapshot in zip(node.edges, execution.sent, strict=False):
+                arrived.setdefault(context.graph.nodes[edge.node].leaf, []).append(snapshot)
+    for parameter in context.graph.parameters.values():
+        last = arrived.get(parameter.value, [])
+        left, sent = context.gradient(parameter), context.cache.of(last[0]) if len(last) == 1 else None
+        if left is not None and sent is not None and left.norm > (1 + CLEARLY) * sent.norm:
+            yield ACCUMULATED.found(
+                parameter.name, f"The closure of {updates[0].optimizer} adds the gradients of its {len(passes)} "
+                f"backward passes up in {parameter.name}.",
+                f"The last pass sent a gradient of norm {number(sent.norm)}, and {number(left.norm)} was left.",
+                place=passes[0].place, advice="Call optimizer.zero_grad() in the closure, before backward().",
+            )  # fmt: skip
 
 
 @ACCUMULATED.over_time

@@ -130,8 +130,8 @@ SPIKE = Check(
     "loss-spike", "The loss jumps up", "warning",
     what="The loss of a step lies far above the median of the steps before, in standard deviations, as a multiple, "
     "and as a share of the loss at the start, and it does not do so now and then, as that of a rare task. Where most "
-    "steps were not watched, whose tasks are not known, a loss that comes down at once is a note. The finding names "
-    "the layer in which another number jumped first.",
+    "steps were not watched, whose tasks are not known, or where the batch is a quarter of the usual one or "
+    "less, a loss that comes down at once is a note. The finding names the layer in which another number jumped first.",
     why="One bad batch or one bad update can undo hours of training, and the loss may not recover.",
     advice="Look at that batch and layer; clip the gradient, skip steps with extreme ones, or lower rate or beta2.",
     source="Chowdhery et al., PaLM, 2022, 5.1: spikes come of certain batches with a certain state of the weights; "
@@ -144,6 +144,7 @@ WORDS = {
     "parameter gradient": "gradient of", "update": "update of",
 }  # fmt: skip
 AFTER, LEFT = 3, 0.1  # steps after a jump, and how much of it must be left in each of them
+SMALLER = 4  # times as small as usual: the mean of its losses varies twice as much
 REPORTED = 3  # spikes that are reported one by one
 
 
@@ -172,7 +173,8 @@ def _spikes(run: Run) -> Iterator[Finding]:
             evidence.append(f"At step {at} the norm of {words} was {number(factor)} times its usual value.")
         yield SPIKE.found(
             where, f"The loss jumps from {usual} to {number(loss)} at step {step}{cause}.", evidence, since=step,
-            until=step, severity=None if known or _lasts(run, index, median(before)) else "note",
+            until=step,
+            severity=None if (known and not _is_small(run, step)) or _lasts(run, index, median(before)) else "note",
         )  # fmt: skip
 
 
@@ -200,6 +202,15 @@ def _lasts(run: Run, index: int, usual: float) -> bool:
     """Whether the steps after a jump are high too: of a step that was not watched it is not known what it computed."""
     loss, later = run.losses[index][1], [each for _, each in run.losses[index + 1 : index + 1 + AFTER]]
     return len(later) == AFTER and min(later) - usual > LEFT * (loss - usual)
+
+
+def _is_small(run: Run, step: int) -> bool:
+    """Whether the batch of a step is far smaller than usual, as the last one of an epoch."""
+    for series in (each for each in run.history.of_kind("input") if step in each.steps):
+        sizes = [each.elements for each in series.statistics]
+        if series.statistics[series.steps.index(step)].elements * SMALLER <= median(sizes):
+            return True
+    return False
 
 
 def _first_jump(run: Run, index: int) -> tuple[float, Series, int] | None:

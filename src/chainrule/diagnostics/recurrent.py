@@ -110,3 +110,30 @@ def _end(context: StepContext, use: Operation, axis: int) -> str | None:
     ):
         return None
     return {shape[axis] - 1: "last", 0: "first"}.get(index % shape[axis])
+
+
+SWAPPED = Check(
+    "states-swapped", "The two states of an LSTM are swapped", "warning",
+    what="An LSTM, or an LSTM cell, begins with the cell state that an earlier run returned in place of its output, "
+    "and with that output in place of the cell state.",
+    why="The cell state is the memory, which only the gates change; the output, between -1 and 1, takes its place.",
+    advice="Both return (h, c) and take (h, c): h, c = cell(x, (h, c)).",
+    source="PyTorch's documentation of nn.LSTMCell: inputs (h_0, c_0), outputs (h_1, c_1)")  # fmt: skip
+
+
+@SWAPPED.in_step
+def _swapped(context: StepContext) -> Iterator[Finding]:
+    returned: dict[tuple[int, int], Call] = {}
+    for call in (each for each in context.graph.calls if each.name in ("lstm", "lstm_cell")):
+        states = tuple(each.value for each in leaves(call.arguments[1:2], Ref))
+        if len(states) == 2 and states[0] != states[1] and states[::-1] in returned:
+            name = call.module or call.name
+            yield SWAPPED.found(
+                name, f"{name} takes {context.name(states[0])} for the output of the run before and "
+                f"{context.name(states[1])} for its cell state, and they are the other way round.",
+                f"Both have the shape {context.values[states[0]].shape}; the output is returned first.",
+                place=call.place,
+            )  # fmt: skip
+            return
+        if len(call.outputs) >= 2:
+            returned[call.outputs[-2], call.outputs[-1]] = call

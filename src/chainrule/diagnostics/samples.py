@@ -14,10 +14,11 @@ from torch import Tensor
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import Comparison, comparisons, looked_up
 from chainrule.diagnostics.finding import Finding, listed
+from chainrule.diagnostics.padding import RECURRENT
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Place, Value
+from chainrule.graph.graph import Place, Ref, Value
 from chainrule.numbers import number
 
 ALIKE = Check(
@@ -53,6 +54,9 @@ def _inputs(context: StepContext, target: Value) -> list[Value]:
     if not target.shape:
         return []
     found = {given for given, _, _ in context.weighed} | set(looked_up(context))
+    calls = (each for each in context.graph.calls if each.name in RECURRENT and isinstance(each.arguments[0], Ref))
+    read = {call.arguments[0].value for call in calls}
+    found |= {each for each in read if context.values[each].shape[:1] == target.shape[:1]}
     values = [context.values[each] for each in sorted(found) if each in context.data]
     rows = [len(each.shape) > 1 and each.data is not None and each.shape[0] == target.shape[0] for each in values]
     return values if all(rows) and target.index not in found else []
@@ -81,6 +85,34 @@ def often(check: Check, run: Run) -> Iterator[Finding]:
         many = f"It is so at {len(shown)} of {len(among)} examined steps."
         last = len(shown) >= OFTEN and 2 * len(shown) >= len(among)
         yield replace(found, evidence=(*found.evidence, many)) if last else replace(found, severity="note")
+
+
+OF_ALL = Check(
+    "labels-of-all", "Every sample has the labels of the whole batch", "warning",
+    what="The targets of a loss were made by target[:, labels] = number, with one label for each sample: the columns "
+    "of all labels are set in every row. A watch sees it where they are made after the forward pass.",
+    why="All samples of a batch have the same targets, whatever they are.",
+    advice="Give each row its own column: target[torch.arange(len(labels)), labels] = 1, or F.one_hot(labels).",
+    source="PyTorch's documentation of torch.Tensor.scatter_: one-hot rows")  # fmt: skip
+
+
+@OF_ALL.in_step
+def _of_all(context: StepContext) -> Iterator[Finding]:
+    for comparison in comparisons(context):
+        target = context.source(comparison.target)
+        maker, shape = context.producer(target), context.values[target].shape
+        indices = maker.arguments.get("indices") if maker is not None and "values" in maker.arguments else None
+        if maker is None or not isinstance(indices, list) or len(indices) != 2 or len(shape) != 2:
+            continue
+        labels = indices[1].value if indices[0] is None and isinstance(indices[1], Ref) else None
+        if labels is not None and shape[0] >= FEWEST and context.values[labels].shape == shape[:1]:
+            name = context.name(target)
+            yield OF_ALL.found(
+                name, f"{name} has the labels of all {shape[0]} samples in each of its rows.",
+                f"One write sets the columns of {context.name(labels)}, {shape[0]} labels, in every row.",
+                place=context.place(maker),
+            )  # fmt: skip
+            return
 
 
 FEW = Check(

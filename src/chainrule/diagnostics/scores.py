@@ -11,9 +11,10 @@ from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.modes import drops
 from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.diagnostics.targets import bounded
-from chainrule.graph.graph import Operation
+from chainrule.graph.graph import Operation, Ref
+from chainrule.graph.trees import leaves
 from chainrule.numbers import number
-from chainrule.rules.facts import facts_of
+from chainrule.rules.facts import facts_of, facts_of_call
 
 DROPPED = Check(
     "dropout-on-outputs", "The outputs of the network are dropped", "warning",
@@ -108,7 +109,8 @@ def _is_unit(context: StepContext, value: int | None, axis: int) -> bool:
 ACROSS = Check(
     "cosine-axis", "Vectors are normalised along another axis than their products add up", "warning",
     what="Both sides of a matrix product of learned values were divided by their norms along another axis than the one "
-    "along which the product adds up: of tokens or samples in place of features.",
+    "along which the product adds up: of tokens or samples in place of features. Or F.cosine_similarity of more than "
+    "two axes is called without dim, and the layer before has its features on the last axis.",
     why="The products are no cosines: they are not bounded by 1, and depend on the other tokens or samples.",
     advice="Give the axis of the features: F.normalize(x, dim=-1). Without dim it takes axis 1.",
     source="PyTorch's documentation of torch.nn.functional.normalize: dim is 1 by default")  # fmt: skip
@@ -131,6 +133,39 @@ def _across(context: StepContext) -> Iterator[Finding]:
             place=context.place(makers[0]),
         )  # fmt: skip
         return
+
+
+@ACROSS.in_step
+def _without_axis(context: StepContext) -> Iterator[Finding]:
+    for call in context.graph.calls:
+        given = [each.value for each in leaves(call.arguments, Ref)]
+        if not facts_of_call(call.name).likens or "dim" in call.keywords or len(call.arguments) != 2:
+            continue
+        for value in given:
+            shape, features = context.values[value].shape, _features(context, value)
+            if len(shape) > 2 and features == shape[-1] != shape[1]:
+                name = context.name(value)
+                yield ACROSS.found(
+                    name, f"{call.name} compares {name} {shape} along axis 1, and the {features} features of the "
+                    "layer before lie along the last one.",
+                    f"Each product is over {shape[1]} numbers of one feature.", place=call.place,
+                    advice="Give the axis of the features: F.cosine_similarity(a, b, dim=-1). Without dim it takes "
+                    "axis 1.", title="A cosine along another axis than that of the features",
+                )  # fmt: skip
+                return
+
+
+def _features(context: StepContext, value: int) -> int | None:
+    """How many features a layer has that made a value, along the last axis; None for channels, or without a layer."""
+    maker = context.producer(context.source(value))
+    while maker is not None and not facts_of(maker.name).weighs:
+        given = argument(maker, "self") or argument(maker, "input")
+        if given is None or context.values[given].shape != context.values[next(iter(maker.outputs)) or 0].shape:
+            return None
+        maker = context.producer(context.source(given))
+    if maker is None or facts_of(maker.name).channels:
+        return None
+    return context.values[next(iter(maker.outputs)) or 0].shape[-1]
 
 
 def _normalised(context: StepContext, value: int, axis: int) -> tuple[Operation, bool] | None:

@@ -308,7 +308,10 @@ def _of_one_class(context: StepContext, operation: Operation) -> bool:
 def _zero_factor(context: StepContext, operation: Operation, given: int) -> tuple[str, str, bool] | None:
     """Why a product is 0 for an operand: which other factor is, what to try, and whether it was computed or learnt."""
     facts = facts_of(operation.name)
-    names = facts.weighs or (("self", "other") if "*" in facts.notation else ())
+    names: tuple[str, ...] = facts.weighs or (("self", "other") if "*" in facts.notation else ())
+    role = "other factor"
+    if "/" in facts.notation and argument(operation, "other") == given:
+        names, role = ("self",), "dividend"
     for name in names:
         factor = operation.arguments.get(name)
         if isinstance(factor, (int, float)) and factor == 0:
@@ -323,5 +326,5 @@ def _zero_factor(context: StepContext, operation: Operation, given: int) -> tupl
         # One number for many elements is a gate, which may well leave out an expert of a mixture for a while.
         gate = known.kind != "parameter" and math.prod(known.shape) < math.prod(context.values[given].shape)
         computed = not gate and source not in context.data and (made is None or bool(operands(made)))
-        return f"the other factor, {context.name(source)}{by}, is 0{count}", PRODUCT, computed
+        return f"the {role}, {context.name(source)}{by}, is 0{count}", PRODUCT, computed
     return None

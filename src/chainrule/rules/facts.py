@@ -106,6 +106,7 @@ class Facts:
     complements: bool = False  # it subtracts its operand from a number
     negates: bool = False
     averages: bool = False  # the elements of its operand
+    blends: bool = False  # neighbouring elements of its operand, by their distances
     adds_up: bool = False  # the elements of its operand
     picks: bool = False  # elements of its operand by their indices
     joins: bool = False  # tensors, side by side
@@ -448,6 +449,11 @@ _add("sub", difference=True)
 _add("rsub.Scalar", complements=True)
 _add("neg", negates=True)
 _add("mean", averages=True)
+_add(
+    "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa",
+    blends=True,
+)
 _add("sum", adds_up=True)
 _add("pow abs square mul norm linalg_vector_norm", measures=True)
 _add("mse_loss square", size="squares")
