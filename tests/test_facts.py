@@ -123,7 +123,7 @@ NO_OPERATION = {
     "verification/repair_samples.py": {"sqrt", "transpose"},
     "verification/repair_steps.py": {"add", "mul", "sub"},
     "views/page/mathml.py": {"normal"},  # a variant of MathML
-    "views/formula.py": {"prod", "sqrt"},  # LaTeX
+    "views/formula.py": {"prod", "sqrt", "t"},  # LaTeX, and the symbol for the number of a step
 }
 """Words that are also the name of an operation, by the file in which they are not."""
 
