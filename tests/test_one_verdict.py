@@ -405,6 +405,42 @@ def test_what_is_the_users_own_and_unchecked_is_no_pass(function, own):
     assert "rounding on the way" not in str(recording.document())  # the walk goes on from what the hook made
 
 
+def set_by_numpy(w):
+    y = w.sin()
+    w.detach().numpy()[...] = 0.5
+    return y
+
+
+def replaced(w):
+    y = w.sin()
+    w.data = torch.rand(5)
+    return y
+
+
+def hooked_at_its_node(w):
+    y = w.sin()
+    y.grad_fn.register_hook(lambda sent, arrived: (3 * sent[0],))
+    return y
+
+
+def between(w):
+    h = w * 2
+    y = h.sin()
+    h.detach().numpy()[...] *= 2
+    return y
+
+
+@pytest.mark.parametrize("function", [set_by_numpy, replaced, hooked_at_its_node, between])
+def test_what_was_changed_unseen_is_no_pass(function):
+    w = nn.Parameter(torch.linspace(0.1, 1.0, 5))
+    verification = recorded(lambda: function(w).square().sum().backward()).verify()
+    assert not verification.passed
+    assert verification.verdict == "not checked"
+    assert {row.own for row in verification.unchecked} == {"unseen write"}
+    assert any("PyTorch does not see" in row.reason for row in verification.unchecked)
+    assert "not checked" in str(verification.document().summary)
+
+
 def test_what_pytorch_does_unchecked_is_counted():
     w = nn.Parameter(torch.randn(3, 4))
 

@@ -115,6 +115,7 @@ class ArgumentCheck:
     breach: str = ""  # the convention that autograd's gradient does not keep to
     unsettled: str = ""
     rounding: bool = False
+    changed: bool = False  # by something that PyTorch does not see: it contradicts what is recorded
     in_float64: bool = False  # off only when run again in float64: the recorded type is too coarse to show it
 
 
