@@ -1,6 +1,7 @@
 """The verdicts of a document are those of the gradient check, and what is wrong is said to be so wherever it shows."""
 
 import html
+import itertools
 import json
 import re
 import sys
@@ -457,6 +458,25 @@ class Drawn(Function):
         return up * ctx.noise
 
 
+class Counting(Function):
+    """y = n x at call n, also under vmap."""
+
+    generate_vmap_rule = True
+    calls = itertools.count(1)
+
+    @staticmethod
+    def forward(x):
+        return x * next(Counting.calls)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, up):
+        return up
+
+
 def hooked(x):
     for place in range(3):
         x = (x * 2).sin()
@@ -474,7 +494,13 @@ drawn.register_autograd(lambda ctx, up: up)
 
 
 @pytest.mark.parametrize(
-    ("function", "own"), [(Drawn.apply, "autograd.Function"), (drawn, "custom operator"), (hooked, "hook")]
+    ("function", "own"),
+    [
+        (Drawn.apply, "autograd.Function"),
+        (torch.vmap(Counting.apply), "autograd.Function"),
+        (drawn, "custom operator"),
+        (hooked, "hook"),
+    ],
 )
 def test_what_is_the_users_own_and_unchecked_is_no_pass(function, own):
     w = nn.Parameter(torch.randn(5))

@@ -17,6 +17,7 @@ import torch
 __all__ = [
     "ATTRIBUTES",
     "LIBRARY",
+    "TRANSFORMED",
     "OPERATORS",
     "SEEN",
     "BackwardHookFunction",
@@ -145,6 +146,7 @@ except ImportError as error:
 
 _remove_obj_from_tls: Any = getattr(torch._C, "_remove_obj_from_tls", None)
 
+TRANSFORMED = "torch._functorch.autograd_function"  # where `vmap` makes classes out of a user's Function
 LIBRARY = "torch._library"
 """The module of the Functions that PyTorch makes for a custom operator."""
 OPERATORS = "torch._ops"

@@ -29,7 +29,7 @@ from chainrule.execution.experiment import CannotRunError, Experiment, without_g
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import snapshots_of
-from chainrule.pytorch_internals import LIBRARY, BackwardHookFunction
+from chainrule.pytorch_internals import LIBRARY, TRANSFORMED, BackwardHookFunction
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
@@ -161,7 +161,7 @@ def _own(graph: Graph, node: Node) -> str:
     if node.before and node.function_class is None:
         return FORWARD
     made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
-    if made_by is not None and not module.startswith("torch."):
+    if made_by is not None and (not module.startswith("torch.") or module == TRANSFORMED):
         return FUNCTION
     if made_by is not None and not module.startswith(LIBRARY):
         return ""  # PyTorch's, as those of a checkpoint and of a module's hooks
