@@ -17,9 +17,9 @@ import torch
 __all__ = [
     "ATTRIBUTES",
     "LIBRARY",
-    "TRANSFORMED",
     "OPERATORS",
     "SEEN",
+    "TRANSFORMED",
     "BackwardHookFunction",
     "DeviceContext",
     "DisableTorchFunction",
@@ -146,9 +146,10 @@ except ImportError as error:
 
 _remove_obj_from_tls: Any = getattr(torch._C, "_remove_obj_from_tls", None)
 
-TRANSFORMED = "torch._functorch.autograd_function"  # where `vmap` makes classes out of a user's Function
 LIBRARY = "torch._library"
 """The module of the Functions that PyTorch makes for a custom operator."""
+TRANSFORMED = "torch._functorch.autograd_function"
+"""The module of the Functions that `vmap` makes of a user's."""
 OPERATORS = "torch._ops"
 """The module of the operators of `torch.ops`."""
 
