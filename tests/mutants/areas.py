@@ -300,7 +300,7 @@ AREAS = (
         "p, q = ctx.saved_tensors\nflip = torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=g.dtype)\npc, qc = p[:, :4] * flip, q[:, :4] * flip\ndp, dq = torch.zeros_like(p), torch.zeros_like(q)\ndp[:, :4], dq[:, :4] = ctx.mul(g, qc), ctx.mul(pc, g)\nreturn dp, dq",
         (
             ("ctx.mul(g, qc)", "ctx.mul(g, q)", r".*(conj|`flip`|flip)|missing factor"),
-            ("ctx.mul(pc, g)", "ctx.mul(g, pc)", SWAPPED),
+            ("ctx.mul(pc, g)", "ctx.mul(g, pc)", rf"{SWAPPED}|{REGION}.*but the first column"),
         ),
     ),
     Backward(
@@ -348,7 +348,7 @@ AREAS = (
         "v, before, w = ctx.saved_tensors\ngw = g * w\nafter = gw.flip(1).cumsum(1).flip(1) - gw\ndv = g * before - after / (1 - v)\nreturn dv * v * (1 - v)",
         (
             ("dv * v * (1 - v)", "dv", factor("")),
-            (".flip(1) - gw", ".flip(1)", TERM),
+            (".flip(1) - gw", ".flip(1)", rf"{TERM}|.*missing as a term"),
             ("after / (1 - v)", "after", factor("")),
         ),
     ),
