@@ -364,15 +364,4 @@ AREAS = (
             ("h.roll(1, 1) + h.roll(-1, 1)", "h.roll(1, 1) + h.roll(1, 1)", SHIFTED + "|sign|wrong number"),
         ),
     ),
-    Backward(
-        "steady state of a relaxation",
-        "x=n,d w=d,d",
-        "z, a = torch.zeros_like(x), 0.1 * w\nfor _ in range(25):\n    z = 0.5 * z + 0.5 * (z @ a + x).tanh()\nctx.save_for_backward(z, a)\nreturn z",
-        "z, a = ctx.saved_tensors\nd = 1 - z * z\nu = g\nfor _ in range(25):\n    u = 0.5 * u + 0.5 * (g + (u * d) @ a.t())\nv = u * d\nreturn v, 0.1 * z.t() @ v",
-        (
-            ("(u * d) @ a.t()", "(u * d) @ a", TRANSPOSED),
-            ("v = u * d", "v = u", factor("")),
-            ("0.1 * z.t()", "z.t()", FACTOR + "|missing factor|wrong number"),
-        ),
-    ),
 )
