@@ -1,5 +1,8 @@
 """The verdicts of a document are those of the gradient check, and what is wrong is said to be so wherever it shows."""
 
+import html
+import itertools
+import json
 import re
 import sys
 from functools import partial
@@ -358,20 +361,103 @@ def test_every_view_of_a_model_gives_the_same_verdicts(name, tmp_path):
     assert [row.verdict for row in written.rows] == [row.verdict for row in page.rows]
 
 
-def test_the_head_names_what_is_wrong_with_its_numbers(tmp_path):
-    w = nn.Parameter(torch.tensor([1.0, 2.0]))
-    recording = recorded(lambda: Wrong.apply(w * 3).sum().backward())
-    said = "3 of 4 autograd nodes agree; ✗ Backward 2, Wrong (test_one_verdict.py:"
-    found = heads(recording, tmp_path)
-    assert len(set(found.values())) == 1, found
-    kind, text = found["verify"]
-    assert kind == "disagrees"
-    assert text.startswith(said)
-    assert text.endswith("autograd 12, measured 6 at x[1]")
-    for name in ("txt", "md", "html", "tex", "ipynb"):
+class Forgotten(Function):
+    """y = a + 3 b, without a gradient for b."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        return a + 3 * b
+
+    @staticmethod
+    def backward(ctx, up):
+        return up, None
+
+
+def halved_after_its_step(w):
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: torch._foreach_mul_([w.data], 0.5))
+    w.square().sum().backward()
+    optimizer.step()
+
+
+def hooked_at_the_leaf(w):
+    w.register_hook(lambda g: 2 * g)
+    w.sin().square().sum().backward()
+
+
+NUMBERS = "autograd 12, measured 6 at x[1]"
+FAILING = {
+    "wrong numbers": (
+        lambda w: Wrong.apply(w * 3).sum().backward(),
+        "disagrees",
+        "3 of 4 autograd nodes agree",
+        NUMBERS,
+    ),
+    "several": (lambda w: sum(Wrong.apply(w * n).sum() for n in range(2, 7)).backward(), "disagrees", "✗ 2 more", ""),
+    "no gradient": (lambda w: Forgotten.apply(w * 1, w * 2).sum().backward(), "disagrees", "measured [3, 3]", ""),
+    "vmap": (lambda w: torch.vmap(Mapped.apply)(w * 3).sum().backward(), "disagrees", "VmappedMapped", ""),
+    "update": (halved_after_its_step, "disagrees", "✗ update of `w`", ""),
+    "hook": (hooked_at_the_leaf, "not checked", "a hook on `w` changed its gradient", ""),
+    "unseen write": (lambda w: set_by_numpy(w).square().sum().backward(), "not checked", "PyTorch does not see", ""),
+    "cannot run again": (lambda w: Drawn.apply(w * 1).sum().backward(), "not checked", "your own", ""),
+}
+
+
+class Mapped(Function):
+    """y = x^2, with a wrong gradient, also under vmap."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, up):
+        return 3 * ctx.saved_tensors[0] * up
+
+
+def words(text):
+    """The words and numbers of a text in any markup."""
+    return re.findall(r"[^\W_]+", re.sub(r"\\(allowbreak|ensuremath|times|texttt)|\\n", " ", html.unescape(text)))
+
+
+def texts(data):
+    """The texts in the data of a view, in their order."""
+    if isinstance(data, str):
+        return data
+    return " ".join(map(texts, data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()))
+
+
+def told(recording, tmp_path):
+    """The text of each view, saved, printed or shown in a notebook."""
+    found = {"printed": str(recording), "verify": str(recording.verify())}
+    for name in ("txt", "md", "html", "tex", "ipynb", "json"):
         recording.save(tmp_path / f"step.{name}")
         text = (tmp_path / f"step.{name}").read_text()
-        assert "3 of 4 autograd nodes agree" in (str(data_of(text)) if name == "html" else text), name
+        data = data_of(text) if name == "html" else json.loads(text) if name in ("ipynb", "json") else text
+        found[name] = texts(data)
+    frame = html.unescape(recording._repr_mimebundle_()["text/html"])
+    return found | {"frame": texts(data_of(frame))}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_every_view_says_one_thing_of_a_failing_step(name, tmp_path):
+    step, kind, begins, ends = FAILING[name]
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    recording = recorded(lambda: step(w))
+    found = heads(recording, tmp_path)
+    assert len(set(found.values())) == 1, found
+    assert found["verify"][0] == kind
+    said = found["verify"][1]
+    assert begins.replace("`", "") in said
+    assert said.endswith(ends)
+    for view, text in told(recording, tmp_path).items():
+        assert " ".join(words(said)) in " ".join(words(text)), view
 
 
 class Half(Function):
@@ -410,6 +496,25 @@ class Drawn(Function):
         return up * ctx.noise
 
 
+class Counting(Function):
+    """y = n x at call n, also under vmap."""
+
+    generate_vmap_rule = True
+    calls = itertools.count(1)
+
+    @staticmethod
+    def forward(x):
+        return x * next(Counting.calls)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, up):
+        return up
+
+
 def hooked(x):
     for place in range(3):
         x = (x * 2).sin()
@@ -427,7 +532,13 @@ drawn.register_autograd(lambda ctx, up: up)
 
 
 @pytest.mark.parametrize(
-    ("function", "own"), [(Drawn.apply, "autograd.Function"), (drawn, "custom operator"), (hooked, "hook")]
+    ("function", "own"),
+    [
+        (Drawn.apply, "autograd.Function"),
+        (torch.vmap(Counting.apply), "autograd.Function"),
+        (drawn, "custom operator"),
+        (hooked, "hook"),
+    ],
 )
 def test_what_is_the_users_own_and_unchecked_is_no_pass(function, own):
     w = nn.Parameter(torch.randn(5))
@@ -441,6 +552,42 @@ def test_what_is_the_users_own_and_unchecked_is_no_pass(function, own):
     assert kind == "not checked"
     assert "not checked: your own" in text
     assert "rounding on the way" not in str(recording.document())  # the walk goes on from what the hook made
+
+
+def set_by_numpy(w):
+    y = w.sin()
+    w.detach().numpy()[...] = 0.5
+    return y
+
+
+def replaced(w):
+    y = w.sin()
+    w.data = torch.rand(5)
+    return y
+
+
+def hooked_at_its_node(w):
+    y = w.sin()
+    y.grad_fn.register_hook(lambda sent, arrived: (3 * sent[0],))
+    return y
+
+
+def between(w):
+    h = w * 2
+    y = h.sin()
+    h.detach().numpy()[...] *= 2
+    return y
+
+
+@pytest.mark.parametrize("function", [set_by_numpy, replaced, hooked_at_its_node, between])
+def test_what_was_changed_unseen_is_no_pass(function):
+    w = nn.Parameter(torch.linspace(0.1, 1.0, 5))
+    verification = recorded(lambda: function(w).square().sum().backward()).verify()
+    assert not verification.passed
+    assert verification.verdict == "not checked"
+    assert {row.own for row in verification.unchecked} == {"unseen write"}
+    assert any("PyTorch does not see" in row.reason for row in verification.unchecked)
+    assert "not checked" in str(verification.document().summary)
 
 
 def test_what_pytorch_does_unchecked_is_counted():

@@ -250,6 +250,26 @@ def test_a_backward_that_forgets_an_upstream_gradient_of_ones_is_wrong_in_any_ot
             assert [repair.kind for repair in check.failures[0].repairs] == ["missing factor"]
 
 
+@pytest.mark.parametrize(
+    ("weights", "where"),
+    [([0.0] * 4, "0 throughout"), ([0.25] * 4, "0.25 throughout"), ([0.0, 2.0, 0.0, 2.0], "0 or 2")],
+)
+def test_a_backward_is_not_right_because_one_number_arrives(weights: list[float], where: str) -> None:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    for right in (True, False):
+        f = function(
+            forward, lambda ctx, g, right=right: ctx.saved_tensors[0].cos() * (g if right else torch.tensor(weights))
+        )
+        w = torch.randn(4, requires_grad=True)
+        check = recorded(lambda f=f, w=w: (f.apply(1.0 * w) * torch.tensor(weights)).sum().backward()).verify()
+        judged(check, right)
+        if not right:
+            assert f"right in this step, where the upstream gradient is {where}" in check.failures[0].reason
+
+
 def test_a_backward_that_clips_what_arrives_is_left_alone_where_it_does_not_clip() -> None:
     clip = function(lambda ctx, x: x.clone(), lambda ctx, g: g.clamp(-1, 1))
     judged(recorded(lambda: clip.apply(1.0 * torch.randn(4, requires_grad=True)).sum().backward()).verify(), True)

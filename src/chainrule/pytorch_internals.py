@@ -78,6 +78,8 @@ _remove_obj_from_tls: Any = getattr(torch._C, "_remove_obj_from_tls", None)
 
 LIBRARY = "torch._library"
 """The module of the Functions that PyTorch makes for a custom operator."""
+TRANSFORMED = "torch._functorch.autograd_function"
+"""The module of the Functions that `vmap` makes of a user's."""
 OPERATORS = "torch._ops"
 """The module of the operators of `torch.ops`."""
 

@@ -94,7 +94,7 @@ def _input(text: str, sizes: dict[str, int], dtype: torch.dtype, generator: torc
 class Judged:
     """What a proof said of a trial."""
 
-    trial: Trial
+    trial: Any
     flagged: bool
     elsewhere: tuple[str, ...]
     repairs: tuple[tuple[str, str], ...]
@@ -138,11 +138,15 @@ def prove(trial: Trial) -> Any:
 def judge(trial: Trial) -> Judged:
     """Prove a step with the trial's function in it."""
     start = time.process_time()
-    verification = prove(trial)
-    own = [row for row in verification.failures if row.node.name == "MutantBackward"]
-    elsewhere = tuple(row.node.name for row in verification.failures if row.node.name != "MutantBackward")
+    return judged_of(trial, prove(trial), start)
+
+
+def judged_of(trial: Any, verification: Any, start: float | None = None) -> Judged:
+    """What a proof said of a trial: of the user's own nodes, and of others."""
+    own = [row for row in verification.failures if row.own]
+    elsewhere = tuple(row.node.name for row in verification.failures if not row.own)
     repairs = tuple((repair.kind, repair.text) for row in own for repair in row.repairs)
-    return Judged(trial, bool(own), elsewhere, repairs, time.process_time() - start)
+    return Judged(trial, bool(own), elsewhere, repairs, 0.0 if start is None else time.process_time() - start)
 
 
 def figures(judged: list[Judged], right: list[Judged]) -> str:

@@ -2,11 +2,15 @@ import pytest
 import torch
 
 from tests.mutants import NAMED, Operation, mutants, right, step, tried
+from tests.mutants.areas import AREAS
+from tests.mutants.authors import AUTHORS
 from tests.mutants.backwards import Backward
 from tests.mutants.bed import BACKWARDS, Trial, judge, trials
 from tests.mutants.operations import OPERATIONS
 from tests.mutants.orders import ORDERS
 from tests.mutants.recent import RECENT
+from tests.mutants.sources import Source, SourceTrial, judge_source
+from tests.mutants.styles import STYLES
 
 EVERY = list(mutants())
 QUICK = EVERY[::80]
@@ -92,7 +96,7 @@ def test_the_right_twins_raise_no_alarm():
 
 @pytest.mark.sweep
 @pytest.mark.slow
-@pytest.mark.parametrize("backwards", [RECENT, ORDERS], ids=["recent layers", "orders"])
+@pytest.mark.parametrize("backwards", [RECENT, ORDERS, AREAS], ids=["recent layers", "orders", "areas"])
 def test_further_mutants(backwards: tuple[Backward, ...]):
     right = [judge(Trial(each, None, 0, torch.float32)) for each in backwards]
     assert not [each.trial.name for each in right if each.flagged or each.elsewhere]
@@ -100,3 +104,36 @@ def test_further_mutants(backwards: tuple[Backward, ...]):
     assert not [each.trial.name for each in judged if not each.flagged or each.elsewhere]
     assert sum(each.named for each in judged) >= 0.9 * len(judged)
     assert sum(each.falsely for each in judged) <= 0.02 * len(judged)
+
+
+@pytest.mark.parametrize("source", [STYLES[1], STYLES[3], STYLES[4]], ids=lambda each: each.name)
+@pytest.mark.parametrize("by_record", [True, False])
+def test_a_mistake_is_found_in_each_style(source: Source, by_record: bool):
+    right = judge_source(SourceTrial(source, None, torch.float64), by_record)
+    assert not right.flagged
+    wrong = judge_source(SourceTrial(source, 0, torch.float64), by_record)
+    assert wrong.flagged
+    assert not wrong.elsewhere
+
+
+@pytest.mark.sweep
+@pytest.mark.slow
+@pytest.mark.parametrize("sources", [AUTHORS, STYLES], ids=["authors", "styles"])
+def test_whole_sources(sources: tuple[Source, ...]):
+    right = [judge_source(SourceTrial(each, None, torch.float64)) for each in sources]
+    assert not [each.trial.name for each in right if each.flagged or each.elsewhere]
+    judged = [
+        judge_source(SourceTrial(each, wrong, torch.float64)) for each in sources for wrong in range(len(each.wrong))
+    ]
+    assert not [each.trial.name for each in judged if not each.flagged or each.elsewhere]
+    assert sum(each.named for each in judged) >= 0.8 * len(judged)  # under vmap the line of a mistake is not known
+    assert sum(each.falsely for each in judged) <= 0.05 * len(judged)
+
+
+@pytest.mark.parametrize("name", ["reversed cumulative maximum, smooth", "linear attention by a running state"])
+def test_a_loop_that_begins_at_the_wrong_end_is_named(name: str):
+    (backward,) = (each for each in AREAS if each.name == name)
+    (wrong,) = (place for place, (old, new, _) in enumerate(backward.wrong) if "reversed" in old and "range" in new)
+    repairs = judge(Trial(backward, wrong, 0, torch.float64)).repairs
+    assert {kind for kind, _ in repairs} == {"order"}
+    assert "the loop begins at the wrong end in `for i in range(" in repairs[0][1]

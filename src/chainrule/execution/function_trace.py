@@ -23,6 +23,7 @@ from chainrule.capture.source import Site
 from chainrule.execution.call_tape import Called, CallTape, Replay
 from chainrule.execution.central_differences import Probe
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, pick, put, real
+from chainrule.execution.loop_order import Loop
 from chainrule.execution.operator_function import function_of
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
@@ -86,15 +87,25 @@ class FunctionTrace:
         sources = [(each, each.detach().clone()) for each in self.read]
         self.before = {id(each): pristine for each, pristine in sources}
         upstreams = iter(self.upstream)  # backward is given None for a result that is no tensor
-        seeds = [next(upstreams) if isinstance(each, Tensor) else None for each in _in_a_tuple(given)]
-        with torch.no_grad(), CallTape() as tape:
-            back = self._run(lambda: self.function.backward(self.context, *seeds), read)
-        self.back = _in_a_tuple(back)
+        self._seeds = [next(upstreams) if isinstance(each, Tensor) else None for each in _in_a_tuple(given)]
+        self.back, tape = self._backward(self.function.backward)
         self.steps = Replay(tape.calls, sources, self.back)
         self.variables = {id(each): tape.variables[id(each)] for each in self.read if id(each) in tape.variables}
-        self.got = {position: self.returned(self.back, position).clone() for position in self.edges}
+        self.got = self._gradients(self.back)
+
+    def _backward(self, backward: Callable[..., Any]) -> tuple[tuple[Any, ...], CallTape]:
+        with torch.no_grad(), CallTape() as tape:
+            return _in_a_tuple(self._run(lambda: backward(self.context, *self._seeds), self.read)), tape
+
+    def _gradients(self, back: tuple[Any, ...]) -> dict[int, Tensor]:
+        got = {position: self.returned(back, position).clone() for position in self.edges}
         for g in self.upstream:  # which a backward may write to
             g.copy_(self.before[id(g)])
+        return got
+
+    def turned(self, loop: Loop) -> dict[int, Tensor]:
+        """The gradients that the backward gives with one of its loops in the other order."""
+        return self._gradients(self._backward(loop.turned())[0])
 
     def _run(self, work: Callable[[], Any], own: Any = ()) -> Any:
         return self.experiment.guarded(work, own)

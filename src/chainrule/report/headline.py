@@ -13,7 +13,7 @@ from chainrule.graph.graph import Graph, Node
 from chainrule.graph.names import element
 from chainrule.numbers import many, number
 from chainrule.report.verdicts import spans
-from chainrule.verification.rows import FORWARD, GradientCheck, Row
+from chainrule.verification.rows import FORWARD, UNSEEN, GradientCheck, Row
 
 NAMED = 3  # nodes that are named one by one
 NUMBERS = 4  # elements of a wrong gradient that are listed
@@ -37,12 +37,12 @@ def _parts(check: GradientCheck, rows: Sequence[Row]) -> Iterator[Text]:
         yield ("✗ ", _name(check, row), ": ", *_sides(row))
     if (more := len(check.failures) - NAMED) > 0:
         yield (f"✗ {more} more",)
-    own = [row for row in check.unchecked if row.own != FORWARD]
+    own = [row for row in check.unchecked if row.own not in (FORWARD, UNSEEN)]
     for row in own[:NAMED]:
         yield ("not checked: your own ", _name(check, row), ": ", *spans(row.reason))
     if (more := len(own) - NAMED) > 0:
         yield (f"{more} more of your own not checked",)
-    if unseen := [row for row in check.unchecked if row.own == FORWARD]:
+    if unseen := [row for row in check.unchecked if row.own in (FORWARD, UNSEEN)]:
         yield (f"{len(unseen)} not checked: ", *_listed(check, unseen))
     others = [row for row in rows if row.verdict == "not checked" and not row.own]
     if others:

@@ -7,14 +7,15 @@ and from a gradient that a hook changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Contribution, contributions_of
-from chainrule.execution.central_differences import Probe, weigh
+from chainrule.execution.central_differences import Measured, Probe, weigh
 from chainrule.execution.experiment import FINEST, SMALL, STEP, WIDE, CannotRunError, Experiment
 from chainrule.execution.function_trace import forward_gradient
 from chainrule.graph.comparison import EPS, FLOAT32, FLOOR, MARGIN, Comparison, compare, rms, tolerance
@@ -26,6 +27,7 @@ ONE_SIDED = "the one-sided derivatives differ here"
 DIRECTIONS_ALONE = "the differences disagree along random directions alone, and agree at single elements"
 EVENED = 1e-8  # of a typical element: smaller ones count no more in a direction to which all contribute alike
 STRAY = 32  # elements of a large gradient that are measured since they differ from another derivation
+CLEAR = 1e-6  # error of the differences, relative to the terms, that leaves no doubt about a gradient far from them
 SETTLED = 1e-4  # error of the differences, relative to the terms, from which on another step size is tried
 
 
@@ -115,6 +117,8 @@ class ArgumentCheck:
     breach: str = ""  # the convention that autograd's gradient does not keep to
     unsettled: str = ""
     rounding: bool = False
+    known: dict[tuple[int, float], Measured] = field(default_factory=dict)  # differences by element and step
+    changed: bool = False  # by something that PyTorch does not see: it contradicts what is recorded
     in_float64: bool = False  # off only when run again in float64: the recorded type is too coarse to show it
 
 
@@ -168,7 +172,7 @@ def compare_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], ep
             finding.terms[chosen] = found.terms.nan_to_num(0.0, 0.0)
         slope, terms, error = found.slope.clone(), found.terms.clone(), found.error.clone()
         for i in compare(got, slope, terms, eps=eps, slack=error).off:
-            verdict, slope[i], terms[i], error[i] = _closer(probe, chosen[i], float(got[i]), eps)
+            verdict, slope[i], terms[i], error[i] = _closer(probe, finding, chosen[i], float(got[i]), eps)
             if verdict == "wrong":
                 finding.off.append(chosen[i])
             elif verdict == "kink":
@@ -190,15 +194,30 @@ def compare_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], ep
         finding.conventions = _at_corners(probe, finding, corners)
 
 
-def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, float, float, float]:
+def _closer(
+    probe: Probe, finding: ArgumentCheck, element: int, got: float, eps: float
+) -> tuple[str, float, float, float]:
     """Try other step sizes at one element, then one-sided ones: (verdict, u^T J, its terms, its error)."""
-    line = probe.line(element)
-    best = _finest(
-        probe,
-        line,
-        _steps(probe, abs(float(probe.x[element]))),
-        lambda slope, terms, error: error <= eps * terms and compare(got, slope, terms, eps=eps).agrees,
-    )
+    line, noise, before = probe.line(element), [0.0], [(math.inf, 0.0)]
+
+    def noisy() -> float:
+        noise[0] = noise[0] or probe.noise(line)
+        return noise[0]
+
+    def refined(step: float) -> Measured:
+        if (element, step) not in finding.known:
+            finding.known[element, step] = probe.refined(line, step, noisy())
+        return finding.known[element, step]
+
+    def enough(slope: float, terms: float, error: float) -> bool:
+        if error <= eps * terms and compare(got, slope, terms, eps=eps).agrees:
+            return True
+        same = abs(slope - before[0][0]) <= 4 * (error + before[0][1])
+        apart = error <= CLEAR * terms and abs(got - slope) > 100 * error
+        before[0] = (slope, error) if apart else (math.inf, 0.0)
+        return same and apart  # two steps contradict the gradient, and not each other
+
+    best = _finest(refined, _steps(probe, abs(float(probe.x[element]))), enough)
     if best is None:
         return "unsettled", float("nan"), float("nan"), float("nan")
     slope, terms, error = best
@@ -206,7 +225,7 @@ def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, fl
     settled = error <= max(MARGIN * eps, SETTLED) * terms + negligible
     if settled and compare(got, slope, terms, eps=eps, slack=4 * error).agrees:
         return "agrees", slope, terms, 4 * error
-    corner = _corner(probe, line, got, tolerance(0.0, terms, 1, eps) + 4 * error)
+    corner = _corner(probe, line, noisy(), got, tolerance(0.0, terms, 1, eps) + 4 * error)
     if corner is not None:
         return corner, slope, terms, 4 * error
     apart = not compare(got, slope, terms, eps=eps, slack=14 * error).agrees
@@ -214,7 +233,7 @@ def _closer(probe: Probe, element: int, got: float, eps: float) -> tuple[str, fl
 
 
 def _finest(
-    probe: Probe, line: Tensor, steps: Iterable[float], enough: Callable[[float, float, float], bool]
+    refined: Callable[[float], Measured], steps: Iterable[float], enough: Callable[[float, float, float], bool]
 ) -> tuple[float, float, float] | None:
     """The most accurate difference along a line: u^T J, its terms, and its error by truncation and rounding.
 
@@ -222,9 +241,9 @@ def _finest(
     small. Where two contradict each other the smaller one counts, since the larger one reaches beyond a corner. The
     first one that is `enough` ends the search.
     """
-    noise, best = probe.noise(line), None
+    best = None
     for step in sorted({*steps}, reverse=True):
-        found = probe.refined(line, step, noise)
+        found = refined(step)
         slope, terms, error = float(found.slope), float(found.terms), float(found.error)
         if not error < float("inf"):
             continue
@@ -243,14 +262,14 @@ def _steps(probe: Probe, size: float) -> Iterator[float]:
         yield STEP * size
 
 
-def _corner(probe: Probe, line: Tensor, got: float, allowed: float) -> str | None:
+def _corner(probe: Probe, line: Tensor, noise: float, got: float, allowed: float) -> str | None:
     """Whether the one-sided differences stay apart as the step shrinks; at a corner autograd must lie between them."""
     gaps, middle = [], 0.0
     for step in (probe.step, probe.step / 16, probe.step / 256):
         right, left = probe.sides(line, step)
         gaps.append(float((right - left).abs().sum()))
         middle = float((right + left).sum()) / 2
-    noise = max(probe.noise(line), probe.grain * float(weigh(probe.u, probe.y).abs().nan_to_num(0.0, 0.0, 0.0).sum()))
+    noise = max(noise, probe.grain * float(weigh(probe.u, probe.y).abs().nan_to_num(0.0, 0.0, 0.0).sum()))
     rounding = 16 * noise * 256 / probe.step
     if not gaps[-1] > max(0.5 * gaps[0], rounding):
         return None
@@ -353,9 +372,9 @@ def _dot_product(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float, re
 
     found = compared(float(terms.sum()), 0.0 if probe.experiment.custom and refine else rounding)
     if refine and not found.agrees:
+        noise = probe.noise(v)
         best = _finest(
-            probe,
-            v,
+            lambda step: probe.refined(v, step, noise),
             [probe.step * 2.0**power for power in (6, 0, -5, -9)],
             lambda slope, _, error: error <= eps * spread and compared(slope, 0.0).agrees,
         )
@@ -393,7 +412,7 @@ def _suspects(probe: Probe, finding: ArgumentCheck, v: Tensor, eps: float, gener
 
 def with_gradient(finding: ArgumentCheck, got: Tensor) -> ArgumentCheck:
     """The same argument with another gradient to be compared with the differences."""
-    return ArgumentCheck(finding.edge, finding.label, got, False)
+    return ArgumentCheck(finding.edge, finding.label, got, False, known=finding.known)
 
 
 def _at_corners(probe: Probe, finding: ArgumentCheck, elements: list[int]) -> tuple[AtConvention, ...]:

@@ -29,7 +29,7 @@ from chainrule.execution.experiment import CannotRunError, Experiment, without_g
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import snapshots_of
-from chainrule.pytorch_internals import LIBRARY, BackwardHookFunction
+from chainrule.pytorch_internals import LIBRARY, TRANSFORMED, BackwardHookFunction
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
@@ -39,13 +39,14 @@ from chainrule.verification.differences import ArgumentCheck, NodeContext, measu
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.leaf_sums import leaf_sums
 from chainrule.verification.repair import Repair, recognise
-from chainrule.verification.rounding import check_in_float64, settle
+from chainrule.verification.rounding import CHANGED, check_in_float64, settle
 from chainrule.verification.rows import (
     FORWARD,
     NO_GRADIENT,
     NOT_ASKED,
     RULE_ALONE,
     UNKEPT,
+    UNSEEN,
     GradientCheck,
     Row,
     judged,
@@ -145,7 +146,7 @@ def _owned(graph: Graph, row: Row) -> Row:
     node = row.node
     hooked = graph.hooked & ({*node.outputs} if node.leaf is None else {node.leaf})
     if not hooked or (row.verdict == "disagrees" and node.function_class is not BackwardHookFunction):
-        return replace(row, own=_own(graph, node))
+        return replace(row, own=row.own or _own(graph, node))
     said = f"{change_by_hook(graph, node, min(hooked))}; there is no derivative to compare a hook with"
     return replace(row, own="hook", verdict="not checked", reason=said, wrong=(), repairs=())
 
@@ -160,7 +161,7 @@ def _own(graph: Graph, node: Node) -> str:
     if node.before and node.function_class is None:
         return FORWARD
     made_by, module = node.function_class, getattr(node.function_class, "__module__", "")
-    if made_by is not None and not module.startswith("torch."):
+    if made_by is not None and (not module.startswith("torch.") or module == TRANSFORMED):
         return FUNCTION
     if made_by is not None and not module.startswith(LIBRARY):
         return ""  # PyTorch's, as those of a checkpoint and of a module's hooks
@@ -207,7 +208,8 @@ def _unreached(graph: Graph, node: Node, op: Applied | None, rule: Rule | None, 
     if node.function_class is None or node.operation is None:
         return unchecked(node, NO_GRADIENT)
     try:
-        row = _given_another(NodeContext(graph, node, _never(graph), op, rule), torch.randn, memory)
+        context = NodeContext(graph, node, _never(graph), op, rule)
+        row = _given(context, _random(context), memory)
     except Exception:
         return unchecked(node, NO_GRADIENT)
     return replace(row, reason=f"{NO_GRADIENT} in this step; given a random one: {row.reason}")
@@ -217,17 +219,21 @@ def _never(graph: Graph) -> NodeExecution:
     return NodeExecution(len(graph.backwards), -1, (), ())
 
 
-def _given_another(context: NodeContext, draw: Callable[..., Tensor], memory: int) -> Row:
-    """The row of a user's function that is run again with an upstream gradient that is drawn."""
-    graph, node = context.graph, context.node
+def _random(context: NodeContext) -> tuple[Tensor | None, ...]:
+    """A random upstream gradient for each output."""
     generator = torch.Generator().manual_seed(4)
-    outs = [None if value is None else graph.values[value] for value in node.outputs]
-    arrived = tuple(
-        draw(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
+    outs = [None if value is None else context.graph.values[value] for value in context.node.outputs]
+    return tuple(
+        torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype)
         if out is not None and (out.dtype.is_floating_point or out.dtype.is_complex)
         else None
         for out in outs
     )
+
+
+def _given(context: NodeContext, arrived: tuple[Tensor | None, ...], memory: int) -> Row:
+    """The row of a user's function that is run again with another upstream gradient."""
+    graph, node = context.graph, context.node
     edges = [edge for edge in node.edges if edge.argument is not None]
     gradients = Experiment(graph, node, arrived, memory).replayed(edges, wide=False)
     sent: list[Tensor | None] = [None] * (1 + max((edge.position for edge in edges), default=-1))
@@ -303,10 +309,20 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
     if not differences and row.verdict == "agrees":
         return replace(row, reason=RULE_ALONE)
     if experiment is None or not experiment.custom:
-        return row
+        return _unless_changed(experiment, row)
     if row.verdict == "disagrees":
         return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
     return _of_another_upstream(context, memory, _differentiated(context, experiment, row))
+
+
+def _unless_changed(experiment: Experiment | None, row: Row) -> Row:
+    """A row that agrees, unless the recorded inputs do not give the recorded outputs: then one of them was changed."""
+    try:
+        if experiment is None or row.verdict != "agrees" or experiment.repeats():
+            return row
+    except Exception:  # it cannot run in its own number types
+        return row
+    return replace(unchecked(row.node, CHANGED), own=UNSEEN)
 
 
 def _measured(context: NodeContext, experiment: Experiment, edge: Edge) -> ArgumentCheck | None:
@@ -321,20 +337,40 @@ def _measured(context: NodeContext, experiment: Experiment, edge: Edge) -> Argum
 
 
 def _of_another_upstream(context: NodeContext, memory: int, row: Row) -> Row:
-    """A row that agrees where the upstream gradient is 1 throughout, as that of a sum: given another one too.
+    """A row that agrees where the upstream gradient holds one number, as that of a sum: given another one too.
 
-    A backward that forgets the upstream gradient is right there, and wrong in any other step. What is given lies
-    between 0 and 1, where one that clips what arrives does not clip.
+    A backward that forgets the upstream gradient is right there, and wrong in any other step; where it is 0, any
+    backward is. What is given lies between 0 and what arrived, where one that clips what arrives does not clip.
     """
-    arrived = [g for g in context.execution.upstream if g is not None]
-    if row.verdict != "agrees" or not all(bool((g == 1).all()) for g in arrived):
-        return row
     try:
-        other = _given_another(context, torch.rand, memory)
+        held = {number for g in context.execution.upstream if g is not None for number in _held(g)}
+        given = context.execution.backward == len(context.graph.backwards)  # another one already
+        if given or row.verdict != "agrees" or not held or len(held - {0.0}) > 1:
+            return row
+        generator = torch.Generator().manual_seed(4)
+        other = _given(context, tuple(_other(g, held == {0.0}, generator) for g in context.execution.upstream), memory)
     except Exception:
         return row
-    said = f"right in this step, where the upstream gradient is 1 throughout; given another one: {other.reason}"
+    (number,) = held if len(held) == 1 else held - {0.0}
+    where = f"{number:.6g} throughout" if len(held) == 1 else f"0 or {number:.6g}"
+    said = f"right in this step, where the upstream gradient is {where}; given another one: {other.reason}"
     return replace(other, reason=said) if other.verdict == "disagrees" else row
+
+
+def _held(gradient: Tensor) -> list[complex]:
+    """The numbers that a gradient holds, without those after the second besides 0."""
+    apart = gradient[gradient != 0]
+    first = apart[:1].tolist()
+    others = apart[apart != apart[0]][:1].tolist() if first else []
+    return [*first, *others, *([0.0] if apart.numel() < gradient.numel() else [])]
+
+
+def _other(gradient: Tensor | None, nothing: bool, generator: torch.Generator) -> Tensor | None:
+    """A gradient with each number made smaller, by a random factor; where there was `nothing` but 0, a random one."""
+    if gradient is None:
+        return None
+    factor = torch.rand(gradient.shape, dtype=torch.float64, generator=generator).to(gradient.device, gradient.dtype)
+    return factor if nothing else gradient * factor
 
 
 def _repairs(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> Iterator[Repair]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
+from chainrule.execution.loop_order import loops_of
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
@@ -165,6 +166,7 @@ class _Search:
             found += [*_tried(changed(samples, name)), *_tried(summed(samples, name)), *_tried(padded(samples, name))]
             found += [*_tried(region(samples, name, self.sizes))]
             found += [*_tried(self._of_forward(position, label, name))]
+            found += [*_tried(self._of_order(position, name))]
         return found
 
     def _special(self, position: int, label: str, name: str) -> Iterator[Finding]:
@@ -201,6 +203,14 @@ class _Search:
             yield Finding("missing term", 1.0, f"{name} is made of the diagonal of the Jacobian alone", "it lets each "
                           "element of the output depend on the same element of the input, and the terms of all others "
                           "are missing")  # fmt: skip
+
+    def _of_order(self, position: int, name: str) -> Iterator[Finding]:
+        """A loop of the backward that begins at the wrong end, as that of a scan."""
+        for loop in loops_of(self.points[0].function.backward):
+            turned = (point.turned(loop)[position] for point in self.points)
+            if all(sample.agrees(each) for sample, each in zip(self.samples[position], turned, strict=True)):
+                fix = f"with the last turn first, {name} agrees"
+                yield Finding("order", 1.5, "the loop begins at the wrong end", fix, loop.place)
 
     # -- one step of the backward --------------------------------------------------------------------------------------
 

@@ -33,6 +33,11 @@ from chainrule.verification.differences import (
     with_gradient,
 )
 
+CHANGED = (
+    "run again on the recorded inputs, it does not give the recorded outputs: it cannot be repeated, or a write that "
+    "PyTorch does not see (by NumPy, say) changed one of them"
+)
+
 
 class Replays:
     """Autograd run again on the recorded inputs: in float64, as recorded, and with random roundings."""
@@ -61,7 +66,7 @@ def settle(context: NodeContext, experiment: Experiment, findings: list[Argument
     if not experiment.repeats():
         for finding in doubtful:
             finding.off, finding.finite, finding.measured = [], None, {}
-            finding.unsettled = "run again on the recorded inputs, it does not give the recorded outputs"
+            finding.unsettled, finding.changed = CHANGED, not experiment.custom
         return
     replays = Replays(experiment, findings)
     for finding in doubtful:
@@ -89,10 +94,10 @@ def _settle(context: NodeContext, experiment: Experiment, finding: ArgumentCheck
     same = compare(finding.got, again, eps=4 * experiment.eps, slack=moved).agrees
     if not (same or negligible):
         if not experiment.custom and context.graph.nodes[finding.edge.node].leaf is not None:
-            finding.off, finding.got = [], again
+            finding.off, finding.got, finding.changed = [], again, True
             finding.unsettled = (
                 f"the gradient of `{finding.label}` is not what this node gives when it is run again: a hook, or "
-                "a write to `.grad`, changed it"
+                "a write that PyTorch does not see (by NumPy, say), changed it or what the node reads"
             )
         finding.measured = measured
         return

@@ -31,6 +31,7 @@ from chainrule.verification.update_check import UpdateCheck
 
 _WORST: tuple[Kind, ...] = ("disagrees", "not checked", "by convention", "agrees", "not differentiable")
 FORWARD = "forward pass"
+UNSEEN = "unseen write"
 RULE_ALONE = "our rule and autograd agree"
 UNKEPT = "its numbers were not kept: recording.recompute gives them"
 NO_GRADIENT = "no gradient flowed through it"
@@ -72,7 +73,7 @@ class Row:
     """The check of one node. `tolerance` is the one at its largest difference.
 
     `own` says what of the user's own is checked here: `autograd.Function`, `custom operator`, `hook`, `forward pass`
-    where that was not recorded; "" for PyTorch's.
+    where that was not recorded, `unseen write` where the recorded numbers contradict each other; "" for PyTorch's.
     """
 
     node: Node
@@ -135,7 +136,7 @@ class GradientCheck:
 
     @property
     def unchecked(self) -> tuple[Row, ...]:
-        """The rows of the user's own that could not be checked: a Function, an operator, a hook, an unseen forward."""
+        """The rows of the user's own that could not be checked: a Function, an operator, a hook, an unseen write."""
         return tuple(row for row in self.rows if row.own and row.verdict == "not checked")
 
     def __repr__(self) -> str:
@@ -182,6 +183,7 @@ def judged(
         node, node.place, verdict, reason, arguments, rule, finite, most.tolerance if most else None, conventions,
         wrong,
         measured=tuple(_measured(graph, f, f.finite) for f in findings if f.finite is not None and not f.missing),
+        own=UNSEEN if verdict == "not checked" and any(f.changed for f in findings) else "",
     )  # fmt: skip
 
 
@@ -216,7 +218,8 @@ def _verdict(
     compared = [f for f in findings if f.finite is not None or (trusted and f.rule is not None)]
     incomplete = not compared or any(f not in compared and not f.missing for f in findings)
     if unsettled or (obstacle and (incomplete or not trusted)):
-        agreed = "our rule and autograd agree, but " if explained and findings else ""
+        known = explained and findings and not any(f.changed for f in findings)
+        agreed = "our rule and autograd agree, but " if known else ""
         return "not checked", agreed + (unsettled or obstacle)
     conventions = [each for f in findings for each in f.conventions]
     if conventions and trusted and not incomplete and all(each.choice.startswith(ONE_SIDED) for each in conventions):
