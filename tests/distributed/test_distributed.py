@@ -316,6 +316,7 @@ def test_ranks_that_part_after_the_first_step_may_be_meant_to(two, folder):
     assert {(severity, since) for _, _, severity, since in found} == {("note", 2)}
 
 
+@pytest.mark.slow
 def test_one_rank_alone_looks_at_an_unfinished_step(tmp_path):
     """The other one closes its watch only when rank 0 has looked at its step, and so takes part in nothing."""
     workers.start(2, workers.leave_one_by_one, tmp_path)

@@ -16,7 +16,9 @@ from tests.precision import (
 )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(dtype, marks=[pytest.mark.slow] * (dtype != torch.float32)) for dtype in DTYPES]
+)
 def test_a_small_error_is_seen_and_a_right_gradient_that_rounds_badly_is_not(dtype):
     for operation in OPERATIONS[4:40:25]:
         assert is_seen(operation, dtype, SEEN[dtype]), operation.name

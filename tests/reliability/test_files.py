@@ -69,7 +69,7 @@ def check_damage(seed, folder, **counts):
 
 
 def test_damaged_files(tmp_path):
-    check_damage(1, tmp_path, recording=60, run=15, log=15, resumed=15)
+    check_damage(1, tmp_path, recording=30, run=8, log=8, resumed=8)
 
 
 @pytest.mark.slow

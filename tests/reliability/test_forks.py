@@ -53,7 +53,7 @@ def ran(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=True)
 
 
-@pytest.mark.parametrize("forked", ["0", "2"])
+@pytest.mark.parametrize("forked", [pytest.param("0", marks=pytest.mark.slow), "2"])
 def test_a_child_of_a_script(tmp_path: Path, forked: str) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     bare = ran(tmp_path, "train.py", forked)

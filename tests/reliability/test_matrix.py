@@ -17,7 +17,7 @@ from tests.reliability.matrix import difference, prints_of
 from tests.reliability.trainings import TRAININGS
 
 ROOT = Path(__file__).parents[2]
-EVERY_SO_MANY = 56  # of the trainings are in the fast suite
+EVERY_SO_MANY = 80  # of the trainings are in the fast suite
 
 
 def run_matrix(names: list[str]) -> subprocess.CompletedProcess[str]:

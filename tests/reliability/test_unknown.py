@@ -382,6 +382,7 @@ def in_a_process(way: str, names: dict[str, Any]) -> None:
     assert (done.returncode, done.stdout.split()) == (0, list(names)), done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_nor_does_a_class_of_tensors_with_code_of_its_own_crash() -> None:
     in_a_process("all,statistics", OWN_CODE)
 

@@ -314,7 +314,7 @@ PLACES = (
     (-1, 0), (-1, 4), (0, 1), (0, 2), (1, 2), (1, 5), (2, 3), (2, 4), (3, 4), (3, 5), (4, 5), (4, 8), (2, 7), (1, 6),
     (2, 9), (3, 13), (-1, 17),
 )  # fmt: skip
-FEW = 3
+FEW = 2
 KEYS_RETURN = ((1, 5), (2, 4), (3, 4), (4, 8), (2, 7), (1, 6), (2, 9), (3, 13), (3, 5))
 """Where a recording ends in a block that began inside of it. What `inference_mode(False)` puts back when such a block
 ends cannot be known: see docs/limitations.md."""

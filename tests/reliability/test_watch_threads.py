@@ -180,6 +180,7 @@ def test_a_training_in_another_thread_than_the_watch_is_said_to_be_missed(given)
     assert all(map(torch.equal, training.end, Training(2).run().end))
 
 
+@pytest.mark.slow
 def test_hooks_come_and_go_while_another_thread_steps():
     """Its optimizer's hooks let other threads run, in the middle of PyTorch's iteration over all hooks."""
     stop, other, watched = threading.Event(), Training(3), Training(2)
