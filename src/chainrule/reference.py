@@ -199,7 +199,7 @@ def explanation(id: str) -> str:
     limits = {each.name: each for each in fields(Thresholds)}
     rows = [
         (check.id, f"{check.title}. {_severity(check)}"), ("what is found", check.what), ("why it matters", check.why),
-        ("what to try", check.advice), ("may cause", ", ".join(EFFECTS.get(id, ()))),
+        ("what to try", check.advice), ("may cause", ", ".join(dict.fromkeys(EFFECTS.get(id, ())))),
         ("may be caused by", ", ".join(cause for cause, effects in EFFECTS.items() if id in effects)),
         *((name, f"{limits[name].default:g} ({limits[name].metadata['unit']})") for name in check.thresholds),
         ("source", check.source),

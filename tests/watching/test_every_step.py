@@ -175,6 +175,13 @@ def test_a_kind_is_explained_by_its_id(command):
     assert "spike_factor: 2 (loss / median of the window before)" in result.stdout
 
 
+def test_what_a_kind_may_cause_is_named_once():
+    result = CliRunner().invoke(commands, ["--explain", "clipping-idle"], prog_name="chainrule")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("may cause: ")]
+    effects = line.removeprefix("may cause: ").split(", ")
+    assert len(effects) == len(set(effects)) > 5
+
+
 def test_a_kind_that_there_is_not_has_near_ones():
     result = CliRunner().invoke(commands, ["watch", "--explain", "loss-spik"], prog_name="chainrule")
     assert result.exit_code == 2
