@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def test_a_damaged_chunk_keeps_no_training_from_going_on(tmp_path):
     """The run goes to a file beside, again and again to the same; what cannot be read stays as it is."""
     path = tmp_path / "run.db"
     train(path, 10)
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         (column,) = connection.execute("SELECT mean FROM chunk").fetchone()
         connection.execute("UPDATE chunk SET mean = ?", (column[:-4] + bytes(4),))
     connection.close()

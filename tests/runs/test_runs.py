@@ -1,8 +1,10 @@
 """The file of a run: what goes in comes out, whoever else has it open, and whatever is wrong with it is said."""
 
+import gc
 import math
 import sqlite3
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -43,6 +45,13 @@ def test_what_goes_in_comes_out(path):
         assert exact.mean == pytest.approx(3.1)
 
 
+def test_a_run_that_nobody_closes_is_closed_when_it_goes(path):
+    """From Python 3.13 on a connection that is not closed is a warning, and an error here."""
+    write(path, range(1, 3))
+    assert len(runs.open(path).steps()) == 2
+    gc.collect()
+
+
 def test_counts_are_exact_and_sizes_float32(path):
     large = Statistics(2**31 + 1, 1e60, 1e-60, 1.1, -math.inf, math.inf, 16_777_217, 123_456_789)
     writer = runs.Writer(path)
@@ -56,7 +65,7 @@ def test_counts_are_exact_and_sizes_float32(path):
 
 def test_many_steps_make_full_chunks(path):
     write(path, range(1, 3 * CHUNK + 5))
-    with runs.open(path) as run, sqlite3.connect(path) as inside:
+    with runs.open(path) as run, closing(sqlite3.connect(path)) as inside, inside:
         assert inside.execute("SELECT count(*) FROM chunk").fetchone() == (3 * 4,)
         steps, tensors, norms = run.table("parameter gradient", "norm")
         assert steps.tolist() == list(range(1, 3 * CHUNK + 5))
@@ -73,7 +82,7 @@ def test_a_slow_run_is_written_as_it_goes_and_has_full_chunks_too(path):
             with runs.open(path) as run:  # while it is written
                 assert run.series("update", "fc1.weight").steps == list(range(1, step + 1))
     writer.close()
-    with sqlite3.connect(path) as inside:
+    with closing(sqlite3.connect(path)) as inside, inside:
         assert inside.execute("SELECT count(*) FROM chunk").fetchone() == (3 * 2,)
 
 
@@ -233,18 +242,18 @@ def test_files_that_are_none_of_a_run(path, tmp_path):
             "wrote, or another path."
         )
     other = tmp_path / "other.db"
-    with sqlite3.connect(other) as connection:
+    with closing(sqlite3.connect(other)) as connection, connection:
         connection.execute("CREATE TABLE photos (id INTEGER)")
     for act in (runs.open, runs.Writer):
         with pytest.raises(StorageError, match="it is a database of another program"):
             act(other)
-    with sqlite3.connect(other) as connection:
+    with closing(sqlite3.connect(other)) as connection, connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("photos",)]
 
 
 def test_a_newer_version(path):
     write(path, [1])
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         connection.execute(f"PRAGMA user_version = {version + 1}")
     for act in (runs.open, runs.Writer):
@@ -259,7 +268,7 @@ def test_a_newer_version(path):
 @pytest.mark.parametrize("damage", [b"x", b"x\x9c\x03\x00\x00\x00\x00\x01"])
 def test_a_damaged_chunk(path, damage):
     write(path, range(1, 9))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE chunk SET norm = ?", (damage,))
     with runs.open(path) as run, pytest.raises(StorageError, match="cannot be read to its end"):
         run.table("update", "norm")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sqlite3
+import weakref
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -81,6 +82,8 @@ class RunReader:
     def __init__(self, path: str | os.PathLike[str], run: int | None = None) -> None:
         self.path = Path(path)
         self._connection = format.connect_to_read(path)
+        dropped = weakref.finalize(self, self._connection.close)  # Python 3.13 warns of one that nobody closed
+        dropped.atexit = False
         try:
             self._begin(run)
         except BaseException:
