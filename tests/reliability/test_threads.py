@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -260,8 +262,15 @@ class Reentrant(torch.autograd.Function):
 
 
 def test_threads_of_autograd_belong_to_the_pass_that_was_recorded() -> None:
-    """A device's nodes run in such threads. On the processor, only passes inside of 60 others do."""
+    """A device's nodes run in such threads. On the processor, only passes inside of 60 others do.
 
+    PyTorch lets no child of a process with such threads go backward, and other tests fork.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(passes_inside_of_passes).result(WAIT)
+
+
+def passes_inside_of_passes() -> None:
     def run() -> tuple[Tensor, list[int]]:
         x, seen = torch.ones(2, requires_grad=True), []
         Reentrant.apply(x, 70, seen).sum().backward()
