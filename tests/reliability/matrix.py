@@ -139,6 +139,9 @@ def world() -> Prints:
     holders = {"module": module_hooks, "optimizer": optimizer_hooks}
     hooks = {f"{kind} {name}": count for kind, each in holders.items() for name, count in hook_counts(each).items()}
     stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
+    for each in threading.enumerate():
+        if each.name == "QueueFeederThread":  # of a loader's workers: nobody waits for those that were told to end
+            each.join(timeout=2)
     found = {
         "hooks": hooks,
         "modes": (_len_torch_function_stack(), _len_torch_dispatch_stack()),
