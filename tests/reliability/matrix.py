@@ -140,7 +140,7 @@ def world() -> Prints:
     hooks = {f"{kind} {name}": count for kind, each in holders.items() for name, count in hook_counts(each).items()}
     stance = getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
     for each in threading.enumerate():
-        if each.name == "QueueFeederThread":  # of a loader's workers: nobody waits for those that were told to end
+        if each.name == "QueueFeederThread":  # of a loader's workers: it ends a moment after its loader
             each.join(timeout=2)
     found = {
         "hooks": hooks,

@@ -99,7 +99,7 @@ AGAIN = Check(
     "it is a warning if the rate divided by that number is below 0.01, for optimizers whose step grows with the "
     "gradient, without clipping.",
     why="The gradient is as many times too small as the batch has samples, and so is each step.",
-    advice="Leave the division out: a loss is a mean already, unless it was told reduction=\"sum\" or \"none\".",
+    advice="Leave the division out: a loss is a mean already, unless it has reduction=\"sum\" or \"none\".",
     source="PyTorch's documentation of nn.CrossEntropyLoss: reduction is mean by default")  # fmt: skip
 FEWEST, SLOW = 8, 0.01  # samples; learning rate over samples: as a mean's, plain gradient descent hardly moves
 

@@ -161,7 +161,7 @@ def _forgotten(context: StepContext) -> Iterator[Finding]:
                 name, of = context.name(mean), context.name(log)
                 taker = next(use for use in _whole_uses(context, mean) if facts_of(use.name).weighs)
                 yield FORGOTTEN.found(
-                    of, f"A layer takes the mean {name} as it is, and only the divergence takes the logarithm of the "
+                    of, f"A layer takes the mean {name} unchanged, and only the divergence takes the logarithm of the "
                     f"variance, {of}: no noise is drawn.",
                     (f"In the loss exp of {of} and the square of {name} have the same weight, {number(sizes[1] or 0)}.",
                      context.between(log)),

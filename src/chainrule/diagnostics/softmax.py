@@ -15,7 +15,7 @@ from chainrule.rules.facts import facts_of
 
 TWICE = Check(
     "softmax-twice", "A softmax of a softmax", "warning",
-    what="A softmax takes the output of a softmax as it is, and a gradient passes both.",
+    what="A softmax takes the unchanged output of another softmax, and a gradient passes both.",
     why="Its operands lie between 0 and 1, so of n results none is above e times another: a policy stays nearly "
     "random, an attention nearly uniform, and the gradient is far smaller.",
     advice="Drop one of the two.",
