@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainrule._version import __version__
 from chainrule.errors import ChainruleError
+from chainrule.gc_control import gc_paused
 
 if TYPE_CHECKING:
     from chainrule import callbacks, distributed, runs
@@ -61,5 +62,6 @@ def __getattr__(name: str) -> Any:
     if name in ("runs", "callbacks", "distributed"):
         return import_module(f"chainrule.{name}")
     if name in __all__:
-        return getattr(import_module(_homes.get(name, "chainrule.recording")), name)
+        with gc_paused():  # or the collector walks through all of PyTorch meanwhile
+            return getattr(import_module(_homes.get(name, "chainrule.recording")), name)
     raise AttributeError(f"module 'chainrule' has no attribute {name!r}; it has {', '.join(__all__)}")

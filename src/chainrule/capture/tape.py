@@ -191,16 +191,15 @@ class Tape:
         ]
         parts = [part for _, part in self.reducers.gathered.values()]
         parts += [log.whole for log in self._logs.values()]
-        results = [(taken, out) for _, *taken, out, _, _ in self.operations]
-        states = [out for taken, made in results if not tensors_in(taken) for out in tensors_in(made)]
-        named += [each for each in states if not each.is_meta and each.nbytes <= SMALL]
+        for _, args, kwargs, made, _, _ in self.operations:
+            made_of_nothing = not (args and isinstance(args[0], Tensor)) and not tensors_in((args, kwargs))
+            for out in (made,) if isinstance(made, Tensor) else tensors_in(made):
+                if not out.is_meta:
+                    if made_of_nothing and out.nbytes <= SMALL:
+                        named.append(out)
+                    if not out.is_inference():
+                        self._left.append((out, out._version))
         owned = [*self._leaves.values(), *parts, *(each[0] for each in versions if each is not None), *named]
-        self._left = [
-            (out, out._version)
-            for _, made in results
-            for out in tensors_in(made)
-            if not out.is_meta and not out.is_inference()
-        ]
         self._enter(owned)
         self._enter_neighbours(owned)
         self._copy((tensor for tensor in owned if not self.borrowed.take(tensor)), lives_on=True)

@@ -120,18 +120,18 @@ class ModeStack:
         """Make these the modes, also where an interrupt comes on the way."""
         try:
             self._settle(wanted)
-        finally:
+        except BaseException:
             self._settle(wanted)
+            raise
 
     def _settle(self, wanted: list[Any]) -> None:
-        present = self.modes()
-        same = 0
-        while same < min(len(present), len(wanted)) and present[same] is wanted[same]:
+        present, same = self._length(), 0
+        while same < present and same < len(wanted) and self._at(same) is wanted[same]:
             same += 1
-        while self._length() > same:
+        for _ in range(present - same):
             self._pop()
-        while (place := self._length()) < len(wanted):
-            self._push(wanted[place])
+        for mode in wanted[same:]:
+            self._push(mode)
 
 
 dispatch_modes = ModeStack(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from chainrule import plugins
 from chainrule.errors import RuleError
+from chainrule.gc_control import gc_paused
 from chainrule.rules.element import Element, Elements, broadcast_index
 from chainrule.rules.element import Index as Index
 from chainrule.rules.expression import Expression, meanings, of, stated, times_upstream, without_brackets
@@ -469,6 +470,7 @@ def registered() -> Iterator[Rule]:
 
 
 @cache
+@gc_paused()
 def load() -> None:
     """Read the topic files, all modules of this package, and the rules of plug-ins.
 
