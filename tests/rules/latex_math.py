@@ -189,7 +189,10 @@ class Statement:
         scope = Scope(self.names, self.names, self.depth, ranges, self.steps, {}, self.masks, self.shape, self.classes)
         letters = new_names(heads, self.names)
         for letter in letters:
-            scope = scope.with_index(letter, scope.run(letter, self.limits, (heads, others)))
+            run = scope.run(letter, self.limits, (heads, others))
+            if any(run.numel() and run.max() >= size for size in scope.sizes(letter, heads)):
+                raise FormulaError(f"{letter} runs to {run.max():g}, beyond the axis that the left side names")
+            scope = scope.with_index(letter, run)
         holds: Tensor | None = None
         for limit in self.limits:
             if not new_names(limit, scope.names):

@@ -38,6 +38,7 @@ MUTANTS = [
     ("split", "self product", "2 + i", "1 + i"),
     ("view_as_complex", "self local", r"= \mathrm{i}", "= 1"),
     ("gather", "self product", "= v", r"\ne v"),
+    ("gather", "self local", "i < 2", "i < 3"),
     ("index", "equation", r"\bmod 3", ""),
     ("masked_select", "self product", "3 b", "2 b"),
     ("repeat", "equation", r"\bmod 2", r"\bmod 3"),
