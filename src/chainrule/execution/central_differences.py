@@ -74,6 +74,10 @@ class Probe:
         parts = [real(outs[place].to(wide_dtype(outs[place].dtype))) for place in self.places]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """A random direction, the same on every device."""
+        return torch.randn(self.x.numel(), dtype=torch.float64, generator=generator).to(self.x.device)
+
     def index(self, element: int) -> tuple[int, ...]:
         """Where a flat element stands in the argument."""
         return unravel(element // 2 if self.complex else element, self.shape)

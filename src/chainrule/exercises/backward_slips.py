@@ -16,7 +16,7 @@ from chainrule.execution.number_types import wide
 from chainrule.exercises.activations import ACTIVATIONS, called
 from chainrule.exercises.chain import Change, Part, by_rule
 from chainrule.exercises.loss_slips import loss_slips, mean_of
-from chainrule.exercises.slip import Slip, listed, written
+from chainrule.exercises.slip import Slip, SlipsOfStep, listed, written
 from chainrule.graph.graph import Graph, Value
 from chainrule.graph.names import Notation
 from chainrule.graph.trees import map_leaves
@@ -28,15 +28,13 @@ Work = Callable[[Applied, Upstream], Tensor | None]
 SAMPLES = 8  # of a batch, of which one may be taken alone
 
 
-class BackwardSlips:
+class BackwardSlips(SlipsOfStep):
     """The slips in the steps of one backward pass."""
 
     def __init__(self, graph: Graph, notation: Notation, forward: Iterable[Step]) -> None:
-        self.graph = graph
-        self.notation = notation
+        super().__init__(graph, notation)
         activations = (step for step in forward if step.rule is not None and step.rule.name in ACTIVATIONS)
         self.argument_of = {step.outputs[0]: step.arguments[0][2] for step in activations}  # by an activation's result
-        self.after = {each.value: each.after for each in graph.parameters.values() if each.value is not None}
 
     def of(self, part: Part, uses: int) -> Iterator[Slip]:
         """The slips in one part of a step; `uses` is how many steps its value goes into."""

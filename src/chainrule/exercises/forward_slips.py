@@ -14,21 +14,14 @@ from chainrule.derivation.forward_values import name_of
 from chainrule.exercises.activations import ACTIVATIONS, Activation, called
 from chainrule.exercises.chain import Change, Part, wide_op
 from chainrule.exercises.loss_slips import is_square, mean_of, other_means
-from chainrule.exercises.slip import Slip, written
-from chainrule.graph.graph import Graph
-from chainrule.graph.names import Notation
+from chainrule.exercises.slip import Slip, SlipsOfStep, written
 from chainrule.rules import Applied
 
 Result = Callable[[Tensor], Tensor]
 
 
-class ForwardSlips:
+class ForwardSlips(SlipsOfStep):
     """The slips in the steps of a forward pass."""
-
-    def __init__(self, graph: Graph, notation: Notation) -> None:
-        self.graph = graph
-        self.notation = notation
-        self.after = {each.value: each.after for each in graph.parameters.values() if each.value is not None}
 
     def of(self, step: Step) -> Iterator[Slip]:
         """The slips in one step."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from chainrule.diagnostics import finding
 from chainrule.exercises.chain import Change
-from chainrule.graph.names import element
+from chainrule.graph.graph import Graph
+from chainrule.graph.names import Notation, element
 from chainrule.numbers import nested, number
 
 WRITTEN = 6  # numbers of a tensor that a sentence writes out
@@ -24,6 +25,15 @@ class Slip:
     name: str
     sentence: str
     change: Change
+
+
+class SlipsOfStep:
+    """What the slips of either direction know of the step; `after` has the updated parameters by their values."""
+
+    def __init__(self, graph: Graph, notation: Notation) -> None:
+        self.graph = graph
+        self.notation = notation
+        self.after = {each.value: each.after for each in graph.parameters.values() if each.value is not None}
 
 
 def written(name: str, data: Tensor) -> str:

@@ -20,7 +20,7 @@ from chainrule.execution.central_differences import Probe
 from chainrule.execution.experiment import Experiment, real
 from chainrule.execution.function_trace import CLOSE, LARGEST, FunctionTrace, traces
 from chainrule.graph.comparison import EPS, compare
-from chainrule.verification.differences import ArgumentCheck, AtConvention
+from chainrule.verification.differences import ArgumentCheck, AtConvention, differentiated
 
 STRAIGHT, SURROGATE, REVERSAL = "arXiv:1308.3432", "arXiv:1901.09948", "arXiv:1409.7495"
 STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"}
@@ -37,7 +37,7 @@ def settle_by_convention(experiment: Experiment, findings: list[ArgumentCheck]) 
     wrong = [f for f in findings if (f.off or f.unsettled) and not f.missing and f.got.numel() <= LARGEST]
     if not wrong:
         return
-    edges = [f.edge for f in findings if not f.missing and f.edge.argument is not None]
+    edges = differentiated(findings)
     points: list[FunctionTrace] = []
     for finding in wrong:
         try:
@@ -78,7 +78,7 @@ class Forward:
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
         generator = torch.Generator().manual_seed(5)
-        drawn = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
+        drawn = probe.drawn(generator)
         self.drawn, self.points = drawn, (probe.x, -probe.x, 3 * probe.scale * drawn)
 
     @property

@@ -122,6 +122,11 @@ class ArgumentCheck:
     in_float64: bool = False  # off only when run again in float64: the recorded type is too coarse to show it
 
 
+def differentiated(findings: Iterable[ArgumentCheck]) -> list[Edge]:
+    """The edges of the arguments to which autograd gave a gradient."""
+    return [each.edge for each in findings if not each.missing and each.edge.argument is not None]
+
+
 def label_of(edge: Edge) -> str:
     """What an edge's argument is called."""
     label = edge.argument or f"input {edge.position}"
@@ -281,7 +286,7 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
     """The dot-product test; where it fails, kinks are left out, and single elements are measured."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(DIRECTIONS):
-        v = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
+        v = probe.drawn(generator)
         v = torch.where(left_out, 0.0, v)
         found = _dot_product(probe, finding, v, eps)
         if finding.finite is None or not found.excess <= finding.finite.excess:
@@ -323,7 +328,7 @@ def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
     if not 0 < least < typical / 10:
         return
     generator = torch.Generator().manual_seed(1)
-    v = torch.randn(probe.x.numel(), dtype=torch.float64, generator=generator).to(probe.x.device)
+    v = probe.drawn(generator)
     v = torch.where(left_out, 0.0, v * (least / size.clamp(min=least)))
     if _dot_product(probe, finding, v, eps).agrees:
         return

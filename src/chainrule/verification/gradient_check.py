@@ -35,7 +35,7 @@ from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
 from chainrule.verification.coarse_differences import measure_coarsely
 from chainrule.verification.conventions import settle_by_convention
-from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
+from chainrule.verification.differences import ArgumentCheck, NodeContext, differentiated, measure
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.leaf_sums import leaf_sums
 from chainrule.verification.repair import Repair, recognise
@@ -378,8 +378,7 @@ def _repairs(context: NodeContext, experiment: Experiment, findings: list[Argume
     for repair in recognise(experiment.contiguous(), findings):
         if repair.kind == "overwritten":
             finding = next(each for each in findings if each.label == repair.argument)
-            edges = [each.edge for each in findings if not each.missing and each.edge.argument is not None]
-            kind, text = circumstance(context.graph, context.node, experiment, edges, finding)
+            kind, text = circumstance(context.graph, context.node, experiment, differentiated(findings), finding)
             repair = replace(repair, kind=kind, text=text)
         yield repair
 

@@ -22,7 +22,7 @@ from chainrule.execution.loop_order import loops_of
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
-from chainrule.verification.differences import ArgumentCheck
+from chainrule.verification.differences import ArgumentCheck, differentiated
 from chainrule.verification.repair_edits import edits, tensors_of
 from chainrule.verification.repair_numbers import sizes
 from chainrule.verification.repair_reach import name_of, reaches
@@ -52,7 +52,7 @@ class Repair:
 def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Repair, ...]:
     """For each argument whose gradient is wrong, what is wrong with it."""
     wrong = [finding for finding in findings if finding.off and not finding.missing]
-    edges = [finding.edge for finding in findings if not finding.missing and finding.edge.argument is not None]
+    edges = differentiated(findings)
     if not wrong:
         return ()
     if all(finding.got.numel() <= LARGEST for finding in wrong):
