@@ -156,7 +156,7 @@ TESTS = Path(__file__).parent
 PUBLIC = {"", "errors", "runs", "callbacks", "distributed", "rules", "views", "document", "examples"}
 DEEP = {
     # what is worth a test of its own
-    "capture.traits", "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "diagnostics.ranks",
+    "derivation.forward_values", "derivation.reaches", "diagnostics.causes", "diagnostics.ranks",
     "execution.experiment", "execution.perturbation", "graph.comparison", "graph.graph", "graph.reexecution",
     "graph.storage", "graph.trees",
     "lab.program", "lab.tracing", "live.server", "monitor.dashboard", "monitor.every_step", "monitor.runs.found",
@@ -173,7 +173,7 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "capture.writes", "execution.central_differences", "monitor", "monitor.examine",
+    "capture", "capture.retention", "capture.traits", "capture.writes", "execution.central_differences", "monitor", "monitor.examine",
     "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.step_series", "monitor.watcher",
     "recording", "tools.mcp_server", "tools.pytest_plugin",
 }  # fmt: skip
