@@ -55,7 +55,7 @@ def report(problems):
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("interrupted", [False, True])
-@pytest.mark.parametrize("share", [0.02, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.01, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_function_may_fail(tmp_path, name, interrupted, share, expected):
     observe = Watched(tmp_path, **OPTIONS[name])
     census = injection.take_census(observe, lines=False)

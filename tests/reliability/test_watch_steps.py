@@ -38,7 +38,7 @@ def trained(loop, watch):
     return made, [str(each.message) for each in told if each.category is ChainruleWarning]
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
 def test_every_step_is_watched(name, every):
     """Nothing is given to the watch; the training is bit for bit the same."""

@@ -59,8 +59,8 @@ def deaths(count, seed):
     return [generator.uniform(0, 0.4) for _ in range(count)]
 
 
-def test_killed_at_twenty_moments(processes, tmp_path):
-    for number, after in enumerate(deaths(20, seed=1)):
+def test_killed_at_eight_moments(processes, tmp_path):
+    for number, after in enumerate(deaths(8, seed=1)):
         check(processes, tmp_path / f"{number}.db", after)
 
 
