@@ -173,9 +173,9 @@ DEEP = {
 """The modules that tests import, apart from the public ones."""
 
 PATCHED = {
-    "capture", "capture.retention", "capture.traits", "capture.writes", "execution.central_differences", "monitor", "monitor.examine",
-    "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.step_series", "monitor.watcher",
-    "recording", "tools.mcp_server", "tools.pytest_plugin",
+    "capture", "capture.retention", "capture.traits", "capture.writes", "execution.central_differences", "monitor",
+    "monitor.examine", "monitor.run_page", "monitor.runs.writer", "monitor.step_boundaries", "monitor.step_series",
+    "monitor.watcher", "recording", "tools.mcp_server", "tools.pytest_plugin",
 }  # fmt: skip
 """The other modules in which tests replace something: a limit, a clock, a function by one that fails."""
 
