@@ -165,9 +165,15 @@ class Term:
         """The letters that are not among others."""
         return [letter for letter in self.runs if not any(letter in each for each in others)]
 
-    def bounds(self, own: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
-        """Its definitions, and the ranges of those letters of which the axes where they stand bare do not give one."""
-        sides = [*zip(own, self.out.shape, strict=True), *zip(self.into.at, self.into.shape, strict=True)]
+    def bounds(self, own: Sequence[str], sizes: Mapping[str, int], both: bool = False) -> list[str]:
+        """Its definitions, and the ranges of those letters of which the axes where they stand bare do not give one.
+
+        The left side names `out`, or `both`: no letter goes beyond an axis that it names.
+        """
+        left = [*zip(own, self.out.shape, strict=True)]
+        sides = [*left, *zip(self.into.at, self.into.shape, strict=True)]
+        named = sides if both else left
+        sizes = {a: min([size, *(n for place, n in named if place == a)]) for a, size in sizes.items()}
         open_ = {a: size for a, size in sizes.items() if {n for place, n in sides if place == a} != {size}}
         return [*self.given, *ranges(open_, open_.values()).values()]
 
@@ -195,7 +201,7 @@ class Term:
             rate = total(self.letters(own, self.into.at), [*self.held, *self.met(own)], "1").removeprefix(r"1 \, ")
         else:
             rate = f"[{AND.join(self.held)}]" if self.held else self.rate
-        beside = stated(self.bounds(own, self.runs))
+        beside = stated(self.bounds(own, self.runs, both=True))
         return derivative(element(self.out.name, own), f"{self.into}", rate + beside)
 
 

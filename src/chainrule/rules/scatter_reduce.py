@@ -197,15 +197,21 @@ def _words(op: Any, argument: str) -> dict[str, str]:
 def _formula(text: str, argument: str) -> Callable[[Any], str]:
     """A formula with its words filled in, the definitions of what it uses, and the ranges."""
 
+    of_member = re.search("MEMBER|GRAD", text.partition(" = ")[0])
+
     def formula(op: Any) -> str:
         words = _words(op, argument)
         found = filled(text, words)
         given = [f"{words['N']} = {words['NUMBER']}"] if "N" in found else []
         given += [] if "include_self" in op.arguments else _segments(op)
         if op.out.dim():
-            members = op.arguments[argument].shape[op.arguments.get("dim", op.arguments.get("axis"))]
+            axis, members = op.arguments.get("dim", op.arguments.get("axis")), list(op.arguments[argument].shape)
             used = [each for each in "vub" if re.search(rf"\b{each}\b", found + "".join(given))]
-            given += ranges([*letters(op.out), *used], [*op.out.shape, *[members] * len(used)]).values()
+            along, sizes = members[axis], list(op.out.shape)
+            if of_member:
+                members[axis] = sizes[axis]
+                sizes = [min(each) for each in zip(sizes, members, strict=True)]
+            given += ranges([*letters(op.out), *used], [*sizes, *[along] * len(used)]).values()
         return found + stated(given)
 
     return formula
