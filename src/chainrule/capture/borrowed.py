@@ -23,7 +23,7 @@ from torch import Tensor
 from chainrule.capture import global_hooks
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.guard import Guard
-from chainrule.graph.opaque import is_opaque
+from chainrule.graph.opaque_tensors import is_opaque
 from chainrule.graph.reexecution import unobserved
 
 SMALL = 16 * 1024  # bytes up to which a copy costs no more than borrowing

@@ -18,9 +18,9 @@ from chainrule.capture.compiler import compiles_for_itself
 from chainrule.capture.global_hooks import before_forward
 from chainrule.capture.guard import Guard
 from chainrule.capture.own_mode import NUMBERS, OwnMode, go_on, is_higher_order, run_inside, with_tensors
-from chainrule.capture.replaced import original
 from chainrule.capture.source import callers
 from chainrule.capture.traits import Traits
+from chainrule.capture.wrapped_functions import original
 from chainrule.graph.reexecution import ModeStack, dispatch_modes, function_modes
 from chainrule.pytorch_internals import (
     DeviceContext,

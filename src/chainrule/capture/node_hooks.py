@@ -21,9 +21,9 @@ from chainrule.capture.data_parallel import RawArrival, storage_of
 from chainrule.capture.failed_backward import failed_backward
 from chainrule.capture.guard import here, this_thread
 from chainrule.capture.modes import Modes
+from chainrule.capture.node_matching import BATCH, Eviction, NodeMatcher
 from chainrule.capture.raw_records import RawBackward, RawNode
 from chainrule.capture.source import Site
-from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import Tape
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.trees import tensors_in

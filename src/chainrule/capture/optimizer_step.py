@@ -17,7 +17,7 @@ from chainrule.capture.data_parallel import own_part
 from chainrule.capture.raw_records import RawUpdate
 from chainrule.capture.source import Site
 from chainrule.capture.tape import Tape
-from chainrule.graph.opaque import is_opaque
+from chainrule.graph.opaque_tensors import is_opaque
 from chainrule.graph.snapshot import all_have_numbers
 from chainrule.graph.statistics import of_a_sample, part_of
 from chainrule.graph.statistics_cache import measured

@@ -24,13 +24,13 @@ from chainrule.capture.function_hooks import FunctionHooks, around_functions
 from chainrule.capture.guard import GAVE_WAY, Guard, here, recorded_here
 from chainrule.capture.modes import DispatchBypass, Modes, left_on
 from chainrule.capture.node_hooks import NodeHooks
+from chainrule.capture.node_matching import BATCH, Eviction, NodeMatcher
 from chainrule.capture.optimizer_step import closure_of, closure_ran, complete, update_begun
 from chainrule.capture.own_mode import is_higher_order, run_composite
 from chainrule.capture.policy import Policy
 from chainrule.capture.raw_records import RawCall, RawFunction, RawModule
 from chainrule.capture.retention import Retention
 from chainrule.capture.source import Site, Sites, callers, is_library
-from chainrule.capture.sweep import BATCH, Eviction, NodeMatcher
 from chainrule.capture.tape import Tape
 from chainrule.capture.traits import Traits
 from chainrule.capture.writes import UnreadWrites, leave_out, part_written

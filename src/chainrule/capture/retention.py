@@ -29,7 +29,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from chainrule.capture.data_parallel import own_part
 from chainrule.capture.module_tree import named_modules, parameters_of
 from chainrule.capture.policy import Policy
-from chainrule.graph.opaque import has_strides, is_opaque, kind_of, shape_of, shaped_like, type_of
+from chainrule.graph.opaque_tensors import has_strides, is_opaque, kind_of, shape_of, shaped_like, type_of
 from chainrule.graph.statistics import Measured, fetch, in_place, is_dense, measure, prepare
 from chainrule.graph.trees import map_leaves
 from chainrule.graph.write_log import Earlier

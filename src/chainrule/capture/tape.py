@@ -31,7 +31,7 @@ from chainrule.capture.raw_records import (
 from chainrule.capture.retention import Original, Placeholders, Retention, is_trained_leaf, within_memory
 from chainrule.capture.source import Site
 from chainrule.capture.traits import Traits
-from chainrule.graph.opaque import is_opaque
+from chainrule.graph.opaque_tensors import is_opaque
 from chainrule.graph.trees import tensors_in
 from chainrule.graph.write_log import Earlier, WriteLog
 from chainrule.pytorch_internals import _get_sequence_nr

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor
 
-from chainrule.graph.opaque import is_opaque, shape_of, type_of
+from chainrule.graph.opaque_tensors import is_opaque, shape_of, type_of
 from chainrule.graph.statistics import Statistics
 from chainrule.graph.write_log import Earlier
 

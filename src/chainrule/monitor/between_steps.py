@@ -24,7 +24,7 @@ from chainrule.errors import ChainruleError, RecordingError
 from chainrule.execution.other_inputs import leaves_of_loss, with_other_inputs
 from chainrule.graph.graph import Graph, Value
 from chainrule.graph.history import Noticed, Unwatched
-from chainrule.graph.opaque import is_opaque
+from chainrule.graph.opaque_tensors import is_opaque
 from chainrule.graph.reexecution import apart
 from chainrule.graph.trees import is_a
 from chainrule.monitor.arguments import WatchedModels

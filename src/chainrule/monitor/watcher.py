@@ -30,13 +30,13 @@ from chainrule.monitor import step_series as series
 from chainrule.monitor.between_steps import BetweenSteps
 from chainrule.monitor.every_step import rates_of
 from chainrule.monitor.examine import Examiner, OnFinding, ending, replayed
-from chainrule.monitor.guard import Warnings, attempt, surely
 from chainrule.monitor.loaders import restarts
 from chainrule.monitor.passes_without_step import never_stepped
 from chainrule.monitor.ranks import Step, WatchingRanks
 from chainrule.monitor.results import Results
 from chainrule.monitor.runs import Figure, Found, Writer
 from chainrule.monitor.runs.writer import keeps_histograms
+from chainrule.monitor.safeguards import Warnings, attempt, surely
 from chainrule.monitor.step_boundaries import Boundaries, Calls, ScalerView, in_backward
 from chainrule.monitor.step_recording import StepRecording
 from chainrule.process import Process

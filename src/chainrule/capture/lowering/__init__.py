@@ -40,7 +40,7 @@ from chainrule.capture.retention import is_trained_leaf
 from chainrule.capture.tape import Tape
 from chainrule.gc_control import gc_paused
 from chainrule.graph.graph import Call, Failure, Graph, Operation, Value
-from chainrule.graph.opaque import kind_of
+from chainrule.graph.opaque_tensors import kind_of
 from chainrule.graph.reexecution import unobserved
 from chainrule.graph.snapshot import Parameter, Reduction, statistics_of
 from chainrule.graph.statistics import Statistics
