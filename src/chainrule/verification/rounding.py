@@ -116,7 +116,9 @@ def _is_wrong_in_float64(context: NodeContext, experiment: Experiment, finding: 
     """Whether autograd's gradient in float64 is not the derivative either, at the elements that are off."""
     elements, measured = list(finding.off or ()), finding.measured or {}
     finer = with_gradient(finding, wide)
-    compare_elements(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
+    probe = Probe(experiment, finding.edge)
+    probe.moved_alone = finding.moved_alone
+    compare_elements(probe, finer, elements, FINEST, keep_terms=False)
     found = finer.measured or {}
     if not finer.off and all(math.isfinite(found.get(i, math.nan)) for i in elements):
         return False  # where differences do not settle, they are near, and the bound below decides
