@@ -344,7 +344,8 @@ def _elsewhere(context: NodeContext, memory: int, row: Row) -> Row:
     rows a sum over the wrong axis, real numbers a conjugate; and where it is 0 any backward is right.
     """
     graph, node, arrived = context.graph, context.node, context.execution.upstream
-    if row.verdict != "agrees" or context.execution.backward == len(graph.backwards):  # elsewhere already
+    already = context.execution.backward == len(graph.backwards)
+    if row.verdict != "agrees" or already or not _own(graph, node):
         return row
     try:
         another = another_upstream(arrived)
