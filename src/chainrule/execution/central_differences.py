@@ -111,7 +111,7 @@ class Probe:
         Where the outputs are rounded once it is that of their last places, and more where their computation cancels.
         """
         place = self.x[line != 0].abs().max() if int(line.count_nonzero()) == 1 else 0.0
-        apart = 2.0**-28 * (float(place) or self.scale)
+        apart = 2.0**-34 * (float(place) or self.scale)  # a corner between them moves them by no more than rounding
         values = [weigh(self.u, self.f(self.x + k * apart * line) - self.y).sum() for k in range(-5, 6)]
         sixth = torch.stack(values).diff(n=6)
         size = float(self._height(self._terms([line], self._steps(self.step)) if self.moved_alone else self.y))
