@@ -114,8 +114,44 @@ def test_rows_of_padding_that_are_divided_by_their_norm_raise_no_alarm(masked: b
 
 
 @pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_factor_is_seen_where_it_is_one_number_at_the_beginning(start: float, right: bool) -> None:
+    class Scaled(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            return x.tanh() * w
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            x, w = ctx.saved_tensors
+            return g * (1 - x.tanh() ** 2) * (w if right else w**2), (g * x.tanh()).sum(0)
+
+    x, w = X.clone().requires_grad_(), nn.Parameter(torch.full((6,), start))
+    with chainrule.record() as recording:
+        (Scaled.apply(1.0 * x, w) * W).sum().backward()
+    (row,) = (row for row in recording.verify().rows if row.own)
+    assert row.verdict == ("agrees" if right else "disagrees"), row.reason
+    if not right:
+        assert row.reason.startswith(f"right in this step, where `w` is {start:.0f} throughout")
+        assert [repair.argument for repair in row.repairs] == ["x"]
+
+
+def test_numbers_that_are_all_equal_raise_no_alarm() -> None:
+    right = {
+        0.0: (torch.atanh, lambda g, x: g / (1 - x * x)),
+        1.0: (torch.sqrt, lambda g, x: g / (2 * x.sqrt())),
+        0.25: (lambda x: x * x.log(), lambda g, x: g * (x.log() + 1)),
+        -1.0: (lambda x: x.clamp(-1, 1), lambda g, x: g * (x.abs() <= 1)),
+    }
+    for number, (forward, backward) in right.items():
+        row = checked(backward, forward, torch.full((2, 3), number), lambda y: (y * W[:2, :3]).sum())
+        assert row.verdict in ("agrees", "by convention"), row.reason
+
+
+@pytest.mark.parametrize("right", [True, False])
 @pytest.mark.parametrize("part", [1.0, 1j])
-def test_a_conjugate_that_is_missing_is_seen_where_the_numbers_are_real_or_imaginary(part: complex, right: bool) -> None:
+def test_a_conjugate_that_is_missing_is_seen_in_real_and_imaginary_numbers(part: complex, right: bool) -> None:
     def backward(g: Tensor, z: Tensor) -> Tensor:
         return 2 * g * (z.conj() if right else z * (1 if part == 1 else -1))
 
@@ -147,10 +183,10 @@ def test_an_element_that_is_small_beside_the_others_is_wrong_too(size: int, dtyp
         weights = torch.linspace(0.5, 2, size, dtype=dtype)
         for offset in (0.0, 5.0):  # beside which differences cannot show it: autograd of the forward alone is no proof
             row = checked(
-                lambda g, x: g * factor * changed,
+                lambda g, x, changed=changed: g * factor * changed,
                 lambda x, offset=offset: offset + x * factor,
                 torch.linspace(-1, 2, size, dtype=dtype),
-                lambda y: (y * weights).sum(),
+                lambda y, weights=weights: (y * weights).sum(),
             )
             assert row.verdict == ("disagrees" if wrong == 2 and not offset else "agrees"), row.reason
             if row.verdict == "disagrees":

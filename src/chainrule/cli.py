@@ -204,9 +204,9 @@ def verify(
     """Check every gradient of one training step of SCRIPT.
 
     Each autograd node is compared with our rule and with a finite difference, and every optimizer's update with its
-    formula. The script ends right after the step; one that updates nothing is one step. The exit status is 1 where something disagrees, and 2 where there
-    was nothing to verify, or where something of your own (an autograd.Function, a custom operator, a hook that changed
-    a gradient) could not be checked.
+    formula. The script ends right after the step; one that updates nothing is one step. The exit status is 1 where
+    something disagrees, and 2 where there was nothing to verify, or where something of your own (an autograd.Function,
+    a custom operator, a hook that changed a gradient) could not be checked.
 
     \b
     Examples:

@@ -133,7 +133,8 @@ def run_script(
     """Run `script` to its end, or with `stop` to the end of training step `step`, which is recorded.
 
     With `module` it is the name of a module, as for `python -m`. With `in_one` a script that goes backward and updates
-    nothing is one step. Output, exit status and tracebacks are the script's own; its exceptions end here. Raises RecordingError if the file cannot be read, or the module not be found.
+    nothing is one step. Output, exit status and tracebacks are the script's own; its exceptions end here. Raises
+    RecordingError if the file cannot be read, or the module not be found.
     """
     with _as_main(script, arguments, module) as (namespace, code):
         recorder = _StepRecorder(session or (lambda names: record(namespace=names)), namespace, step, stop)

@@ -151,7 +151,7 @@ class Probe:
     def _height(self, terms: Tensor) -> Tensor:
         """The size of what is rounded: all outputs, or those that the lines with these terms move."""
         weighed = weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0)
-        return torch.where(terms != 0, weighed, 0.0).norm(dim=1) if self.moved_alone else weighed.norm()
+        return torch.linalg.vector_norm(weighed * (terms != 0), dim=1) if self.moved_alone else weighed.norm()
 
 
 def weigh(u: Tensor, y: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, measure
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.leaf_sums import leaf_sums
-from chainrule.verification.other_inputs import another_upstream, count_zeros, held_numbers, with_both_parts
+from chainrule.verification.other_inputs import another_point, another_upstream, count_zeros, held_numbers
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rounding import CHANGED, check_in_float64, settle
 from chainrule.verification.rows import (
@@ -46,6 +46,7 @@ from chainrule.verification.rows import (
     NO_GRADIENT,
     NOT_ASKED,
     RULE_ALONE,
+    SAVED,
     UNKEPT,
     UNSEEN,
     GradientCheck,
@@ -192,6 +193,9 @@ def _row(
         return unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unreached(graph, node, op, rule, memory)
+    if node.index in graph.verdicts and (node.operation is None or graph.operations[node.operation].function is None):
+        verdict, reason = graph.verdicts[node.index]
+        return Row(node, node.place, verdict, f"{SAVED}{reason.removeprefix(SAVED)}")
     contexts = (NodeContext(graph, node, each, op, rule) for each in node.executions)
     row = worst_row(
         with_writes(graph, node, each.execution, _execution(each, memory, differences)) for each in contexts
@@ -341,7 +345,7 @@ def _elsewhere(context: NodeContext, memory: int, row: Row) -> Row:
     """A row that agrees, of a user's function that is given what this step did not give it as well.
 
     What arrives in one step may hide a mistake: an upstream gradient of ones a factor that was forgotten, one of equal
-    rows a sum over the wrong axis, real numbers a conjugate; and where it is 0 any backward is right.
+    rows a sum over the wrong axis, an argument of ones a factor as well; and where it is 0 any backward is right.
     """
     graph, node, arrived = context.graph, context.node, context.execution.upstream
     already = context.execution.backward == len(graph.backwards)
@@ -358,11 +362,11 @@ def _elsewhere(context: NodeContext, memory: int, row: Row) -> Row:
             where = where and f", where the upstream gradient is {where}"
             said = f"right in this step{where or ' alone'}; given another one: {other.reason}"
             return replace(other, reason=said)
-        moved, where = with_both_parts(graph, node, arrived, memory)
+        moved, where = another_point(graph, node, arrived, memory)
         other = _given(replace(context, graph=moved, op=_meaning(moved, node)[0]), another, memory) if where else row
     except Exception:
         return row
-    said = f"right in this step, where {where}; where it is not: {other.reason}"
+    said = f"right in this step, where {where}; given other numbers there: {other.reason}"
     return replace(other, reason=said) if other.verdict == "disagrees" else row
 
 

@@ -66,26 +66,42 @@ def count_zeros(arrived: Upstream) -> str:
     return f"0 at {zeros:,} of {size:,} elements, which hides the mistake" if zeros else ""
 
 
-def with_both_parts(graph: Graph, node: Node, arrived: Upstream, memory: int) -> tuple[Graph, str]:
-    """The graph with both parts in each complex argument of a node that has one alone; and which one, in words.
+def another_point(graph: Graph, node: Node, arrived: Upstream, memory: int) -> tuple[Graph, str]:
+    """The graph with other numbers in the arguments of a node that hide a mistake; and what these hold, in words.
 
-    A conjugate that is missing is not seen in real numbers. "" where no argument lacks a part.
+    A factor that is forgotten is not seen where it is 1, as the weight of a normalisation is at first, and a conjugate
+    not in real numbers. "" where no argument is of this kind.
     """
     assert node.operation is not None
-    values, operation, where = list(graph.values), graph.operations[node.operation], ""
+    values, operation, where = list(graph.values), graph.operations[node.operation], list[str]()
+    differentiable = {edge.value for edge in node.edges}
     generator = torch.Generator().manual_seed(6)
     for name, _, index in references(operation.arguments):
         found = values[index].data
-        if found is None or not found.is_complex() or (bool(found.real.any()) and bool(found.imag.any())):
+        if found is None or not found.numel() or graph.values[index] is not values[index]:
             continue
-        part = (rms(found) or 1.0) * torch.randn(found.shape, dtype=torch.float64, generator=generator).to(found.device)
-        lacking, factor = ("real", 1) if bool(found.imag.any()) else ("imaginary", 1j)
-        values[index] = replace(values[index], snapshot=Snapshot.of((found + factor * part).to(found.dtype)))
-        where = where or f"the {lacking} part of `{name}` is 0"
+        if found.is_complex() and not (bool(found.real.any()) and bool(found.imag.any())):
+            lacking, factor = ("real", 1) if bool(found.imag.any()) else ("imaginary", 1j)
+            part = torch.randn(found.shape, dtype=torch.float64, generator=generator).to(found.device)
+            other = found + factor * (rms(found) or 1.0) * part
+            where.append(f"the {lacking} part of `{name}` is 0")
+        elif index in differentiable and _is_plain(found):
+            part = 0.5 + 0.5 * torch.rand(found.shape, dtype=torch.float64, generator=generator).to(found.device)
+            other = part * found if bool(found.any()) else part
+            where.append(f"`{name}` is {found.reshape(-1)[0].item():.6g}{' throughout' if found.numel() > 1 else ''}")
+        else:
+            continue
+        values[index] = replace(values[index], snapshot=Snapshot.of(other.to(found.dtype)))
     if where:
         moved = Experiment(replace(graph, values=tuple(values)), node, arrived, memory)
         outs = moved.run(moved.recorded)
         for slot, value in enumerate(node.outputs):
             if value is not None:
                 values[value] = replace(values[value], snapshot=Snapshot.of(outs[moved.place[slot]]))
-    return replace(graph, values=tuple(values)), where
+    return replace(graph, values=tuple(values)), " and ".join(where)
+
+
+def _is_plain(numbers: Tensor) -> bool:
+    """Whether they are one number throughout; a single number only if it is one that hides a factor."""
+    first = numbers.reshape(-1)[0]
+    return bool((numbers == first).all()) and (numbers.numel() > 1 or float(first.abs()) in (0.0, 1.0))
