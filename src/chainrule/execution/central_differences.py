@@ -151,7 +151,8 @@ class Probe:
     def _height(self, terms: Tensor) -> Tensor:
         """The size of what is rounded: all outputs, or those that the lines with these terms move."""
         weighed = weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0)
-        return torch.linalg.vector_norm(weighed * (terms != 0), dim=1) if self.moved_alone else weighed.norm()
+        size: Tensor = torch.linalg.vector_norm(weighed * (terms != 0) if self.moved_alone else weighed, dim=-1)
+        return size
 
 
 def weigh(u: Tensor, y: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def circumstance(
 ) -> tuple[Circumstance, str]:
     """What made the gradient of one argument wrong, which is right when its function runs again."""
     name = f"the gradient of `{finding.label}`"
-    if places := _small(experiment, finding):
+    if places := _hidden(graph, finding):
         return "region", f"{name} is wrong at {places}, where it is small beside the other elements"
     for kind, text, arguments, upstream in _differing(experiment):
         try:
@@ -56,20 +56,13 @@ def circumstance(
     )
 
 
-def _small(experiment: Experiment, finding: ArgumentCheck) -> str:
-    """Elements that are wrong when it runs again too: beside the larger ones that was not seen. "" where none is."""
-    off = [*(finding.off or ())]
-    try:
-        (again,) = experiment.replayed([finding.edge], wide=True)
-    except Exception:  # a user's code may do anything
+def _hidden(graph: Graph, finding: ArgumentCheck) -> str:
+    """Elements whose error is seen only beside the outputs that move with them; "" where that is not so."""
+    off, value = [*(finding.off or ())], finding.edge.value
+    if not finding.moved_alone or value is None:
         return ""
-    if again is None or not off:
-        return ""
-    known = real(again)[off]
-    if not compare(finding.got[off], known, known.abs(), eps=4 * experiment.eps).agrees:
-        return ""
-    shape, pairs = tuple(again.shape), 2 if again.is_complex() else 1
-    places = [str([*unravel(element // pairs, shape)]) for element in off[:3]]
+    pairs = 2 if graph.values[value].dtype.is_complex else 1
+    places = [str([*unravel(element // pairs, graph.values[value].shape)]) for element in off[:3]]
     return f"{', '.join(places)} and {len(off) - 3} more" if len(off) > 3 else " and ".join(places)
 
 

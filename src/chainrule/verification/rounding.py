@@ -230,6 +230,7 @@ def _check_in_float64(context: NodeContext, experiment: Experiment, finding: Arg
         alike = compare(finding.got[off], wide[off], wide[off].abs(), eps=experiment.eps, slack=allowed).agrees
         if alike and not _within(wide[off], slopes, moved).agrees:
             finding.off, finding.finite, finding.measured, finding.in_float64 = off, fine.finite, measured, True
+            finding.moved_alone = fine.moved_alone
         return
     if finding.got.numel() <= SMALL:
         return
