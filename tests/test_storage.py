@@ -130,6 +130,36 @@ def test_a_loaded_recording_tells_and_proves_the_same(saved: Path) -> None:
     assert str(loaded) == str(recording)
 
 
+@pytest.mark.parametrize("factor", [2, 3])
+def test_the_verdict_on_a_users_function_is_in_the_file_where_it_was_reached(factor: int, tmp_path: Path) -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            return factor * g * ctx.saved_tensors[0]  # type: ignore[no-any-return]
+
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    with record() as recording:
+        (Square.apply(2 * x) * torch.tensor([3.0, 5.0])).sum().backward()
+    path = tmp_path / "step.safetensors"
+    recording.save(path)
+    assert load(path).verify().verdict == "not checked"
+    recording.verify()
+    for _ in range(3):  # also where it is saved again, verified or not
+        recording.save(path)
+        recording = load(path)
+    assert recording.verify().verdict == ("agrees" if factor == 2 else "disagrees")
+    assert "1 of your own checked when the step was saved" in " ".join(str(recording.verify()).split())
+    recording.save(path)
+    (row,) = (row for row in load(path).verify().rows if row.own)
+    assert row.reason.startswith("checked when it was saved: ")
+    assert row.reason.count("saved") == 1
+
+
 def test_shared_tensors_are_written_once(tmp_path: Path) -> None:
     data = torch.arange(1000.0)
     graph = dataclasses.replace(worked().graph, notes=())

@@ -403,6 +403,24 @@ def test_a_kink_that_no_rule_knows_is_found_by_one_sided_differences(count):
     assert row.conventions[0].indices[0] == (1,)
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_kink_far_from_0_is_found_too(factor):
+    class Largest(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x, x.amax(-1, keepdim=True))
+            return x.amax(-1)
+
+        @staticmethod
+        def backward(ctx, g):
+            x, largest = ctx.saved_tensors
+            return factor * g[:, None] * (x == largest)
+
+    x = torch.tensor([[0.1, -0.2, 0.3, 2.0, 2.0], [0.5, 0.1, -1.0, 0.2, -0.3]], requires_grad=True)
+    row = rows(proved(lambda: Largest.apply(1.0 * x).sum().backward()), "LargestBackward")[0]
+    assert row.verdict == ("by convention" if factor == 1 else "disagrees"), row.reason
+
+
 @pytest.mark.parametrize("count", [1, 100])
 def test_a_wrong_choice_at_a_kink_is_no_excuse(count):
     x = torch.tensor([-1.5, 0.0, 0.5]).repeat(count).requires_grad_()

@@ -204,9 +204,9 @@ def verify(
     """Check every gradient of one training step of SCRIPT.
 
     Each autograd node is compared with our rule and with a finite difference, and every optimizer's update with its
-    formula. The script ends right after the step. The exit status is 1 where something disagrees, and 2 where there
-    was nothing to verify, or where something of your own (an autograd.Function, a custom operator, a hook that changed
-    a gradient) could not be checked.
+    formula. The script ends right after the step; one that updates nothing is one step. The exit status is 1 where
+    something disagrees, and 2 where there was nothing to verify, or where something of your own (an autograd.Function,
+    a custom operator, a hook that changed a gradient) could not be checked.
 
     \b
     Examples:
@@ -222,8 +222,10 @@ def verify(
     from chainrule.views.terminal import render
 
     reporter = Reporter(**results, by_default="error")
-    outcome = run_script(script, args, step=step, stop=True, module=module)
+    outcome = run_script(script, args, step=step, stop=True, module=module, in_one=True)
     _say_shortfall(outcome)
+    if outcome.is_one_step:
+        say(f"{script} has no step() of an optimizer: all that it did is verified as one step.")
     result = partial(Result, "verify", script, step=step, steps=outcome.steps)
     if outcome.recording is None or not outcome.recording.nodes:
         nothing = f"there is nothing to verify in training step {step} of {script}"
@@ -232,7 +234,7 @@ def verify(
             say(summary)
         found = result(summary=summary, findings=explained(outcome))
         sys.exit(reporter.finish(reporter.accept(found, whole=False), outcome.status or NOTHING))
-    alike = None if outcome.complete else 5  # of a whole script: its loop makes thousands, and nothing of it is proved
+    alike = None if outcome.steps >= step else 5  # of a whole script, whose loop makes thousands
     check = outcome.recording.verify(only=only or None, sample=sample, alike=alike)
     if not rank() and not reporter.json:
         render(check.document(), Console())

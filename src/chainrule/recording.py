@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -342,7 +343,8 @@ class Recording:
 
         suffix = _suffix(path)
         if suffix == ".safetensors":
-            storage.write(self.graph, path)
+            own = self.graph.verdicts if self._verification is None else self._verification.of_own
+            storage.write(replace(self.graph, verdicts=own), path)
             return
         from chainrule import views
 
@@ -392,7 +394,8 @@ def _suffix(path: str | os.PathLike[str]) -> str:
 def load(path: str | os.PathLike[str]) -> Recording:
     """Read a recording that `recording.save("step.safetensors")` wrote. Nothing in the file is executed.
 
-    A user's own `autograd.Function` is not in the file, so its node can be shown but not run again.
+    A user's own `autograd.Function` is not in the file, so its node can be shown but not run again. Its verdict is
+    there where `recording.verify()` ran before it was saved.
 
     Raises StorageError where the file is missing, cut short, corrupt, no recording, or of a newer version.
     """

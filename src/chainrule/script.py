@@ -55,7 +55,8 @@ INTERRUPTED = 130  # what a shell reports for a process ended by SIGINT
 class ScriptRun:
     """How a script ran: `steps` is how many training steps it made, `status` its exit status.
 
-    `recording` is None where the step asked for never began, and partial where it did not end.
+    `recording` is None where the step asked for never began, and partial where it did not end. With `in_one` a script
+    that goes backward and updates nothing counts as one step, the first.
     """
 
     script: str
@@ -65,11 +66,20 @@ class ScriptRun:
     status: int
     recording: Recording | None
     failure: Recording | None = None  # of an exception in a step that was not recorded
+    in_one: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether the step asked for was recorded to its end."""
-        return self.steps >= self.step
+        return self.steps >= self.step or self.is_one_step
+
+    @property
+    def is_one_step(self) -> bool:
+        """Whether all that the script did counts as the step asked for: it went backward, and no optimizer updated."""
+        ended = self.ending in ("ended", "exited") and self.status == 0
+        if not (self.in_one and ended and self.steps == 0 and self.step == 1) or self.recording is None:
+            return False
+        return bool(self.recording.graph.backwards)
 
     @property
     def explanations(self) -> tuple[Finding, ...]:
@@ -118,18 +128,20 @@ def run_script(
     stop: bool = False,
     module: bool = False,
     session: Session | None = None,
+    in_one: bool = False,
 ) -> ScriptRun:
     """Run `script` to its end, or with `stop` to the end of training step `step`, which is recorded.
 
-    With `module` it is the name of a module, as for `python -m`. Output, exit status and tracebacks are the script's
-    own; its exceptions end here. Raises RecordingError if the file cannot be read, or the module not be found.
+    With `module` it is the name of a module, as for `python -m`. With `in_one` a script that goes backward and updates
+    nothing is one step. Output, exit status and tracebacks are the script's own; its exceptions end here. Raises
+    RecordingError if the file cannot be read, or the module not be found.
     """
     with _as_main(script, arguments, module) as (namespace, code):
         recorder = _StepRecorder(session or (lambda names: record(namespace=names)), namespace, step, stop)
         ending, status = _execute(code, namespace, recorder)
     if recorder.recording is not None:
         recorder.recording.title = f"Training step {step} of {script if module else os.path.basename(script)}"
-    return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording, recorder.failure)
+    return ScriptRun(script, step, recorder.steps, ending, status, recorder.recording, recorder.failure, in_one)
 
 
 def run_inside(

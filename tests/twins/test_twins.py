@@ -30,6 +30,10 @@ def test_some_right_backwards_raise_no_alarm(way: str) -> None:
     assert not outcome.alarms
 
 
+def test_what_a_reentrant_checkpoint_rounds_raises_no_alarm() -> None:
+    assert not tried("checkpoint, reentrant", range(1), [EVERY["cosine"]]).alarms
+
+
 @pytest.mark.parametrize("way", QUICK_WAYS)
 def test_a_mistake_is_found_in_each_way(way: str) -> None:
     verification = step(WAYS[way], spoiled(EVERY["mul"]), 0)

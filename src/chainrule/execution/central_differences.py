@@ -31,6 +31,8 @@ class Measured:
 class Probe:
     """One argument of an experiment, as the variable of the differences."""
 
+    moved_alone = False  # whether the rounding of outputs that do not move counts as none
+
     def __init__(self, experiment: Experiment, edge: Edge) -> None:
         self.experiment, self.edge = experiment, edge
         self.left = experiment.afford(pick(experiment.recorded, edge), 8, 6)  # bytes, for more than one line at once
@@ -113,10 +115,10 @@ class Probe:
         Where the outputs are rounded once it is that of their last places, and more where their computation cancels.
         """
         place = self.x[line != 0].abs().max() if int(line.count_nonzero()) == 1 else 0.0
-        apart = 2.0**-28 * (float(place) or self.scale)
+        apart = 2.0**-34 * (float(place) or self.scale)  # a corner between them moves them by no more than rounding
         values = [weigh(self.u, self.f(self.x + k * apart * line) - self.y).sum() for k in range(-5, 6)]
         sixth = torch.stack(values).diff(n=6)
-        size = float(weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm())
+        size = float(self._height(self._terms([line], self._steps(self.step)) if self.moved_alone else self.y))
         if not self.experiment.custom:  # a value of size 1 inside, as the sum of a softmax, may be what is rounded
             size = max(size, float(self.u.abs().max()))
         return max(self.grain * size, 4 * math.sqrt(float(sixth.square().mean()) / 924))
@@ -148,8 +150,13 @@ class Probe:
 
     def _measured(self, terms: Tensor, step: Tensor) -> Measured:
         # Rounding of the outputs hides any change below it, also one that seems to be exactly 0.
-        rounding = MARGIN * self.grain * weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0).norm()
-        return Measured(terms.sum(1), terms.abs().sum(1), rounding / step)
+        return Measured(terms.sum(1), terms.abs().sum(1), MARGIN * self.grain * self._height(terms) / step)
+
+    def _height(self, terms: Tensor) -> Tensor:
+        """The size of what is rounded: all outputs, or those that the lines with these terms move."""
+        weighed = weigh(self.u, self.y).nan_to_num(0.0, 0.0, 0.0)
+        size: Tensor = torch.linalg.vector_norm(weighed * (terms != 0) if self.moved_alone else weighed, dim=-1)
+        return size
 
 
 def weigh(u: Tensor, y: Tensor) -> Tensor:

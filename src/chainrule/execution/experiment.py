@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from chainrule.capture.traits import Traits
 from chainrule.execution.number_types import DrawsAsRecorded, as_recorded
@@ -201,7 +202,11 @@ class Experiment:
             function: Any = self.function.function  # the overload, or the class: `self.function` turns gradients off
 
             def forward_and_back() -> list[Tensor | None]:
-                out = function.apply(*arguments.values()) if hasattr(function, "apply") else function(**arguments)
+                if function is CheckpointFunction:  # it refuses `autograd.grad`: what it runs is run without it
+                    run_function, _, *given = arguments.values()
+                    out = run_function(*given)
+                else:
+                    out = function.apply(*arguments.values()) if hasattr(function, "apply") else function(**arguments)
                 outs = list(tensors_in(out))
                 pairs = [(outs[place], g) for place, g in upstream.items() if outs[place].requires_grad]
                 if not pairs:

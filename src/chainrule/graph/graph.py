@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from chainrule.document import Kind
 from chainrule.graph.snapshot import (
     Parameter,
     Reducer,
@@ -383,6 +384,8 @@ class Graph:
     reductions: dict[str, Reduction] = field(default_factory=dict)  # by the parameter's name
     failures: tuple[Failure, ...] = ()
     carried: Carried | None = None
+    # Verdicts on the user's own nodes, with their reasons, which were reached when it was saved: a file has no code.
+    verdicts: dict[int, tuple[Kind, str]] = field(default_factory=dict, metadata={"optional": True})
 
     def ancestors(self, values: Iterable[int]) -> set[int]:
         """The values that these were computed from, directly or not."""

@@ -235,7 +235,9 @@ class _Packer:
         if isinstance(item, slice):
             return {"slice": [self.pack(each) for each in (item.start, item.stop, item.step)]}
         if _kinds.get(type(item).__name__) is type(item):
-            return {type(item).__name__: {name: self.pack(getattr(item, name)) for name in _stored(type(item))}}
+            kind, optional = type(item), _optional(type(item))
+            names = (each for each in _stored(kind) if each not in optional or getattr(item, each))
+            return {kind.__name__: {name: self.pack(getattr(item, name)) for name in names}}
         return self._named(item)
 
     def _named(self, item: Any) -> Any:
@@ -296,11 +298,11 @@ class _Unpacker:
 
     def _dataclass(self, kind: type, content: dict[str, Any]) -> Any:
         stored, hints = _stored(kind), _hints(kind)
-        if set(content) != set(stored):
+        if not set(stored) - _optional(kind) <= set(content) <= set(stored):
             raise ValueError(f"a {kind.__name__} has the fields {sorted(content)}, not {sorted(stored)}")
         found = {stored[name]: self.unpack(value) for name, value in content.items()}
         for name, field in stored.items():
-            if not _fits(found[field], hints[field]):
+            if name in content and not _fits(found[field], hints[field]):
                 raise TypeError(f"the field {name} of a {kind.__name__} cannot be {str(content[name])[:60]}")
         made = kind(**found)
         if isinstance(made, Snapshot):
@@ -315,6 +317,12 @@ _hints = cache(get_type_hints)
 def _stored(kind: type) -> dict[str, str]:
     """The fields of a dataclass by the names that they have in a file."""
     return {each.metadata.get("stored", each.name): each.name for each in fields(kind)}
+
+
+@cache
+def _optional(kind: type) -> set[str]:
+    """The fields that a file may lack: those that are empty are not written."""
+    return {each.name for each in fields(kind) if each.metadata.get("optional")}
 
 
 @cache

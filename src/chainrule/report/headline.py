@@ -13,7 +13,7 @@ from chainrule.graph.graph import Graph, Node
 from chainrule.graph.names import element
 from chainrule.numbers import many, number
 from chainrule.report.verdicts import spans
-from chainrule.verification.rows import FORWARD, UNSEEN, GradientCheck, Row
+from chainrule.verification.rows import FORWARD, SAVED, UNSEEN, GradientCheck, Row
 
 NAMED = 3  # nodes that are named one by one
 NUMBERS = 4  # elements of a wrong gradient that are listed
@@ -51,6 +51,8 @@ def _parts(check: GradientCheck, rows: Sequence[Row]) -> Iterator[Text]:
         yield (f"{len(check.idle)} more had no gradient",)
     if check.left_out:
         yield (f"{check.left_out} more were not looked at ({check.chosen})",)
+    if saved := sum(row.reason.startswith(SAVED) for row in rows):
+        yield (f"{saved} of your own checked when the step was saved",)
     if compared := _compared(rows):
         yield (f"compared: {compared}",)
 

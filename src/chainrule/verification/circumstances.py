@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chainrule.capture.traits import Traits
 from chainrule.execution.experiment import Experiment, pick, put, real, widened, written_by
-from chainrule.graph.comparison import EPS, compare
+from chainrule.graph.comparison import EPS, compare, unravel
 from chainrule.graph.graph import Edge, Graph, Node, Operation, Ref
 from chainrule.graph.reexecution import WriteThroughView
 from chainrule.graph.snapshot import type_name
@@ -22,7 +22,7 @@ from chainrule.graph.trees import leaves, map_leaves, tensors_in
 from chainrule.verification.conditions import contiguous, laid_out
 from chainrule.verification.differences import ArgumentCheck
 
-Circumstance = Literal["layout", "undefined upstream", "number type", "overwritten", "changed"]
+Circumstance = Literal["region", "layout", "undefined upstream", "number type", "overwritten", "changed"]
 Arguments = dict[str, Any]
 Upstream = dict[int, Tensor]
 
@@ -32,6 +32,8 @@ def circumstance(
 ) -> tuple[Circumstance, str]:
     """What made the gradient of one argument wrong, which is right when its function runs again."""
     name = f"the gradient of `{finding.label}`"
+    if places := _hidden(graph, finding):
+        return "region", f"{name} is wrong at {places}, where it is small beside the other elements"
     for kind, text, arguments, upstream in _differing(experiment):
         try:
             again = _again(experiment, edges, arguments, upstream)[edges.index(finding.edge)]
@@ -52,6 +54,16 @@ def circumstance(
         f"run again, right after its forward, backward gives {name} that agrees: in this step something that it reads "
         "was changed in between, or a hook changed what it gave",
     )
+
+
+def _hidden(graph: Graph, finding: ArgumentCheck) -> str:
+    """Elements whose error is seen only beside the outputs that move with them; "" where that is not so."""
+    off, value = [*(finding.off or ())], finding.edge.value
+    if not finding.moved_alone or value is None:
+        return ""
+    pairs = 2 if graph.values[value].dtype.is_complex else 1
+    places = [str([*unravel(element // pairs, graph.values[value].shape)]) for element in off[:3]]
+    return f"{', '.join(places)} and {len(off) - 3} more" if len(off) > 3 else " and ".join(places)
 
 
 def _differing(experiment: Experiment) -> Iterator[tuple[Circumstance, str, Arguments, Upstream]]:

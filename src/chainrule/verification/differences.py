@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -119,6 +120,7 @@ class ArgumentCheck:
     rounding: bool = False
     known: dict[tuple[int, float], Measured] = field(default_factory=dict)  # differences by element and step
     changed: bool = False  # by something that PyTorch does not see: it contradicts what is recorded
+    moved_alone: bool = False  # off only where the rounding of outputs that do not move counts as none
     in_float64: bool = False  # off only when run again in float64: the recorded type is too coarse to show it
 
 
@@ -151,8 +153,8 @@ def measure(
         _along_directions(probe, finding, marks, eps)
         if not context.trusts_rule and not (finding.off or finding.unsettled):
             _small_elements(probe, finding, marks, eps)
-        if experiment.custom and not (finding.off or finding.unsettled):
-            _only_if_wrong(probe, finding, _stray_elements(probe, finding, marks, eps), eps)
+    if experiment.custom and not (finding.off or finding.unsettled):
+        _stray_elements(probe, finding, marks, eps)
     finding.conventions = context.applied(finding) or finding.conventions
     return finding
 
@@ -234,7 +236,9 @@ def _closer(
     if corner is not None:
         return corner, slope, terms, 4 * error
     apart = not compare(got, slope, terms, eps=eps, slack=14 * error).agrees
-    return "wrong" if apart else "unsettled", slope, terms, 4 * error
+    last = refined(min(_steps(probe, abs(float(probe.x[element])))))
+    jumps = float(last.slope.abs() - last.error) > 14 * (abs(slope) + error)  # the slope grows as the step shrinks
+    return "wrong" if apart and not jumps else "unsettled", slope, terms, 4 * error
 
 
 def _finest(
@@ -337,24 +341,45 @@ def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
     _only_if_wrong(probe, finding, _suspects(probe, finding, v, eps, generator), eps)
 
 
-def _stray_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps: float) -> list[int]:
-    """Elements of a user's gradient, among however many, that differ from what autograd gives of its own forward.
+def _stray_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps: float) -> None:
+    """Measure elements of a user's gradient that differ from what autograd gives of its own forward.
 
     Along a direction one wrong element of a million is lost in the rounding of the others. Where the forward has no
     gradient of its own (it calls NumPy), but each output depends on the input at its place, the terms along one
     direction are compared one by one.
     """
-    expected, slack = forward_gradient(probe.experiment, probe.edge), 0.0
-    if expected is None and probe.y.numel() == probe.x.numel():
+    own, slack, size = forward_gradient(probe.experiment, probe.edge), 0.0, finding.got.numel()
+    expected = own
+    if expected is None and size > SMALL and probe.y.numel() == size:
         expected, slack = probe.direction(torch.ones_like(probe.x))
     if expected is None or expected.shape != finding.got.shape:
-        return []
+        return
     apart = (finding.got - expected).abs() - MARGIN * eps * expected.abs() - slack
     apart = torch.where(left_out | ~apart.isfinite(), 0.0, apart)
     stray = int((apart > 0).sum())
-    if not 0 < stray <= finding.got.numel() // 4:  # otherwise it is no derivative of this function
-        return []
-    return sorted(apart.topk(min(stray, STRAY)).indices.tolist())
+    if not stray or (size > SMALL and stray > size // 4):  # otherwise it is no derivative of this function
+        return
+    chosen = sorted(apart.topk(min(stray, STRAY)).indices.tolist())
+    if size > SMALL:
+        _only_if_wrong(probe, finding, chosen, eps)
+    if own is not None and not finding.off:
+        _hidden_elements(probe, finding, chosen, own, eps)
+
+
+def _hidden_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], own: Tensor, eps: float) -> None:
+    """Measure elements without the rounding of the outputs that do not move with them, which hides what is small.
+
+    Such an output may move by less than its last place. So an element counts as wrong only where the differences give
+    what autograd gives of the forward's own steps.
+    """
+    alone = copy(probe)
+    alone.moved_alone = True
+    wrong, right = (replace(with_gradient(finding, got), known={}) for got in (finding.got, own))
+    compare_elements(alone, wrong, chosen, eps, keep_terms=False)
+    compare_elements(alone, right, wrong.off or [], eps, keep_terms=False)
+    if wrong.off and not (right.off or right.unsettled or right.conventions):
+        finding.finite, finding.measured, finding.off = wrong.finite, wrong.measured, wrong.off
+        finding.known, finding.moved_alone = wrong.known, True
 
 
 def _only_if_wrong(probe: Probe, finding: ArgumentCheck, suspects: list[int], eps: float) -> None:

@@ -38,6 +38,7 @@ from chainrule.verification.conventions import settle_by_convention
 from chainrule.verification.differences import ArgumentCheck, NodeContext, differentiated, measure
 from chainrule.verification.hook_changes import change_by_hook
 from chainrule.verification.leaf_sums import leaf_sums
+from chainrule.verification.other_inputs import another_point, another_upstream, count_zeros, held_numbers
 from chainrule.verification.repair import Repair, recognise
 from chainrule.verification.rounding import CHANGED, check_in_float64, settle
 from chainrule.verification.rows import (
@@ -45,6 +46,7 @@ from chainrule.verification.rows import (
     NO_GRADIENT,
     NOT_ASKED,
     RULE_ALONE,
+    SAVED,
     UNKEPT,
     UNSEEN,
     GradientCheck,
@@ -191,6 +193,9 @@ def _row(
         return unchecked(node, BEFORE if before else "the recording does not hold an operation that used its tensor")
     if not node.executions:
         return _unreached(graph, node, op, rule, memory)
+    if node.index in graph.verdicts and (node.operation is None or graph.operations[node.operation].function is None):
+        verdict, reason = graph.verdicts[node.index]
+        return Row(node, node.place, verdict, f"{SAVED}{reason.removeprefix(SAVED)}")
     contexts = (NodeContext(graph, node, each, op, rule) for each in node.executions)
     row = worst_row(
         with_writes(graph, node, each.execution, _execution(each, memory, differences)) for each in contexts
@@ -312,7 +317,7 @@ def _execution(context: NodeContext, memory: int, differences: bool) -> Row:
         return _unless_changed(experiment, row)
     if row.verdict == "disagrees":
         return replace(row, repairs=tuple(_repairs(context, experiment, findings)))
-    return _of_another_upstream(context, memory, _differentiated(context, experiment, row))
+    return _elsewhere(context, memory, _differentiated(context, experiment, row))
 
 
 def _unless_changed(experiment: Experiment | None, row: Row) -> Row:
@@ -336,41 +341,33 @@ def _measured(context: NodeContext, experiment: Experiment, edge: Edge) -> Argum
     return None if known is None else measure_coarsely(context, experiment, edge, known)
 
 
-def _of_another_upstream(context: NodeContext, memory: int, row: Row) -> Row:
-    """A row that agrees where the upstream gradient holds one number, as that of a sum: given another one too.
+def _elsewhere(context: NodeContext, memory: int, row: Row) -> Row:
+    """A row that agrees, of a user's function that is given what this step did not give it as well.
 
-    A backward that forgets the upstream gradient is right there, and wrong in any other step; where it is 0, any
-    backward is. What is given lies between 0 and what arrived, where one that clips what arrives does not clip.
+    What arrives in one step may hide a mistake: an upstream gradient of ones a factor that was forgotten, one of equal
+    rows a sum over the wrong axis, an argument of ones a factor as well; and where it is 0 any backward is right.
     """
+    graph, node, arrived = context.graph, context.node, context.execution.upstream
+    already = context.execution.backward == len(graph.backwards)
+    if row.verdict != "agrees" or already or not _own(graph, node):
+        return row
     try:
-        held = {number for g in context.execution.upstream if g is not None for number in _held(g)}
-        given = context.execution.backward == len(context.graph.backwards)  # another one already
-        if given or row.verdict != "agrees" or not held or len(held - {0.0}) > 1:
-            return row
-        generator = torch.Generator().manual_seed(4)
-        other = _given(context, tuple(_other(g, held == {0.0}, generator) for g in context.execution.upstream), memory)
+        another = another_upstream(arrived)
+        other = _given(context, another, memory)
+        if other.verdict == "disagrees":
+            where = held_numbers(arrived)
+            if not where and (zeros := count_zeros(arrived)):
+                kept = _given(context, another_upstream(arrived, keep_zeros=True), memory)
+                where = zeros if kept.verdict == "agrees" else ""
+            where = where and f", where the upstream gradient is {where}"
+            said = f"right in this step{where or ' alone'}; given another one: {other.reason}"
+            return replace(other, reason=said)
+        moved, where = another_point(graph, node, arrived, memory)
+        other = _given(replace(context, graph=moved, op=_meaning(moved, node)[0]), another, memory) if where else row
     except Exception:
         return row
-    (number,) = held if len(held) == 1 else held - {0.0}
-    where = f"{number:.6g} throughout" if len(held) == 1 else f"0 or {number:.6g}"
-    said = f"right in this step, where the upstream gradient is {where}; given another one: {other.reason}"
+    said = f"right in this step, where {where}; given other numbers there: {other.reason}"
     return replace(other, reason=said) if other.verdict == "disagrees" else row
-
-
-def _held(gradient: Tensor) -> list[complex]:
-    """The numbers that a gradient holds, without those after the second besides 0."""
-    apart = gradient[gradient != 0]
-    first = apart[:1].tolist()
-    others = apart[apart != apart[0]][:1].tolist() if first else []
-    return [*first, *others, *([0.0] if apart.numel() < gradient.numel() else [])]
-
-
-def _other(gradient: Tensor | None, nothing: bool, generator: torch.Generator) -> Tensor | None:
-    """A gradient with each number made smaller, by a random factor; where there was `nothing` but 0, a random one."""
-    if gradient is None:
-        return None
-    factor = torch.rand(gradient.shape, dtype=torch.float64, generator=generator).to(gradient.device, gradient.dtype)
-    return factor if nothing else gradient * factor
 
 
 def _repairs(context: NodeContext, experiment: Experiment, findings: list[ArgumentCheck]) -> Iterator[Repair]:

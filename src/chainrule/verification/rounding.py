@@ -116,7 +116,9 @@ def _is_wrong_in_float64(context: NodeContext, experiment: Experiment, finding: 
     """Whether autograd's gradient in float64 is not the derivative either, at the elements that are off."""
     elements, measured = list(finding.off or ()), finding.measured or {}
     finer = with_gradient(finding, wide)
-    compare_elements(Probe(experiment, finding.edge), finer, elements, FINEST, keep_terms=False)
+    probe = Probe(experiment, finding.edge)
+    probe.moved_alone = finding.moved_alone
+    compare_elements(probe, finer, elements, FINEST, keep_terms=False)
     found = finer.measured or {}
     if not finer.off and all(math.isfinite(found.get(i, math.nan)) for i in elements):
         return False  # where differences do not settle, they are near, and the bound below decides
@@ -228,6 +230,7 @@ def _check_in_float64(context: NodeContext, experiment: Experiment, finding: Arg
         alike = compare(finding.got[off], wide[off], wide[off].abs(), eps=experiment.eps, slack=allowed).agrees
         if alike and not _within(wide[off], slopes, moved).agrees:
             finding.off, finding.finite, finding.measured, finding.in_float64 = off, fine.finite, measured, True
+            finding.moved_alone = fine.moved_alone
         return
     if finding.got.numel() <= SMALL:
         return

@@ -37,6 +37,7 @@ UNKEPT = "its numbers were not kept: recording.recompute gives them"
 NO_GRADIENT = "no gradient flowed through it"
 NOT_ASKED = "no gradient was asked of it for any of its inputs"
 NOT_ACCUMULATED = "no gradient was accumulated in it"
+SAVED = "checked when it was saved: "  # what a reason begins with whose node a file does not let run again
 LISTED = 12  # elements of a gradient of which a row holds both numbers
 
 
@@ -138,6 +139,11 @@ class GradientCheck:
     def unchecked(self) -> tuple[Row, ...]:
         """The rows of the user's own that could not be checked: a Function, an operator, a hook, an unseen write."""
         return tuple(row for row in self.rows if row.own and row.verdict == "not checked")
+
+    @property
+    def of_own(self) -> dict[int, tuple[Kind, str]]:
+        """Verdict and reason of each node of the user's own functions: a file does not keep their code."""
+        return {row.node.index: (row.verdict, row.reason) for row in self.rows if row.own and row.node.function_class}
 
     def __repr__(self) -> str:
         explained, total = self.coverage
