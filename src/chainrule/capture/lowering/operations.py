@@ -22,6 +22,7 @@ from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.pytorch_internals import batched
 from chainrule.rules.facts import STRIDED, facts_of
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
@@ -335,6 +336,8 @@ def _is_of_operation(node: Any) -> bool:
 
 def _parameter_names(cls: type, count: int) -> list[str]:
     """The names of `forward`'s parameters, without `ctx`; numbered where it takes any number."""
+    while (known := batched(cls)) is not None:
+        cls, _ = known
     forward = cls.forward  # type: ignore[attr-defined]
     names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
     if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
