@@ -11,7 +11,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,11 +25,9 @@ from chainrule.execution.central_differences import Probe
 from chainrule.execution.experiment import SMALL, WIDE, Experiment, pick, put, real
 from chainrule.execution.loop_order import Loop
 from chainrule.execution.operator_function import function_of
-from chainrule.graph.comparison import compare, unravel
+from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge
-from chainrule.graph.reexecution import Reexecution
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.pytorch_internals import batched
 
 DIRECTIONS = 6  # random directions along which a large gradient is measured
 SAMPLED = 96  # elements that are measured of a large one where nothing else tells the right gradient
@@ -404,34 +402,6 @@ def forward_gradient(experiment: Experiment, edge: Edge) -> Tensor | None:
         return real(experiment.guarded(forward_and_back))
     except Exception:  # whatever the user's code does
         return None
-
-
-def one_sample(experiment: Experiment, edge: Edge, element: int) -> Experiment | None:
-    """The same of the Function that `vmap` ran, on the sample of one element of an argument; None where none did.
-
-    Of the steps of a Function under `vmap` nothing is recorded.
-    """
-    index: list[int] | None = None
-    found = experiment
-    while (known := batched(found.function.function)) is not None:
-        function, axes = known
-        given = pick(found.wide, edge)
-        index = list(unravel(element // (2 if given.is_complex() else 1), given.shape)) if index is None else index
-        by_name = dict(zip(found.wide, axes, strict=True))
-        axis = by_name[edge.argument or ""]
-        place = index.pop(axis) if axis is not None else 0
-        *_, out_axes = found.guarded(partial(found.function.function.forward, *found.wide.values()))
-        out_axes = out_axes if isinstance(out_axes, tuple) else (out_axes,)
-        other = copy.copy(found)
-        other.__dict__.pop("_unmoved", None)
-        other.function = Reexecution(function)
-        other.upstream = {slot: g.select(out_axes[slot], place) for slot, g in found.upstream.items()}
-        other.wide = {
-            name: each if by_name[name] is None else each.select(by_name[name], place)
-            for name, each in found.wide.items()
-        }
-        found = other
-    return None if found is experiment else found
 
 
 def traces(experiment: Experiment, edges: list[Edge]) -> Iterator[FunctionTrace]:

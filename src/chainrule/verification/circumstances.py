@@ -74,10 +74,8 @@ def _differing(
         yield "number type", text, plain, {**plainly, **undefined}
     scattered = [f"`{key}`" for key, each in recorded.items() if isinstance(each, Tensor) and not each.is_contiguous()]
     if scattered:
-        text = (
-            f"wrong because {' and '.join(scattered)} {'is' if len(scattered) == 1 else 'are'} not contiguous: with a "
-        )
-        text += "contiguous copy it agrees"
+        are = "is" if len(scattered) == 1 else "are"
+        text = f"wrong because {' and '.join(scattered)} {are} not contiguous: with a contiguous copy it agrees"
         yield "layout", text, _as_recorded(experiment.wide, recorded), {**plainly, **undefined}
     if any(not g.is_contiguous() for g in sent.values()):
         kind = "expanded" if any(0 in g.stride() for g in sent.values()) else "not contiguous"
@@ -90,9 +88,7 @@ def _differing(
     if experiment.eps > EPS:
         narrow = next(type_name(t.dtype) for t in tensors_in([*sent.values()]))
         yield "number type", f"wrong in {narrow}: in float64 it agrees", _contiguous(recorded), {**plainly, **undefined}
-    together = (
-        "wrong with the layouts, number types and upstream gradients of this step together, in none of them alone"
-    )
+    together = "wrong with the layouts, number types and upstream gradients of this step together, in none alone"
     yield "layout", together, _as_recorded(recorded, recorded), {place: laid_out(g, g) for place, g in sent.items()}
 
 

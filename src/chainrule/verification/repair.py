@@ -17,8 +17,9 @@ from torch import Tensor
 
 from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
-from chainrule.execution.function_trace import LARGEST, FunctionTrace, one_sample, traces
+from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.execution.loop_order import loops_of
+from chainrule.execution.one_sample import one_sample
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
