@@ -126,6 +126,25 @@ def test_a_mistake_under_vmap_is_named_with_its_line(mapped: Any, a: tuple[int, 
     assert repair.argument == "b"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_what_torchscript_differentiates_as_one_is_not_taken_for_one_of_its_operations() -> None:
+    @torch.jit.script
+    def gated(x, w):  # type: ignore[no-untyped-def]
+        return (x * w).tanh() * torch.sigmoid(x * w)
+
+    x, w = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    for _ in range(3):  # TorchScript joins operations from the second or third call on
+        with chainrule.record() as recording:
+            gated(x, w).square().mean().backward()
+    check = recording.verify()
+    joined = [row for row in check.rows if row.node.name == "DifferentiableGraphBackward"]
+    assert [row.verdict for row in joined] == ["not checked"]
+    assert "TorchScript differentiates several operations as one" in joined[0].reason
+    assert not check.failures
+    assert check.passed  # it is PyTorch's own
+    assert "not checked" in str(check)
+
+
 class Pinball(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

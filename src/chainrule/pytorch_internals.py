@@ -81,6 +81,8 @@ LIBRARY = "torch._library"
 """The module of the Functions that PyTorch makes for a custom operator."""
 TRANSFORMED = "torch._functorch.autograd_function"
 """The module of the Functions that `vmap` makes of a user's."""
+SCRIPTED = "DifferentiableGraphBackward"
+"""The node that TorchScript makes for the operations that it differentiates together."""
 OPERATORS = "torch._ops"
 """The module of the operators of `torch.ops`."""
 

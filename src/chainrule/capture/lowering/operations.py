@@ -22,7 +22,7 @@ from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.pytorch_internals import batched
+from chainrule.pytorch_internals import SCRIPTED, batched
 from chainrule.rules.facts import STRIDED, facts_of
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
@@ -328,10 +328,10 @@ def _is_of_operation(node: Any) -> bool:
     """Whether a node is that of the operation that gave its output, and of no more.
 
     One of an `autograd.Function` whose forward was not seen as such is of all that ran in it, unless PyTorch made that
-    function for a single operation (`torch.library.register_autograd`).
+    function for a single operation (`torch.library.register_autograd`). One of TorchScript's is of a part of a program.
     """
     function = getattr(node, "_forward_cls", None)
-    return function is None or is_of_operator(function)
+    return (function is None or is_of_operator(function)) and node_name(node) != SCRIPTED
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:
