@@ -91,6 +91,80 @@ def test_a_mistake_under_vmap_is_named() -> None:
     assert {repair.kind for row in check.failures for repair in row.repairs} == {"factor"}
 
 
+class Cosine(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum() / b.norm()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        gb = g * a / b.norm() - (a * b).sum() * b / b.norm() ** 3  # g is missing in the second term
+        return g * b / b.norm(), gb
+
+
+@pytest.mark.parametrize(
+    ("mapped", "a", "b"),
+    [
+        (vmap(Cosine.apply), (2, 3), (2, 3)),
+        (vmap(Cosine.apply, in_dims=(1, None)), (3, 2), (3,)),
+        (vmap(vmap(Cosine.apply, in_dims=(0, None)), in_dims=1), (2, 4, 3), (3, 4)),
+    ],
+    ids=["rows", "columns and one vector", "twice"],
+)
+def test_a_mistake_under_vmap_is_named_with_its_line(mapped: Any, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    check = chainrule.verify(mapped, torch.randn(a), torch.randn(b))
+    ((repair,),) = [row.repairs for row in check.failures]
+    assert repair.kind == "missing factor"
+    assert repair.text.startswith("the upstream gradient is missing in `a * b` (test_user_functions.py:")
+    assert repair.argument == "b"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_what_torchscript_differentiates_as_one_is_not_taken_for_one_of_its_operations() -> None:
+    @torch.jit.script
+    def gated(x, w):  # type: ignore[no-untyped-def]
+        return (x * w).tanh() * torch.sigmoid(x * w)
+
+    x, w = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    for _ in range(3):  # TorchScript joins operations from the second or third call on
+        with chainrule.record() as recording:
+            gated(x, w).square().mean().backward()
+    check = recording.verify()
+    joined = [row for row in check.rows if row.node.name == "DifferentiableGraphBackward"]
+    assert [row.verdict for row in joined] == ["not checked"]
+    assert "TorchScript differentiates several operations as one" in joined[0].reason
+    assert not check.failures
+    assert check.passed  # it is PyTorch's own
+    assert "not checked" in str(check)
+
+
+class Pinball(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.maximum(0.3 * x, -0.7 * x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * torch.where(x > 0, 0.3, -0.7)  # which PyTorch makes float32
+
+
+def test_a_backward_that_is_right_to_float32_alone_is_wrong_in_float64_and_named() -> None:
+    assert chainrule.verify(Pinball.apply, torch.randn(4)).passed
+    check = chainrule.verify(Pinball.apply, torch.randn(4, dtype=torch.float64))
+    ((repair,),) = [row.repairs for row in check.failures]
+    assert repair.kind == "number type"
+    assert "rounded to float32" in repair.text
+
+
 # -- writes -----------------------------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,16 @@ def test_a_value_without_a_formula_says_what_it_depends_on():
     assert [summand.value for summand in found.summands] == [0.5]
 
 
+def test_the_loss_of_a_sure_class_depends_on_its_scores(tmp_path):
+    scores = torch.tensor([[20.0, 0.0, 4.0], [0.0, 20.0, 6.0]], requires_grad=True)
+    with record() as recording:
+        loss = F.cross_entropy(scores, torch.tensor([0, 1]), reduction="none")
+        loss.mean().backward()
+    # log(1 + 1e-6) has few digits in float32, so the formula in float64 gives another number.
+    assert "scores[1,1] = 20" in explained(recording, "loss", (1,)).text
+    recording.save(tmp_path / "step.html")
+
+
 def test_bias_has_the_factor_one(worked):
     assert [term.factors[1].name for term in worked.why("linear3.bias", 0).terms] == ["1", "1"]
 

@@ -9,6 +9,7 @@ before this file says what takes its place. `python -m tests.versions` tries oth
 from __future__ import annotations
 
 import ctypes
+import inspect
 import sys
 from typing import Any
 
@@ -80,6 +81,8 @@ LIBRARY = "torch._library"
 """The module of the Functions that PyTorch makes for a custom operator."""
 TRANSFORMED = "torch._functorch.autograd_function"
 """The module of the Functions that `vmap` makes of a user's."""
+SCRIPTED = "DifferentiableGraphBackward"
+"""The node that TorchScript makes for the operations that it differentiates together."""
 OPERATORS = "torch._ops"
 """The module of the operators of `torch.ops`."""
 
@@ -177,6 +180,14 @@ def body_of(operator: OpOverload) -> Any:
     """The Python function of an operator that `torch.library.custom_op` made; None for another."""
     made = getattr(sys.modules.get("torch._library.custom_ops"), "OPDEFS", {}).get(operator._schema.name)
     return getattr(made, "_init_fn", None)
+
+
+def batched(function: Any) -> tuple[Any, tuple[int | None, ...]] | None:
+    """The Function of which `vmap` made this one, and the batch axis of each argument (None: it has none)."""
+    if getattr(function, "__module__", "") != TRANSFORMED:
+        return None
+    held = inspect.getclosurevars(function.forward).nonlocals
+    return (held["autograd_function"], tuple(held["in_dims"])) if "in_dims" in held else None
 
 
 def process_groups() -> list[Any]:

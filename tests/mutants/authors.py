@@ -334,13 +334,14 @@ class Own(Function):
     @staticmethod
     def backward(ctx, g):
         e, = ctx.saved_tensors
-        d = torch.where(e > 0, -ctx.q, 1 - ctx.q)
-        return g * d.to(e.dtype) / e.numel(), None, None
+        d = torch.where(e > 0, -ctx.q * torch.ones_like(e), 1 - ctx.q)
+        return g * d / e.numel(), None, None
 """,
         (
-            ("-ctx.q, 1 - ctx.q", "ctx.q, ctx.q - 1", "sign"),
-            ("-ctx.q, 1 - ctx.q", "-ctx.q, ctx.q", "region|missing|wrong|operator"),
+            ("-ctx.q * torch.ones_like(e), 1 - ctx.q", "ctx.q * torch.ones_like(e), ctx.q - 1", "sign"),
+            ("1 - ctx.q", "ctx.q", "region|missing|wrong|operator"),
             ("e > 0", "e < 0", "operator|swapped"),
+            ("-ctx.q * torch.ones_like(e), 1 - ctx.q", "-ctx.q, 1 - ctx.q", "number type"),  # float32 of PyTorch's own
             (" / e.numel()", " / e.shape[0]", "1/N|factor"),
         ),
     ),

@@ -34,13 +34,13 @@ def circumstance(
     name = f"the gradient of `{finding.label}`"
     if places := _hidden(graph, finding):
         return "region", f"{name} is wrong at {places}, where it is small beside the other elements"
-    for kind, text, arguments, upstream in _differing(experiment):
+    for kind, text, arguments, upstream in _differing(experiment, finding):
         try:
             again = _again(experiment, edges, arguments, upstream)[edges.index(finding.edge)]
         except Exception:  # a user's code may do anything
             continue
         if again is not None and compare(finding.got, real(again), eps=4 * experiment.eps).agrees:
-            return kind, f"{name} is wrong {text}"
+            return kind, f"{name} is {text}"
     for operation in _written(graph, node):
         place = graph.calls[operation.call].place if operation.call is not None else None
         code = f"`{place.expression or operation.name}` ({place})" if place is not None else f"`{operation.name}`"
@@ -66,8 +66,10 @@ def _hidden(graph: Graph, finding: ArgumentCheck) -> str:
     return f"{', '.join(places)} and {len(off) - 3} more" if len(off) > 3 else " and ".join(places)
 
 
-def _differing(experiment: Experiment) -> Iterator[tuple[Circumstance, str, Arguments, Upstream]]:
-    """(kind, words, arguments, upstream gradients): each circumstance of the step alone, then all of them."""
+def _differing(
+    experiment: Experiment, finding: ArgumentCheck
+) -> Iterator[tuple[Circumstance, str, Arguments, Upstream]]:
+    """(kind, words, arguments, upstream gradients): none, each circumstance of the step alone, then all of them."""
     recorded, sent = experiment.recorded, experiment.upstream
     plain, plainly = _contiguous(experiment.wide), {place: contiguous(widened(g)) for place, g in sent.items()}
     undefined = {
@@ -77,23 +79,28 @@ def _differing(experiment: Experiment) -> Iterator[tuple[Circumstance, str, Argu
         and out is not None
         and (out.is_floating_point() or out.is_complex())
     }
+    if experiment.eps == EPS and finding.finite is not None:
+        most = float(finding.got.abs().max())
+        text = f"off by {finding.finite.largest:.2g}, beside numbers up to {most:.2g}, also when it runs again: as "
+        text += "where a number is rounded to float32 on the way (torch.where and torch.tensor round Python's numbers)"
+        yield "number type", text, plain, {**plainly, **undefined}
     scattered = [f"`{key}`" for key, each in recorded.items() if isinstance(each, Tensor) and not each.is_contiguous()]
     if scattered:
-        text = f"because {' and '.join(scattered)} {'is' if len(scattered) == 1 else 'are'} not contiguous: with a "
-        text += "contiguous copy it agrees"
+        are = "is" if len(scattered) == 1 else "are"
+        text = f"wrong because {' and '.join(scattered)} {are} not contiguous: with a contiguous copy it agrees"
         yield "layout", text, _as_recorded(experiment.wide, recorded), {**plainly, **undefined}
     if any(not g.is_contiguous() for g in sent.values()):
         kind = "expanded" if any(0 in g.stride() for g in sent.values()) else "not contiguous"
-        text = f"because the upstream gradient is {kind}: with a contiguous copy it agrees"
+        text = f"wrong because the upstream gradient is {kind}: with a contiguous copy it agrees"
         yield "layout", text, plain, {**{place: laid_out(widened(g), g) for place, g in sent.items()}, **undefined}
     if undefined:
         outputs = " and ".join(str(place) for place in undefined)
-        text = f"because output {outputs} got no upstream gradient (None): with zeros in its place it agrees"
+        text = f"wrong because output {outputs} got no upstream gradient (None): with zeros in its place it agrees"
         yield "undefined upstream", text, plain, plainly
     if experiment.eps > EPS:
         narrow = next(type_name(t.dtype) for t in tensors_in([*sent.values()]))
-        yield "number type", f"in {narrow}: in float64 it agrees", _contiguous(recorded), {**plainly, **undefined}
-    together = "with the layouts, number types and upstream gradients of this step together, and in none of them alone"
+        yield "number type", f"wrong in {narrow}: in float64 it agrees", _contiguous(recorded), {**plainly, **undefined}
+    together = "wrong with the layouts, number types and upstream gradients of this step together, in none alone"
     yield "layout", together, _as_recorded(recorded, recorded), {place: laid_out(g, g) for place, g in sent.items()}
 
 

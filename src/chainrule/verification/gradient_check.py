@@ -29,7 +29,7 @@ from chainrule.execution.experiment import CannotRunError, Experiment, without_g
 from chainrule.graph.graph import Edge, Graph, Node, NodeExecution, Operation
 from chainrule.graph.names import select_nodes
 from chainrule.graph.snapshot import snapshots_of
-from chainrule.pytorch_internals import LIBRARY, TRANSFORMED, BackwardHookFunction
+from chainrule.pytorch_internals import LIBRARY, SCRIPTED, TRANSFORMED, BackwardHookFunction
 from chainrule.rules import Applied, Rule
 from chainrule.rules.facts import PYTORCH, SYMMETRIC, facts_of
 from chainrule.verification.circumstances import circumstance
@@ -158,7 +158,7 @@ def _own(graph: Graph, node: Node) -> str:
 
     A forward pass that was not recorded counts: who recorded a step wanted it checked.
     """
-    if not node.executions:
+    if not node.executions or node.name == SCRIPTED:
         return ""
     if node.before and node.function_class is None:
         return FORWARD
@@ -404,6 +404,8 @@ def constraint_of(operation: Operation) -> str:
 def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
     if node.before:
         raise CannotRunError(BEFORE)
+    if node.name == SCRIPTED:
+        raise CannotRunError("TorchScript differentiates several operations as one: run them without torch.jit.script")
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")
     if constraint := constraint_of(graph.operations[node.operation]):

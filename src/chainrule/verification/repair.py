@@ -19,6 +19,7 @@ from chainrule.execution.call_tape import Work
 from chainrule.execution.experiment import Experiment, real
 from chainrule.execution.function_trace import LARGEST, FunctionTrace, traces
 from chainrule.execution.loop_order import loops_of
+from chainrule.execution.one_sample import one_sample
 from chainrule.graph.comparison import compare
 from chainrule.graph.graph import Edge, Place
 from chainrule.verification.circumstances import Circumstance
@@ -57,7 +58,11 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
         return ()
     if all(finding.got.numel() <= LARGEST for finding in wrong):
         try:
-            return diagnosed(experiment, edges, wrong)
+            sample = one_sample(experiment, wrong[0].edge, (wrong[0].off or [0])[0])
+            found = diagnosed(sample, edges, wrong) if sample is not None else ()
+            if not found or any(each.kind in ("overwritten", "not recognised") for each in found):
+                found = diagnosed(experiment, edges, wrong)
+            return found
         except Exception:  # a user's code may do anything when it runs again
             pass
     return tuple(_unknown(finding.label) for finding in wrong)

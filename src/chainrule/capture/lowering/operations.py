@@ -22,6 +22,7 @@ from chainrule.capture.traits import Traits
 from chainrule.graph.graph import Operation, Ref, references
 from chainrule.graph.reexecution import Reexecution, WriteThroughView, offset_in
 from chainrule.graph.trees import map_leaves, tensors_in
+from chainrule.pytorch_internals import SCRIPTED, batched
 from chainrule.rules.facts import STRIDED, facts_of
 
 _nested = (Tensor, list, tuple)  # arguments that are, or may hold, tensors
@@ -327,14 +328,16 @@ def _is_of_operation(node: Any) -> bool:
     """Whether a node is that of the operation that gave its output, and of no more.
 
     One of an `autograd.Function` whose forward was not seen as such is of all that ran in it, unless PyTorch made that
-    function for a single operation (`torch.library.register_autograd`).
+    function for a single operation (`torch.library.register_autograd`). One of TorchScript's is of a part of a program.
     """
     function = getattr(node, "_forward_cls", None)
-    return function is None or is_of_operator(function)
+    return (function is None or is_of_operator(function)) and node_name(node) != SCRIPTED
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:
     """The names of `forward`'s parameters, without `ctx`; numbered where it takes any number."""
+    while (known := batched(cls)) is not None:
+        cls, _ = known
     forward = cls.forward  # type: ignore[attr-defined]
     names = [p.name for p in inspect.signature(forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
     if cls.setup_context is torch.autograd.Function.setup_context:  # type: ignore[attr-defined]
