@@ -34,9 +34,10 @@ UNIT_OFF = Check(
     what="A ReLU (or another function that is flat on a side) has slope 0 for every sample of the batch, and no "
     "gradient passes the unit another way. One unit, or a few, is a note. So are many, in one step, where rows to come "
     "may turn them on, as 0 is within 4 standard deviations of their mean; or where rows are alike, so that half as "
-    "many are on for every sample. Over a run: the units that were off at every one of the last examined steps. A layer "
-    "with no other unit is an error then, and has a title of its own. Terms of a loss count only where all of them are "
-    "off, the loss is not 0, and nothing learns from its other terms, as they are off where a margin is reached.",
+    "many are on for every sample. Over a run: the units that were off at every one of the last examined steps. A "
+    "layer with no other unit is an error then, and has a title of its own. Terms of a loss count only where all of "
+    "them are off, the loss is not 0, and nothing learns from its other terms, as they are off where a margin is "
+    "reached.",
     why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks. A layer that is "
     "off as a whole also stops the gradient of the layers before it.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
