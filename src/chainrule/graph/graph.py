@@ -66,17 +66,6 @@ def references(arguments: dict[str, Any]) -> Iterator[tuple[str, int | None, int
                     yield name, item, each.value
 
 
-def values_of(arguments: dict[str, Any]) -> list[int]:
-    """The values among the arguments: `references` without their names, for the many who follow a step's values."""
-    found = []
-    for given in arguments.values():
-        if type(given) is Ref:
-            found.append(given.value)
-        elif type(given) is list:
-            found += [each.value for each in given if type(each) is Ref]
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Value:
     """One tensor at one moment of the step; an in-place operation makes a new Value of the same tensor.
@@ -402,7 +391,7 @@ class Graph:
     def operands(self, value: int) -> list[int]:
         """What a value was made of: the operands of its operation, and what its memory held before a write."""
         made_by, earlier = self.values[value].operation, self.values[value].earlier
-        operands = [] if made_by is None else values_of(self.operations[made_by].arguments)
+        operands = [] if made_by is None else [each for *_, each in references(self.operations[made_by].arguments)]
         return operands if earlier is None else [*operands, earlier]
 
     def filled(self, tree: Any, numbers: bool = True) -> Any:
