@@ -61,6 +61,19 @@ def test_the_worse_of_two_is_preferred(rule, found):
         assert "makes rejected_scores larger and chosen_scores smaller" in found_here.sentence
 
 
+def test_two_networks_score_no_pair():
+    """Names say which one is better, so something else has to show that it is one of two."""
+    models, x = nn.ModuleList([mlp(4, 16, 1), mlp(4, 16, 1)]), torch.randn(16, 4)
+
+    def compute():
+        chosen_scores, rejected_scores = (model(x) for model in models)
+        return -F.logsigmoid(rejected_scores - chosen_scores).mean()
+
+    assert "worse-preferred" not in found_in(compute, model=models)
+    by_name = pair_loss(lambda a, b: -F.logsigmoid(b - a).mean())["worse-preferred"].evidence[-1]
+    assert by_name == "The names say which one is better: chosen_scores, not rejected_scores."
+
+
 def test_positive_and_negative_say_it_of_scores_and_not_of_distances():
     model, x, y = mlp(4, 16, 8), torch.randn(16, 4), torch.randn(16, 4)
 

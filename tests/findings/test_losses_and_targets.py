@@ -485,6 +485,18 @@ def test_a_state_of_zeros_beside_an_input_and_one_sample_are_no_batch_of_zeros()
     assert "zero-batch" not in found_in(lambda: layer(torch.zeros(1, 8)).square().mean().backward())
 
 
+def test_a_batch_of_zeros_beside_another_of_the_same_layer():
+    """An environment begins at 0, and the network sees the states that actions led to as well."""
+    layer, x = nn.Linear(8, 4), torch.zeros(16, 8)
+
+    def step():
+        now = layer(x)
+        then = layer(torch.rand(16, 8) * now.detach().sum())
+        (now - then).square().mean().backward()
+
+    assert "zero-batch" not in found_in(step, keep="statistics")
+
+
 def in_micro_batches(sizes, loss, optimizer=None, steps=3, limit=None):
     model = nn.Linear(64, 10)
     optimizer = (optimizer or torch.optim.SGD)(model.parameters(), lr=0.01)

@@ -60,6 +60,23 @@ def test_what_weighs_samples_or_one_number_is_no_lost_weight(loss):
     assert "averaged-first" not in of(loss)
 
 
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda out: (out.mean() - Y.mean()) ** 2, True),
+        (lambda out: F.mse_loss(out.mean(), Y.mean()), True),
+        (lambda out: (out - Y).square().mean(), False),
+        (lambda out: (out.mean(0) - Y.mean(0)).square().mean(), False),  # moments of two distributions
+        (lambda out: (out - Y).square().mean() + (out.mean() - Y.mean()) ** 2, False),  # beside the samples
+        (lambda out: (out.mean() - 0.5) ** 2, False),
+        (lambda out: (out.mean() - Y[:3].mean()) ** 2, False),  # other samples
+    ],
+)
+def test_means_that_are_compared(loss, expected):
+    titles = [each.title for each in of(loss).values()]
+    assert ("Means are compared, not samples" in titles) is expected
+
+
 @pytest.mark.parametrize(("reduction", "expected"), [("mean", True), ("none", False)])
 def test_a_focal_loss_of_a_mean(reduction, expected):
     def focal(out):

@@ -9,13 +9,15 @@ from chainrule.examples import worked_example
 
 pytestmark = pytest.mark.trains
 
+OFF_HERE = "Units are off for every sample of this batch"
+
 
 def diagnose(step, namespace=None):
     with record(namespace or {}) as recording:
         step()
     found = recording.findings()
     for finding in found:
-        assert finding.title in (CHECKS[finding.id].title, "A parameter is not used")
+        assert finding.title in (CHECKS[finding.id].title, "A parameter is not used", OFF_HERE)
         assert finding.evidence
         assert finding.advice.endswith(".")
         assert finding.id in CHECKS
@@ -135,6 +137,24 @@ def test_few_units_of_many_are_a_note():
     finding = only(diagnose(lambda: F.relu(layer(x)).sum().backward()), "unit-off")
     assert finding.severity == "note"
     assert finding.text[0].startswith("Unit 7 of")
+
+
+@pytest.mark.parametrize(
+    ("bias", "others", "rows", "severity", "title"),
+    [
+        (-2.0, 0.0, 32, "note", OFF_HERE),  # 0 is two deviations away
+        (-9.0, 0.0, 32, "warning", "A unit is off for every sample"),
+        (-9.0, 9.0, 32, "note", OFF_HERE),  # rows are alike for the other half
+        (-2.0, 0.0, 6, "warning", "A unit is off for every sample"),  # so few rows are mostly all there are
+    ],
+)
+def test_units_that_rows_to_come_may_turn_on_are_a_note(bias, others, rows, severity, title):
+    layer, x = nn.Linear(1, 8), torch.linspace(-1.7, 1.7, rows)[:, None]
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias[:4], layer.bias[4:] = bias, others
+    finding = only(diagnose(lambda: F.relu(layer(x)).mean().backward()), "unit-off")
+    assert (finding.severity, finding.title, finding.rows) == (severity, title, (0, 1, 2, 3))
 
 
 def test_one_sample_says_nothing_about_units():

@@ -19,8 +19,9 @@ EARLY = Check(
     "averaged-first", "A loss is averaged before its samples are weighed", "warning",
     what="The mean of a loss over a batch is multiplied by data with a number for each sample, such as a mask or "
     "weights. Or it is multiplied by a function of its own exponential, as a focal loss does with the loss of each "
-    "sample.",
-    why="Every sample counts alike: a mask hides nothing, and weights or a focus choose among none.",
+    "sample. Or all that a step compares is the mean of its predictions with the mean of as many targets.",
+    why="Every sample counts alike: a mask hides nothing, weights or a focus choose among none, and one prediction may "
+    "be as much too large as another is too small.",
     advice='Pass reduction="none" to the loss, multiply, and take the mean last.',
     source="PyTorch's documentation of nn.MSELoss: reduction; Lin et al., Focal loss for dense object detection, 2017, "
     "equation 4: the loss of each sample")  # fmt: skip
@@ -51,6 +52,33 @@ def _early(context: StepContext) -> Iterator[Finding]:
                     place=context.place(use),
                 )  # fmt: skip
                 return
+
+
+@EARLY.in_step
+def _of_means(context: StepContext) -> Iterator[Finding]:
+    """The only comparison is of the mean of all predictions with that of as many targets."""
+    for comparison in comparisons(context) if len(comparisons(context)) == 1 else ():
+        own, other = (_averaged(context, each) for each in (comparison.prediction, comparison.target))
+        if own is None or other is None or other not in context.data:
+            continue
+        count, shapes = math.prod(context.values[own].shape), [context.values[each].shape for each in (own, other)]
+        if count == math.prod(shapes[1]) >= FEWEST and shapes[0][:1] == shapes[1][:1]:
+            yield EARLY.found(
+                context.name(comparison.prediction), f"The loss compares the mean of {context.name(own)} with the mean "
+                f"of {context.name(other)}: no sample has a target of its own.",
+                f"{count} predictions and {count} targets are one difference.",
+                place=context.place(comparison.operation), title="Means are compared, not samples",
+                advice="Compare each prediction with its target, and take the mean last. If means are all that is to "
+                "agree, as of two distributions, silence this finding.",
+            )  # fmt: skip
+
+
+def _averaged(context: StepContext, value: int) -> int | None:
+    """What a number is the mean of."""
+    maker = context.producer(context.source(value))
+    if context.values[value].shape or maker is None or not facts_of(maker.name).averages:
+        return None
+    return next(iter(operands(maker)), None)
 
 
 def mean_loss(context: StepContext, comparison: Comparison) -> int | None:

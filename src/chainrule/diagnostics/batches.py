@@ -71,9 +71,9 @@ def is_same(before: Statistics, after: Statistics) -> bool:
 
 ZEROS = Check(
     "zero-batch", "A batch is all zeros", "warning",
-    what="Every input of the network, of two samples or more, is 0 everywhere. It is a note if a run begins so and "
-    "goes on otherwise, as where an environment begins at 0. One other number everywhere is a note, and a warning for "
-    "tokens that are all the same at every examined step, 3 at least.",
+    what="Every input of the network, of two samples or more, is 0 everywhere, also one that an action led to. It is a "
+    "note if a run begins so and goes on otherwise, as where an environment begins at 0. One other number everywhere "
+    "is a note, and a warning for tokens that are all the same at every examined step, 3 at least.",
     why="Nothing can be learnt from it: only biases get a gradient.",
     advice="Look at how the data is read: a path that does not exist, a buffer that is not filled, a conversion to "
     "integers before the division by 255, a vocabulary that knows none of the words.",
@@ -87,6 +87,10 @@ def _zeros(context: StepContext) -> Iterator[Finding]:
     known = {given: context.statistics(given) for given in dict.fromkeys(inputs)}
     if not known or any(each is None or each.low != each.high or each.not_finite for each in known.values()):
         return
+    fed = {weight for given, weight, _ in context.weighed if given in known}
+    others = (context.statistics(given) for given, weight, _ in context.weighed if weight in fed and given not in known)
+    if any(each is None or each.low != each.high for each in others):
+        return  # the same layer learns from another input, such as the state that an action led to
     given, first = next(iter(known.items()))
     shape = context.values[given].shape
     if first is None or len(shape) < 2 or shape[0] < 2 or first.elements == shape[0]:

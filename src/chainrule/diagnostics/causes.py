@@ -51,6 +51,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "micro-batch-scale": LARGE,
     "sum-reduction": (*LARGE, *THROWN, "zero-gradient"),
     "zero-batch": ("zero-gradient", "loss-spike"),
+    "averaged-first": ("learning-rate-too-high",),
     "samples-alike": ("one-class", "learning-rate-too-high", "loss-spike"),
     "one-class": ("learning-rate-too-high", "loss-spike"),
     "rank-not-reduced": ("rank-diverged", "ranks-parted"),

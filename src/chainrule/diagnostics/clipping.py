@@ -60,7 +60,10 @@ def clipped_between(context: StepContext) -> Event | None:
 
 
 def _without_effect(context: StepContext, backward: Place) -> Iterator[Finding]:
-    for call, line, why in context.once(("clips", str(backward)), lambda: _calls_beside(backward)):
+    known: dict[Place, list[tuple[str, int, str]]] = context.kept.setdefault((MISPLACED.id, "calls"), {})
+    if backward not in known:
+        known[backward] = _calls_beside(backward)
+    for call, line, why in known[backward]:
         yield MISPLACED.found(
             "all gradients", f"{call} clips nothing that the optimizer uses: {why}.",
             "0 gradients were clipped between backward() and the optimizer's step.", place=replace(backward, line=line),

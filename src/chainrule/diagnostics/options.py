@@ -10,7 +10,7 @@ from chainrule.diagnostics.finding import Finding, listed
 from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.standstill import second_moment
 from chainrule.diagnostics.step_context import StepContext, argument
-from chainrule.graph.snapshot import ParameterUpdate
+from chainrule.graph.snapshot import ParameterUpdate, Update
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
 
@@ -42,14 +42,13 @@ def _option(context: StepContext) -> Iterator[Finding]:
                 yield OPTIMIZER.found(
                     update.optimizer, f"{update.optimizer} has {fault[0]}.", fault[1],
                 )  # fmt: skip
-        roots = [(each, root) for each in update.parameters if (root := second_moment(each))]
-        under = [each for each, root in roots if _is_drowned(context, each, root)]
-        if 2 * len(under) > len(roots) and all(root < _eps(each) for each, root in roots):
-            eps, root = _eps(under[0]), second_moment(under[0]) or 0.0
+        if under := _drowned(context, update):
+            member, root = under[0]
+            eps = _eps(member)
             yield OPTIMIZER.found(
-                update.optimizer, f"The gradients of {listed([each.name for each in under])} are far smaller than the "
-                f"eps of {update.optimizer}, which takes the place of their size.",
-                (f"eps is {number(eps)}, and the root of the second moment of {under[0].name} is {number(root)}: "
+                update.optimizer, f"The gradients of {listed([each.name for each, _ in under])} are far smaller than "
+                f"the eps of {update.optimizer}, which takes the place of their size.",
+                (f"eps is {number(eps)}, and the root of the second moment of {member.name} is {number(root)}: "
                  f"a step is some {number(eps / root)} times as short as its rate says.",),
                 severity="note", advice=OF_EPS,
             )  # fmt: skip
@@ -80,6 +79,18 @@ def _impossible(member: ParameterUpdate) -> tuple[str, str] | None:
                 f"{number(1 / (1 - second))}."
             )
     return None
+
+
+def _drowned(context: StepContext, update: Update) -> list[tuple[ParameterUpdate, float]]:
+    """Most of the parameters and the roots of their second moments, if eps takes their place and is above all."""
+    roots = []
+    for member in update.parameters:
+        if root := second_moment(member):
+            if root >= _eps(member):
+                return []  # as in nearly every step: the others are not read
+            roots.append((member, root))
+    under = [(member, root) for member, root in roots if _is_drowned(context, member, root)]
+    return under if 2 * len(under) > len(roots) else []
 
 
 def _eps(member: ParameterUpdate) -> float:

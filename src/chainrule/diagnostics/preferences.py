@@ -27,7 +27,8 @@ SMALLER_IS_BETTER = re.compile("loss|nll|dist|cost|error|perplexity|energy", re.
 PREFERS = Check(
     "worse-preferred", "A loss prefers the worse one of two", "warning",
     what="The scores of what is named chosen, preferred, accepted, liked or a winner (or positive scores) get a "
-    "positive gradient at every pair, and those of what is rejected, disliked or a loser (or negative) a negative one.",
+    "positive gradient at every pair, and those of what is rejected, disliked or a loser (or negative) a negative one. "
+    "One network scores both. Which one is better is taken from the names alone, as the evidence says.",
     why="Each update gives the better one of two a smaller score: the model learns to prefer what people rejected.",
     advice="Subtract the score of the rejected one from that of the chosen one where the difference is to be large.",
     source="Ouyang et al., Training language models to follow instructions, 2022, equation 1; Rafailov et al., Direct "
@@ -52,13 +53,17 @@ def _prefers_the_worse(context: StepContext) -> Iterator[Finding]:
         return
     better, worse = (sides[side][0] for side in (1, -1))
     names, joined = [context.name(each) for each in (better, worse)], _joins(context, better, worse)
+    behind, other = (context.graph.ancestors([each]) for each in (better, worse))
+    if joined is None or not any(each.value in behind & other for each in context.graph.parameters.values()):
+        return  # no pair that one network scores
     sent = [context.statistics(each, gradient=True) for each in (better, worse)]
     yield PREFERS.found(
         names[1], f"Each update makes {names[1]} larger and {names[0]} smaller, for every pair: the loss prefers the "
         "wrong one of two.",
-        [f"The gradient of {name} is {number(known.mean)} on average." for name, known in zip(names, sent, strict=True)
-         if known is not None],
-        place=context.place(joined) if joined else context.values[worse].place,
+        [*(f"The gradient of {name} is {number(known.mean)} on average."
+           for name, known in zip(names, sent, strict=True) if known is not None),
+         f"The names say which one is better: {names[0]}, not {names[1]}."],
+        place=context.place(joined),
         advice=f"Subtract {names[1]} from {names[0]}, and not the other way round, where the difference is to be "
         "large. If the names are the other way round, silence this finding.",
     )  # fmt: skip

@@ -110,8 +110,8 @@ def _reason(
         return NO_RATE, "", OF_RATE
     if "tolerance_grad" in member.options:
         return None  # it stops by itself, as LBFGS where it has converged
-    memory = second_moment(member)
-    if memory and grad.norm / root * REMEMBERED < memory and moved.norm / root < limit * rate:
+    stands = moved.norm / root < limit * rate
+    if stands and (memory := second_moment(member)) and grad.norm / root * REMEMBERED < memory:
         shown = f"The root of its second moment is {number(memory)} on average."
         return MEMORY, shown, OF_MEMORY
     if is_zero(moved):

@@ -18,7 +18,7 @@ from chainrule.derivation.backprop import Contribution, Derivation, Step
 from chainrule.derivation.contributions import aligned
 from chainrule.diagnostics.thresholds import Thresholds
 from chainrule.graph.comparison import dense
-from chainrule.graph.graph import Graph, Operation, Place, Ref, Value, references
+from chainrule.graph.graph import Graph, Operation, Place, Ref, Value
 from chainrule.graph.names import Index, Notation, element
 from chainrule.graph.snapshot import Parameter, ParameterUpdate, Update, has_numbers
 from chainrule.graph.statistics import Statistics
@@ -296,7 +296,8 @@ def argument(operation: Operation, name: str) -> int | None:
 
 def operands(operation: Operation) -> list[int]:
     """The values that an operation takes."""
-    return [value for _, _, value in references(operation.arguments)]
+    lists = (given if type(given) is list else (given,) for given in operation.arguments.values())
+    return [each.value for given in lists for each in given if type(each) is Ref]
 
 
 def sent_by(contribution: Contribution) -> Tensor | None:

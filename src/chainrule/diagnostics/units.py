@@ -25,15 +25,19 @@ from chainrule.rules.facts import Slope, base_name, facts_of, facts_of_call
 
 MIN_SAMPLES = 2  # with one sample, a unit that is off says nothing
 BY_CHANCE = 4.0  # times as many units as equal samples leave off by chance count as many
+FEW = 8  # places; who has fewer rows mostly has all of them in the batch, and none are to come
+FAR = 4.0  # standard deviations below 0: normal rows turn such a unit on once in 30,000
 MIN_STEPS = 3  # examined steps after which a unit that was always off is called dead
 
 UNIT_OFF = Check(
     "unit-off", "A unit is off for every sample", "warning",
     what="A ReLU (or another function that is flat on a side) has slope 0 for every sample of the batch, and no "
-    "gradient passes the unit another way. One unit, or a few, is a note. Over a run: the units that were off at every "
-    "one of the last examined steps. A layer with no other unit is an error then, and has a title of its own. Terms of "
-    "a loss count only where all of them are off, the loss is not 0, and nothing learns from its other terms, as they "
-    "are off where a margin is reached.",
+    "gradient passes the unit another way. One unit, or a few, is a note. So are many, in one step, where rows to come "
+    "may turn them on, as 0 is within 4 standard deviations of their mean; or where rows are alike, so that half as "
+    "many are on for every sample. Over a run: the units that were off at every one of the last examined steps. A "
+    "layer with no other unit is an error then, and has a title of its own. Terms of a loss count only where all of "
+    "them are off, the loss is not 0, and nothing learns from its other terms, as they are off where a margin is "
+    "reached.",
     why="Its weights get no gradient, so they do not learn, and the layer is narrower than it looks. A layer that is "
     "off as a whole also stops the gradient of the layers before it.",
     advice="If it stays off it will never learn again. A smaller learning rate, another initialisation of weight and "
@@ -41,6 +45,7 @@ UNIT_OFF = Check(
     source="Lu et al., Dying ReLU and initialization, 2019; He et al., 2015", thresholds=("units_off", "units_dead"),
 )  # fmt: skip
 LAYER_OFF = "A whole layer is off for every sample"
+OFF_HERE = "Units are off for every sample of this batch"
 BOUNDED = (
     "If it stays there it will never learn again. Bring what the function is given into the range where it has a "
     "slope: a smaller learning rate or initialisation, or a norm before it; or widen its bounds."
@@ -64,22 +69,26 @@ def _units_off(context: StepContext) -> Iterator[Finding]:
         stops = slope == 0
         if has_numbers(before.grad):  # which may have come another way, as in a straight-through estimator
             stops = stops & (dense(before.grad) == 0)
-        units = stops.movedim(axis, 0).flatten(1).all(1).nonzero().flatten().tolist()
+        off, columns = (each.movedim(axis, 0).flatten(1) for each in (stops, dense(before.data)))
+        units = off.all(1).nonzero().flatten().tolist()
         if not units or not _counts(context, value, out, len(units) == size):
             continue
         count = slope.numel() // size
         places = f"{'both' if count == 2 else f'all {count}'} {'samples' if len(before.shape) == 2 else 'places'}"
         evidence = []
         for unit in units[:LISTED]:
-            column = listed([number(each) for each in before.data.movedim(axis, 0).flatten(1)[unit].tolist()])
+            column = listed([number(each) for each in columns[unit].tolist()])
             at = ",".join(str(unit) if each == axis else ":" for each in range(len(before.shape)))
             evidence.append(
                 f"{context.name(value)}[{at}] is {column}: the slope of {context.name(out)} is 0 in {places}."
             )
-        by_chance = _by_chance(before.data.movedim(axis, -1).flatten(0, -2))
-        many = len(units) > max(context.thresholds.units_off, BY_CHANCE * by_chance) * size
-        rectifies = facts_of(step.op.name).rectifies  # type: ignore[union-attr]
-        yield _off(context, value, out, units, size, many, evidence, rectifies)
+        limit, rectifies = context.thresholds.units_off, facts_of(step.op.name).rectifies  # type: ignore[union-attr]
+        many = len(units) > max(limit, BY_CHANCE * _by_chance(columns.T)) * size
+        ordinary = ""
+        if many and rectifies and len(units) < size and count >= FEW:
+            ordinary = _ordinary(columns[units], int((~off).all(1).sum()), limit * size)
+        found = _off(context, value, out, units, size, many, [*evidence, ordinary], rectifies)
+        yield replace(found, severity="note", title=OFF_HERE) if ordinary else found
 
 
 @UNIT_OFF.in_step
@@ -98,9 +107,16 @@ def _layer_off(context: StepContext) -> Iterator[Finding]:
             yield _off(context, out, out, list(range(units)), units, True, [evidence], True)
 
 
+def _ordinary(off: Tensor, on: int, most: float) -> str:
+    """Why units that are off in this batch are no fault, if they are none; `on` others are on for every sample."""
+    far = int((off.mean(1) < -FAR * off.std(1)).sum())
+    if len(off) <= 2 * on:
+        return f"{on} others are on for every sample: what the layer is given differs little between samples."
+    return f"Rows to come may turn {len(off) - far} of them on: 0 is not far from their mean." if far <= most else ""
+
+
 def _by_chance(rows: Tensor) -> float:
     """The share of units that are off because samples are equal up to rounding: 2^-k for k different ones."""
-    rows = dense(rows)
     different = len((rows / rows.abs().max().clamp(min=1e-30) * 1000).round().unique(dim=0))
     return 0.5**different if different < len(rows) else 0.0
 
@@ -157,7 +173,8 @@ def _dead(run: Run) -> Iterator[Finding]:
         if stretch.ended or not rows or len(stretch.steps) < MIN_STEPS or found is None:
             continue
         whole = len(rows) == latest.size > 1
-        dead = len(rows) > run.thresholds.units_dead * latest.size and latest.severity != "note"
+        many = latest.severity != "note" or latest.title == OFF_HERE
+        dead = len(rows) > run.thresholds.units_dead * latest.size and many
         which = f"All {latest.size} units" if whole else f"{len(rows)} of {latest.size} units"
         passes = ": no gradient passes this layer" if whole else ""
         yield replace(

@@ -59,7 +59,8 @@ def _in_vain(context: StepContext) -> Iterator[Finding]:
         elif (where := _ignored(context, out)) is not None:
             yield UNUSED.found(
                 context.name(out), f"Nothing takes {context.name(out)}, which has ones and zeros for a batch; the loss "
-                f"is computed without it, at {where}.", _share(context, out), place=place, severity="note",
+                f"is computed without it, at {where}.",
+                (_share(context, out), "What it is for is taken from its name."), place=place, severity="note",
                 title="A mask is not used", advice=f"Use {context.name(out)} where the loss or its target is "
                 "computed, or remove the line.",
             )  # fmt: skip

@@ -1,6 +1,6 @@
 """The loss compares the mean of the predictions with the mean of the targets: no sample has its own target.
 
-expect: samples-mix
+expect: averaged-first
 source: Humbatova et al., 2020 (wrong loss function calculation)
 """
 
