@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output, sign_of
+from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output, sign_of, with_constants
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.step_context import StepContext, argument
 from chainrule.graph.graph import Operation
@@ -165,6 +165,42 @@ def _penalised(context: StepContext) -> Iterator[Finding]:
                 place=context.place(operation),
             )  # fmt: skip
             return
+
+
+OF_MEAN = Check(
+    "derivative-of-mean", "A mean over the samples is differentiated in place of each sample's output", "warning",
+    what="torch.autograd.grad differentiates the mean of one output for each sample with respect to the samples, not "
+    "the mean of a loss, and backward goes through the result.",
+    why="The derivative of each output is divided by the number of samples: an equation, or a penalty, holds for a "
+    "slope that is as many times too small.",
+    advice="Differentiate the sum, outputs.sum(), or give ones as grad_outputs: no sample's output depends on another.",
+    source="Raissi et al., Physics-informed neural networks, 2019: the derivatives of u at each point")  # fmt: skip
+
+
+@OF_MEAN.in_step
+def _of_mean(context: StepContext) -> Iterator[Finding]:
+    measured = {each.measured for each in with_constants(context)}
+    trained = {each.value for each in context.graph.parameters.values() if each.name in context.held}
+    for each in context.graph.backwards:
+        maker = None if each.accumulates or each.loss is None else context.producer(each.loss)
+        given = argument(maker, "self") if maker is not None and facts_of(maker.name).averages else None
+        if not each.differentiated or maker is None or given is None or context.values[given].requires_grad is False:
+            continue
+        count = math.prod(context.values[given].shape)
+        if measured & {given, *context.graph.ancestors([given])}:
+            continue
+        for asked in each.given:
+            shape = context.values[asked].shape
+            drawn = context.data.issuperset(context.graph.operands(asked)) and asked not in trained
+            if drawn and len(shape) > 1 and shape[0] == count > 1:
+                name = context.name(asked)
+                yield OF_MEAN.found(
+                    name, f"The mean of {count} outputs is differentiated by {name}: each sample's derivative is "
+                    f"divided by {count}.",
+                    f"There is one output for each row of {name} {shape}, and backward goes through their derivatives.",
+                    place=each.place or context.place(maker),
+                )  # fmt: skip
+                return
 
 
 def _uses(context: StepContext, value: int) -> list[Operation]:

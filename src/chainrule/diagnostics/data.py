@@ -24,7 +24,8 @@ from chainrule.rules.facts import facts_of
 
 NOT_NORMALISED = Check(
     "input-not-normalised", "The input is not normalised", "warning",
-    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread. Pairs "
+    what="The first layer's input has a mean far from 0, a deviation far above 1, or features of unequal spread, or of "
+    "which each hardly varies about a mean of its own, as after rows were normalised in place of columns. Pairs "
     "of a sine and a cosine may be unequal: they stand for a time or a place. Or all inputs hardly vary: their "
     "deviation is far below 1, in a layer's whole field of view too; that is a warning where it holds at every "
     "examined step, 3 at least. It is said if such an input grew to four times its size during a run.",
@@ -122,6 +123,12 @@ def _fault(context: StepContext, value: Value, known: Statistics) -> str:
         return ""
     spread = dense(value.data).double().std(0, correction=0)
     varied = spread[spread > 0]
+    if (
+        value.shape[1] > 2
+        and varied.numel() == value.shape[1]
+        and varied.max() < context.thresholds.input_small * known.std
+    ):
+        return f"none of its {varied.numel()} features varies by more than {number(float(varied.max()))} about its mean"
     if varied.numel() < 2 or varied.max() <= context.thresholds.input_spread * varied.min():
         return ""
     narrow = ((spread > 0) & (spread * context.thresholds.input_spread < varied.max())).nonzero().flatten().tolist()

@@ -21,7 +21,7 @@ from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.execution.experiment import CannotRunError
 from chainrule.execution.lineage import Lineage
 from chainrule.execution.perturbation import Perturbation
-from chainrule.graph.graph import Operation, Place, Value
+from chainrule.graph.graph import Operation, Place, Ref, Value
 from chainrule.graph.names import element
 from chainrule.graph.snapshot import has_numbers
 from chainrule.rules.facts import facts_of
@@ -128,8 +128,9 @@ MIXED = Check(
     "samples-mix", "Samples of a batch mix", "warning",
     what="The prediction for one sample depends on other samples of the batch: attention, a recurrent network or a "
     "reshape runs along the axis of the batch, and the axis of positions is lost later; a reshape puts several samples "
-    "into one row, or an index takes one sample for all. Statistics of a batch, graphs and contrastive losses "
-    "are not meant.",
+    "into one row, or an index takes one sample for all. Or a total over all samples is added to what is of each, or "
+    "attention gets (samples, features) and takes the samples for positions. Statistics of a batch, graphs and "
+    "contrastive losses are not meant.",
     why="When the network is used the other samples are different ones, or none, and so are its predictions.",
     advice="Pass batch_first=True to the layer, or transpose its input; use transpose or permute to swap axes, not "
     "view or reshape. The last step of batch-first states is states[:, -1].",
@@ -168,6 +169,79 @@ def _mixed(context: StepContext) -> Iterator[Finding]:
                     place=place_of(context, path[mixing[2]]),
                 )
                 return
+
+
+@MIXED.in_step
+def _adds_up(context: StepContext) -> list[Finding]:
+    return for_all(MIXED, context, _added_up)
+
+
+def _added_up(context: StepContext) -> Iterator[Finding]:
+    """One total of all samples that is added to something of each."""
+    for each, size in _of_samples(context):
+        before = {each.prediction.index, *context.graph.ancestors([each.prediction.index])}
+        for operation in context.operations_that(lambda facts: facts.adds):
+            taken = operands(operation)
+            if len(taken) != 2 or before.isdisjoint(out for out in operation.outputs if out is not None):
+                continue
+            total, other = sorted(taken, key=lambda value: len(context.values[value].shape))
+            made = context.producer(total)
+            given = argument(made, "self") if made is not None and facts_of(made.name).adds_up else None
+            if made is None or given is None or context.values[total].shape or not context.values[total].requires_grad:
+                continue
+            rows = [context.values[value].shape[:1] for value in (given, other)]
+            if rows != [(size,), (size,)] or given in {other, *context.graph.ancestors([other])}:
+                continue
+            yield MIXED.found(
+                context.name(each.prediction.index),
+                f"The prediction for one sample depends on other samples of the batch: {context.called(made)} adds up "
+                f"all {size} of them, and each gets the total.",
+                (f"The total of {context.name(given)} {context.values[given].shape} is one number.",),
+                place=context.place(made), advice="Add up the axes of one sample alone: sum(1), or sum(-1).",
+            )  # fmt: skip
+            return
+
+
+@MIXED.in_step
+def _takes_for_a_sequence(context: StepContext) -> list[Finding]:
+    return for_all(MIXED, context, _taken_for_a_sequence)
+
+
+def _taken_for_a_sequence(context: StepContext) -> Iterator[Finding]:
+    """Attention that gets (samples, features), and takes the samples for the positions of one sequence."""
+    for each, size in _of_samples(context):
+        sources = [value for value in sources_of(context, each.prediction.index) if value.operation is None]
+        if len(sources) != 1 or sources[0].shape[:1] != (size,) or len(sources[0].shape) != 2:
+            continue
+        walk = walk_of(context, sources[0].index, 0, each.prediction.index)
+        if not sources[0].dtype.is_floating_point or not _is_mixed(walk)(each.prediction.index):
+            continue
+        for call in context.graph.calls:
+            given = next((ref.value for ref in call.arguments[:1] if isinstance(ref, Ref)), None)
+            inside = (context.graph.operations[index] for index in call.operations)
+            if given is None or len(context.values[given].shape) != 2 or walk.relation(given)[0] != "own":
+                continue
+            if not any(facts_of(operation.name).attends for operation in inside):
+                continue
+            if witness := moved_in_words(context, walk, each.prediction, _of_another):
+                name = call.module or call.name
+                yield MIXED.found(
+                    context.name(each.prediction.index),
+                    f"The prediction for one sample depends on other samples of the batch: {name} takes its "
+                    f"{size} rows for the positions of one sequence.",
+                    (f"Its input {context.name(given)} has two axes, {context.values[given].shape}.", witness),
+                    place=call.place,
+                    advice="Attention needs (batch, positions, features): give each sample an axis of positions.",
+                )  # fmt: skip
+                return
+
+
+def _of_samples(context: StepContext) -> Iterator[tuple[Compared, int]]:
+    """What is compared with data, one row for each sample, and how many there are."""
+    for each in last_of_each_line(context):
+        size = each.prediction.shape[0] if each.prediction.shape else 0
+        if size >= FEWEST and each.target.shape[:1] == (size,) and each.target.index in context.data:
+            yield each, size
 
 
 def moved_in_words(context: StepContext, walk: Reaches, of: Value, wrong: Wrong) -> str:

@@ -10,7 +10,7 @@ import torch
 from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import comparisons, first_output
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext, argument, operands
+from chainrule.diagnostics.step_context import StepContext, argument, is_zero, operands
 from chainrule.graph.graph import Operation
 from chainrule.graph.snapshot import type_name
 from chainrule.graph.trees import reach
@@ -55,6 +55,36 @@ def _is_input(context: StepContext, value: int) -> bool:
     after = set(reach([value], context.results))
     return any(given in after for given, _, _ in context.weighed if given in context.data)
 
+
+ZEROS = Check(
+    "divided-to-zero", "Integers become 0 before a layer gets them", "warning",
+    what="An input of a layer was computed from integers that differ, 4 or more, and is 0 for all of them, as by "
+    "t // steps: at three examined steps in a row.",
+    why="The layer is told the same of each sample, so the network does not know the number at all.",
+    advice="Divide as floating-point numbers: t / steps, or t.float() / steps.",
+    source="PyTorch's documentation of torch.floor_divide", lasts=3)  # fmt: skip
+FEWEST = 4  # numbers
+
+
+@ZEROS.in_step
+def _zeros(context: StepContext) -> Iterator[Finding]:
+    for given, _, _ in context.weighed:
+        made, value = context.producer(given), context.values[given]
+        if made is None or given not in context.data or value.dtype.is_floating_point or value.dtype == torch.bool:
+            continue
+        before = argument(made, "self")
+        known = None if before is None else context.statistics(before)
+        if before is None or known is None or context.values[before].dtype.is_floating_point or known.elements < FEWEST:
+            continue
+        if known.low < known.high and is_zero(context.statistics(given)):
+            name = context.name(before)
+            yield ZEROS.found(
+                name, f"{context.called(made)} makes 0 of all {known.elements} numbers of {name}, before a layer gets "
+                "them.", context.between(before), place=context.place(made), severity="note",
+            )  # fmt: skip
+
+
+ZEROS.over_time(ZEROS.lasting)
 
 BLENDED = Check(
     "classes-blended", "The numbers of classes are interpolated", "warning",

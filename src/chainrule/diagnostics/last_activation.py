@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chainrule.diagnostics.check import Check
-from chainrule.diagnostics.comparisons import comparisons
+from chainrule.diagnostics.comparisons import Comparison, comparisons, first_output, with_constants
 from chainrule.diagnostics.finding import Finding
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, operands
 from chainrule.graph.graph import Operation, Value
 from chainrule.numbers import number
 from chainrule.rules.facts import base_name, facts_of
@@ -111,6 +111,86 @@ def _score(context: StepContext) -> Iterator[Finding]:
                 name, f"{name} is the largest of {shape[dim]} scores, and is compared with the labels {goal}.",
                 (context.between(comparison.target),), place=context.place(made),
             )  # fmt: skip
+
+
+BEST = Check(
+    "value-of-best", "The largest value is trained in place of that of the action", "warning",
+    what="The largest of a layer's outputs, whichever it is, is trained towards a target that contains the largest of "
+    "as many outputs, computed without a gradient: values of actions, where the action that was taken is not asked.",
+    why="What an action led to is learnt as the value of another one, the best.",
+    advice="Take the value of the action that was taken: values.gather(1, actions[:, None]).",
+    source="Mnih et al., Human-level control through deep reinforcement learning, 2015, algorithm 1")  # fmt: skip
+OF_BATCH = Check(
+    "best-of-batch", "The largest over the batch is taken for each sample", "warning",
+    what="A target contains the largest of a layer's outputs over all samples of a batch, computed without a gradient. "
+    "It is no matter where it is subtracted from these outputs, or they are divided by it.",
+    why="Each sample is trained towards what another one is worth.",
+    advice="Take the largest of each row: values.max(1).values, or values.amax(1).",
+    source="Mnih et al., Human-level control through deep reinforcement learning, 2015, algorithm 1")  # fmt: skip
+FEWEST = 4  # samples
+
+
+@BEST.in_step
+def _best(context: StepContext) -> Iterator[Finding]:
+    for comparison, made, given in _bootstrapped(context):
+        best = context.producer(context.source(comparison.prediction))
+        scores = None if best is None or not facts_of(best.name).largest else argument(best, "self")
+        if best is None or scores is None or context.source(scores) not in _of_layers(context):
+            continue
+        shape = context.values[scores].shape
+        if _axis_of(best, shape) == 1 == _axis_of(made, shape) and context.values[given].shape == shape:
+            name = context.name(comparison.prediction)
+            yield BEST.found(
+                name, f"{name} is the largest of {shape[1]} values, whichever it is, and is trained towards what the "
+                "action led to.",
+                f"Its target is made from the largest of {context.name(given)}, as many values of what came next.",
+                place=context.place(best),
+            )  # fmt: skip
+            return
+
+
+@OF_BATCH.in_step
+def _of_batch(context: StepContext) -> Iterator[Finding]:
+    for comparison, made, given in _bootstrapped(context):
+        shape, out = context.values[given].shape, first_output(made)
+        samples = context.values[comparison.prediction].shape[:1]
+        if samples != shape[:1] or shape[0] < FEWEST or _axis_of(made, shape) == 1 or out is None:
+            continue
+        if any(given in operands(use) for each in (out, *context.results(out)) for use in context.uses.get(each, ())):
+            continue
+        name = context.name(out)
+        yield OF_BATCH.found(
+            name, f"{name} is the largest over all {shape[0]} samples of the batch, and is in the target of each.",
+            f"It is taken of {context.name(given)} {shape}, along axis 0." if _axis_of(made, shape) == 0
+            else f"It is one number, the largest of {context.name(given)} {shape}.",
+            place=context.place(made),
+        )  # fmt: skip
+        return
+
+
+def _bootstrapped(context: StepContext) -> Iterator[tuple[Comparison, Operation, int]]:
+    """Where a target contains the largest of a layer's outputs without a gradient: (comparison, its maker, outputs)."""
+    for comparison in with_constants(context):
+        if comparison.scale != "numbers" or comparison.target in context.data:
+            continue
+        before = {comparison.target, *context.graph.ancestors([comparison.target])}
+        for made in context.operations_that(lambda facts: facts.largest):
+            given = argument(made, "self")
+            if given is None or first_output(made) not in before or len(context.values[given].shape) != 2:
+                continue
+            if context.source(given) in _of_layers(context) and not context.values[given].requires_grad:
+                yield comparison, made, given
+
+
+def _of_layers(context: StepContext) -> set[int]:
+    return context.once("of layers", lambda: {context.source(out) for _, _, out in context.weighed})
+
+
+def _axis_of(made: Operation, shape: tuple[int, ...]) -> int | None:
+    """The axis along which the largest is taken; None if it is the largest of all."""
+    dim = made.arguments.get("dim")
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    return dim % len(shape) if isinstance(dim, int) else None
 
 
 def _counts(value: Value) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from statistics import median
 
@@ -14,6 +15,7 @@ from chainrule.diagnostics.run_context import Run
 from chainrule.diagnostics.step_context import StepContext
 from chainrule.graph.graph import Call, Graph, Module
 from chainrule.graph.snapshot import Parameter, ParameterUpdate
+from chainrule.graph.trees import reach
 from chainrule.numbers import number
 from chainrule.rules.facts import facts_of
 
@@ -171,6 +173,49 @@ def _dropout_in_evaluation(run: Run) -> Iterator[Finding]:
             f"In eval mode and without gradients it drew random numbers before step {dropped[0].step}; the call of the "
             "dropout says nothing of `training`.", severity="warning", since=dropped[0].step,
         )  # fmt: skip
+
+
+TEACHER = Check(
+    "teacher-in-training", "A teacher that stands still drops elements at random", "warning",
+    what="A network that is run without a gradient, and that nothing moves, has dropout on, and targets of a loss are "
+    "made of its outputs. It is a note where the network follows another one, as a mean teacher, and in one step.",
+    why="Its targets are those of a thinned network, with another noise at each step.",
+    advice="Call teacher.eval() before the loop, and do not call train() on a model that contains it.",
+    source="Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, 2015; PyTorch's documentation of "
+    "torch.nn.Module.eval")  # fmt: skip
+STANDS = 10  # examined steps in which nothing moved it
+
+
+@TEACHER.in_step
+def _teacher(context: StepContext) -> Iterator[Finding]:
+    known = {each.value: each.name for each in context.graph.parameters.values()}
+    for call in context.graph.calls:
+        out = call.outputs[0] if call.outputs else None
+        if out is None or context.values[out].requires_grad or not drops(context.graph, call):
+            continue
+        ends = [each for each in reach([out], context.results) if _enters_a_loss(context, each)]
+        weights = sorted(context.graph.ancestors(ends) & known.keys())
+        if weights and all(map(context.is_output, ends)):
+            yield TEACHER.found(
+                known[weights[0]], f"{context.name(ends[0])} is compared with what is learnt, and comes without a "
+                f"gradient from a network that drops elements of {context.name(out)} at random.",
+                f"Its first weight is {known[weights[0]]}.", place=call.place, severity="note",
+            )  # fmt: skip
+            return
+
+
+def _enters_a_loss(context: StepContext, value: int) -> bool:
+    """Whether a value without a gradient meets one that has one."""
+    after = (context.values[out] for out in context.results(value))
+    return not context.values[value].requires_grad and any(each.requires_grad for each in after)
+
+
+@TEACHER.over_time
+def _teacher_over_time(run: Run) -> Iterator[Finding]:
+    for stretch, found in TEACHER.carried(run):
+        weight = [each for _, each in run.of("parameter", found.where)][-STANDS:]
+        stands = len({(each.norm, each.mean) for each in weight}) == 1
+        yield replace(found, severity="warning") if stands and len(stretch.steps) >= STANDS else found
 
 
 DROPPED = Check(

@@ -8,7 +8,7 @@ from chainrule.diagnostics.check import Check
 from chainrule.diagnostics.comparisons import first_output
 from chainrule.diagnostics.finding import Finding
 from chainrule.diagnostics.padding import RECURRENT, beyond_views
-from chainrule.diagnostics.step_context import StepContext, argument
+from chainrule.diagnostics.step_context import StepContext, argument, is_zero
 from chainrule.graph.graph import Call, Operation, Ref
 from chainrule.graph.trees import leaves
 from chainrule.rules.facts import facts_of
@@ -62,6 +62,41 @@ def _uses_state(context: StepContext, call: Call) -> bool:
     inside = set(call.operations)
     return any(use.index not in inside for state in states for use in context.uses.get(state, ()))
 
+
+ONE_STEP = Check(
+    "one-step-sequence", "A recurrent layer gets sequences of one step", "warning",
+    what="A recurrent layer runs once in a step, over two sequences or more of length 1, begins with zeros, and the "
+    "state that it returns is not used: at five examined steps in a row, and at each since.",
+    why="Nothing is carried from one time to the next: the recurrent weights meet zeros alone, their gradient is 0, "
+    "and the layer is a feed-forward one.",
+    advice="Give the steps of a window an axis of their own: x.unsqueeze(2) makes (samples, steps, 1 feature), and "
+    "unsqueeze(1) one step of many features. Check batch_first, too.",
+    source="PyTorch's documentation of nn.LSTM: the input is (batch, sequence, features) with batch_first", lasts=5,
+)  # fmt: skip
+
+
+@ONE_STEP.in_step
+def _one_step(context: StepContext) -> Iterator[Finding]:
+    calls = [each for each in context.graph.calls if each.name in RECURRENT]
+    for call in calls:
+        given, *states = (each.value for each in leaves(call.arguments[:2], Ref))
+        shape, batch_first = context.values[given].shape, call.arguments[-1]
+        axis = 1 if batch_first else 0
+        if len(shape) != 3 or shape[axis] > 1 or shape[1 - axis] < 2 or _uses_state(context, call):
+            continue
+        if sum(each.module == call.module for each in calls) > 1:
+            continue
+        if states and all(is_zero(context.statistics(each)) for each in states):
+            name = call.module or call.name
+            yield ONE_STEP.found(
+                name, f"{name} gets {shape[1 - axis]} sequences of one step, with {shape[2]} features each.",
+                f"Axis {axis} of {context.name(given)} {shape} is the time. It begins with a state of zeros, which is "
+                "all that the recurrent weights are multiplied by.",
+                place=call.place, severity="note",
+            )  # fmt: skip
+
+
+ONE_STEP.over_time(ONE_STEP.lasting)
 
 ONE_SIDED = Check(
     "direction-unread", "One direction of a recurrent layer has read one token", "warning",

@@ -41,6 +41,8 @@ def _per_batch(run: Run) -> Iterator[Finding]:
         return
     fall = falling[: low + 1]
     if not _by_equal_factors(fall):
+        fall = _by_many_drops(falling, run.thresholds.collapse_steps)
+    if not fall:
         return
     (first, high), (last, rate) = fall[0], fall[-1]
     yield PER_BATCH.found(
@@ -98,6 +100,20 @@ def _by_equal_factors(fall: Sequence[tuple[int, float]]) -> bool:
     slope = (end - start) / (last - first)
     away = max(abs(value - start - slope * (step - first)) for step, value in logs)
     return away <= 1.05 * min(median(drops), (start - end) / DROPS)
+
+
+def _by_many_drops(falling: Sequence[tuple[int, float]], within: float) -> list[tuple[int, float]]:
+    """The steps from the first to the last of many equal drops, as of a plateau that each noisy batch seems to be."""
+    drops = [(step, before, after) for (_, before), (step, after) in pairwise(falling) if after != before]
+    factors = [after / before for _, before, after in drops]
+    if len(drops) < MANY or max(factors) > HALVED or max(factors) > 1.05 * min(factors):
+        return []
+    last = drops[-1][0]
+    few = last - falling[0][0] <= within and falling[-1][1] <= FALLEN * falling[0][1]
+    return [each for each in falling if each[0] <= last] if few else []
+
+
+MANY, HALVED, FALLEN = 5, 0.5, 1e-4  # drops; the factor of each; what is left: milestones are fewer, or less is lost
 
 
 def _batches_change(run: Run) -> bool:

@@ -48,6 +48,7 @@ Reason = tuple[str, str, str]
 """Why an optimizer does not move a parameter, the numbers that show it, and what to try."""
 ITS_TURN = 99  # steps after which a group with a rate of 0 does not wait for its turn any more
 HARDLY = "hardly moved"
+SMALLER = 10.0  # times as small as the rate is what an adaptive optimizer may write
 NO_RATE = "its learning rate is 0"
 MEMORY = "its state remembers a far larger gradient"
 SHORT, TINY = "its steps are too small", "its steps are far too small"
@@ -128,7 +129,8 @@ def _reason_of_zero(member: ParameterUpdate, grad: Statistics, before: Statistic
     rate, dtype, root = rate_of(member), member.start.dtype, math.sqrt(before.elements)
     adaptive = "eps" in member.options or "betas" in member.options  # its steps are about the rate
     size = rate * (1.0 if adaptive else grad.norm / root)  # of one element, in the mean
-    if not size < torch.finfo(dtype).eps / 2 * before.norm / root:
+    below = SMALLER if adaptive else 1.0  # gradients that change their sign make it smaller than the rate
+    if not size < below * torch.finfo(dtype).eps / 2 * before.norm / root:
         due = "" if math.isnan(size) else f"A step of about {number(size)} was due for each element."
         return "step() ran and wrote nothing", due, OF_WRITE
     shown = f"A step of about {number(size)} is lost beside weights of {number(before.norm / root)}: {_spacing(dtype)}."
