@@ -80,8 +80,9 @@ class Forward:
             return
         for argument, item, operand in step.arguments:
             given = step.op.arguments.get(argument)
-            moves = isinstance(given, Tensor) and (given.is_floating_point() or given.is_complex())
-            if argument in step.rule.wrt and item is None and moves and given.numel() <= MOST:
+            if not isinstance(given, Tensor) or not (given.is_floating_point() or given.is_complex()):
+                continue
+            if argument in step.rule.wrt and item is None and given.numel() <= MOST:
                 yield from ((operand, at) for at, _ in row_of(step.rule, step.op, argument, slot, index))
 
     def operand(self, value: int, leaf: Element) -> tuple[int, Index] | None:
