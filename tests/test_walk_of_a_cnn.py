@@ -79,6 +79,15 @@ def test_it_says_from_where_each_window_took_its_number_and_which_one_ties(walk:
     assert "elements of h, the first at" in " ".join(walk.split())
 
 
+def test_it_counts_the_elements_that_a_pooling_did_not_take_and_says_what_it_took_for_the_first(walk: str) -> None:
+    taken = re.findall(r"^ +(p\[[\d,]+\]) +[\d.]+ +(h\[[\d,]+\])", walk, re.MULTILINE)
+    kept = {element for _, element in taken}
+    lost = next(name for name in numbers_of(walk, "h") if name not in kept)
+    said = f"{64 - len(kept)} of the 64 elements of h get 0, as no maximum took them: first, "
+    (won,) = re.findall(rf"{said}(.*?), not {re.escape(lost)}\.", " ".join(walk.split()))
+    assert tuple(won.split(" took ")) in taken
+
+
 def test_it_works_one_element_out_where_a_jacobian_is_too_large(walk: str) -> None:
     steps = [" ".join(each.split()) for each in re.findall(r"^One element: (dJ/d(?:.+\n)+)", walk, re.MULTILINE)]
     assert {each.partition("[")[0] for each in steps} >= {"dJ/dW1", "dJ/db1", "dJ/dh"}
@@ -112,3 +121,28 @@ def test_what_was_compared_is_said_in_words(walk: str) -> None:
     assert "10 with our rule, 10 with central differences, 6 as sums into .grad" in " ".join(walk.split())
     assert "measured 64 elements" in walk
     assert "..." not in walk.partition("Backward 1")[2]
+
+
+def test_a_layer_of_a_chain_has_one_name_where_its_variable_is_used_again(tmp_path: Path) -> None:
+    again = """
+import torch, chainrule
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        x = torch.tanh(self.one(x))
+        x = self.two(x)
+        return x
+
+torch.manual_seed(0)
+net = Net()
+net(torch.tensor([[1.0, 2.0], [-3.0, 0.5]])).square().mean().backward()
+"""
+    walk = walk_of(again, tmp_path)
+    assert "A1 = tanh(" in walk
+    assert "A1 W2ᵀ" in walk
+    assert "x⁽" not in walk
