@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import nn
 
+import chainrule
 from chainrule.cli import commands
+from chainrule.views.terminal import text
 
 SCRIPT = """
 import torch
@@ -79,6 +83,15 @@ def test_it_says_from_where_each_window_took_its_number_and_which_one_ties(walk:
     assert "elements of h, the first at" in " ".join(walk.split())
 
 
+def test_it_counts_the_elements_that_a_pooling_did_not_take_and_says_what_it_took_for_the_first(walk: str) -> None:
+    taken = re.findall(r"^ +(p\[[\d,]+\]) +[\d.]+ +(h\[[\d,]+\])", walk, re.MULTILINE)
+    kept = {element for _, element in taken}
+    lost = next(name for name in numbers_of(walk, "h") if name not in kept)
+    said = f"{64 - len(kept)} of the 64 elements of h get 0, as no maximum took them: first, "
+    (won,) = re.findall(rf"{said}(.*?), not {re.escape(lost)}\.", " ".join(walk.split()))
+    assert tuple(won.split(" took ")) in taken
+
+
 def test_it_works_one_element_out_where_a_jacobian_is_too_large(walk: str) -> None:
     steps = [" ".join(each.split()) for each in re.findall(r"^One element: (dJ/d(?:.+\n)+)", walk, re.MULTILINE)]
     assert {each.partition("[")[0] for each in steps} >= {"dJ/dW1", "dJ/db1", "dJ/dh"}
@@ -112,3 +125,17 @@ def test_what_was_compared_is_said_in_words(walk: str) -> None:
     assert "10 with our rule, 10 with central differences, 6 as sums into .grad" in " ".join(walk.split())
     assert "measured 64 elements" in walk
     assert "..." not in walk.partition("Backward 1")[2]
+
+
+def test_a_layer_of_a_chain_has_one_name_where_its_variable_is_used_again() -> None:
+    first, second = nn.Linear(2, 3), nn.Linear(3, 1)
+    with chainrule.record() as recording:
+        x = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
+        x = torch.tanh(first(x))
+        x = second(x)
+        x.square().mean().backward()
+    walk = text(recording.document())
+    assert "A1 = tanh Z1" in walk
+    assert "Z2 = A1 W2ᵀ + b2" in walk
+    assert "dZ2[n,o]/dA1[n,i]" in walk
+    assert "x⁽²⁾" not in walk

@@ -52,7 +52,11 @@ def rounded(value: float | complex, decimals: int) -> float | complex:
     """The number that is written."""
     if isinstance(value, complex):
         return complex(rounded(value.real, decimals), rounded(value.imag, decimals))
-    return value if isinstance(value, int) else float(number(value, decimals))
+    if isinstance(value, int) or not math.isfinite(value) or decimals >= DECIMALS[-1]:
+        return value
+    if 1e-4 <= abs(value) < 1e6:
+        return round(value, decimals)
+    return float(f"{value:.{decimals - 2}e}") + 0.0  # minus zero is 0
 
 
 def enough(repeat: Callable[[int], float | complex], result: float | complex) -> int:

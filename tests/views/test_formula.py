@@ -17,6 +17,10 @@ WRITTEN = {
     r"e^{[0]} + e^{[0, 1]} + 2^{[3]} + x^{[1, 2]}": "e^([0]) + e^([0, 1]) + 2^([3]) + x^([1, 2])",
     r"e^{-x} + e^{-x^2} + Z^{a/b} + x_{b}": "e⁻ˣ + e^(-x²) + Z^(a/b) + x[b]",
     r"x^{(i)} \in \{0, 1\}": "x⁽ⁱ⁾ ∈ {0, 1}",
+    r"b_{i,0,\lfloor j/2 \rfloor,j \bmod 2} + c \bmod 3": "b[i,0,⌊j/2⌋,j mod 2] + c mod 3",
+    # numbers
+    r"0.9 \, \begin{pmatrix} 0.1 & -2.5e-05 \\ 3 & 1e+07 \end{pmatrix}^{T}": "0.9 [[0.1, -2.5e-05], [3, 1e+07]]ᵀ",
+    r"\frac{1.5e-05}{2} - 3e-09 \odot \begin{pmatrix} -1 \end{pmatrix}": "1.5e-05/2 - 3e-09 ⊙ [-1]",
     # derivatives and other fractions
     r"\frac{\partial J}{\partial W^{[1]}} = \left(\frac{\partial J}{\partial Z^{[1]}}\right)^{T} X": (
         "dJ/dW1 = (dJ/dZ1)ᵀ X"

@@ -150,11 +150,16 @@ def test_a_formula_is_a_shape_with_names_in_its_holes():
         (r"\mathrm{vec}(x)", "vec(x)"),
         (r"\operatorname{softmax}(x)", "softmax(x)"),
         (r"\begin{pmatrix} 1 & -2 \\ 3 & 4 \end{pmatrix}^{T}", "(1−234)T"),
+        (r"\begin{pmatrix} 1.2e-05 & -3 \end{pmatrix} - 2e+07", "(1.2e-05−3)−2e+07"),
         (r"\begin{cases} 1 & x > 0 \\ 0 & x \le 0 \end{cases}", "{1x>00x≤0"),
     ],
 )
 def test_shapes_are_mathml(latex, text):
     assert text_of(converted(latex)) == text
+
+
+def test_a_number_with_a_power_of_ten_is_one_number_and_mod_an_operator():
+    assert converted(r"j \bmod 1.2e-05") == ["mrow", ["mrow", ["mi", "j"], ["mo", "mod"], ["mn", "1.2e-05"]]]
 
 
 def test_what_the_library_cannot_read_is_shown_as_it_is_written():

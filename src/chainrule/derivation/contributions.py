@@ -1,4 +1,4 @@
-"""The paths along which gradients came back to a value, the terms of each element, and Jacobians entry by entry.
+"""The paths along which gradients came back to a value, the terms of each element.
 
 The upstream factors are recorded. Column j of the local Jacobian, dy_i/dx_j, comes from the rule alone: its
 vector-Jacobian product is linear in the upstream gradient g, so the column is the derivative by g of its element j.
@@ -6,30 +6,28 @@ vector-Jacobian product is linear in the upstream gradient g, so the column is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from chainrule import rules
 from chainrule.derivation.backprop import Contribution, Derivation, NodeStep, Step
+from chainrule.derivation.jacobian import Number, flat_place, indices, pulled, small_jacobian, unit_at
 from chainrule.graph.comparison import compare, dense, rounding
 from chainrule.graph.graph import Graph, counted, references
 from chainrule.graph.names import Index
 from chainrule.graph.snapshot import all_have_numbers, has_numbers
-from chainrule.rules import Applied, Rule, reduce_to_shape
-from chainrule.rules.element import broadcast_index
+from chainrule.rules import Applied, Rule
 
 SEARCHED = 4_096  # elements of an output up to which each is tested for a derivative that is 0 only by chance
 KEPT = 256  # elements of an output up to which the terms of each element are kept
 BASIS = 4_096  # elements of an output up to which a Jacobian is computed from basis vectors
 
-Number = float | complex
 Arguments = tuple[tuple[str, int | None, int], ...]
 
 
@@ -72,12 +70,38 @@ class RuledPath(Path):
 
     def pull(self, upstream: tuple[Tensor | None, ...]) -> Tensor | None:
         """The rule's vector-Jacobian product, in the value's own shape."""
-        return _pulled(self.rule, self.op, upstream, self.argument, self.item, self.shape)
+        return pulled(self.rule, self.op, upstream, self.argument, self.item, self.shape)
 
     @cached_property
     def is_small(self) -> bool:
         """Whether what is worked out for it is kept: others may ask for another element of it, or for the same."""
         return sum(g.numel() for g in self.upstream if g is not None) <= KEPT
+
+    def columns(self, index: Index) -> list[list[Number] | None] | None:
+        """Column `index` of the Jacobian, one part for each output; None where the rule does not give it."""
+        if self.small is not None:
+            column = self.small[flat_place(index, self.shape)]
+            return [None if g is None else column for g in self.upstream]
+        found = _column(self, index)
+        return None if found is None else [None if each is None else each.reshape(-1).tolist() for each in found]
+
+    @cached_property
+    def flat(self) -> list[list[Number] | None]:
+        """The numbers of the upstream gradients, in a row."""
+        return [None if g is None else dense(g).reshape(-1).tolist() for g in self.upstream]
+
+    @cached_property
+    def small(self) -> list[list[Number]] | None:
+        """The columns of a small Jacobian that is worked out as a whole, as each of its columns is asked for."""
+        arrived = [slot for slot, g in enumerate(self.upstream) if g is not None]
+        g = self.upstream[arrived[0]] if len(arrived) == 1 else None
+        if g is None or not self.is_small or not g.dtype == self.gradient.dtype == self.op.outs[arrived[0]].dtype:
+            return None
+        full = self.op.once(small_jacobian, self.rule, self.argument, self.item, arrived[0], tuple(self.shape))
+        if full is None or full.dtype != g.dtype or len(full) != g.numel() or not bool(full.isfinite().all()):
+            return None
+        columns: list[list[Number]] = full.T.tolist()
+        return columns
 
     @cached_property
     def differentiable(self) -> tuple[list[Tensor], Tensor | None]:
@@ -148,7 +172,7 @@ def _first_stage(
 ) -> tuple[Rule, Applied, tuple[Tensor | None, ...], str]:
     """The first of the stages that an operation amounts to, what arrives at its result, and the symbol of that."""
     g = upstream[0] if upstream else None
-    stages = rule.stages(op) if rule.stages is not None and op.has_numbers and has_numbers(g) else []
+    stages = op.once(rule.stages) if rule.stages is not None and op.has_numbers and has_numbers(g) else []
     if not stages:
         return rule, op, upstream, ""
     for stage in reversed(stages[1:]):
@@ -168,16 +192,17 @@ def entries_of(path: Path, index: Index) -> list[Entry] | None:
 
 
 def _entries_of(path: RuledPath, index: Index) -> list[Entry] | None:
-    columns = _column(path, index)
+    columns = path.columns(index)
     if columns is None:
         return None
     entries = []
     own = path.gradient[index].item()
-    for slot, (upstream, column) in enumerate(zip(path.upstream, columns, strict=False)):
+    for slot, (upstream, column) in enumerate(zip(path.flat, columns, strict=False)):
         if upstream is None or column is None or path.outputs[slot] is None:
             continue
-        for at in _places(path, index, slot, column):
-            g, local = upstream[at].item(), column[at].item()
+        shape = tuple(path.upstream[slot].shape)  # type: ignore[union-attr]
+        for at in _places(path, index, slot, shape, column):
+            g, local = upstream[flat_place(at, shape)], column[flat_place(at, shape)]
             term = g * (local.conjugate() if isinstance(local, complex) else local)
             # What a rule stops is 0, even where the upstream gradient is not finite.
             entries.append(Entry(slot, at, g, local, 0.0 if term != term and own == own and local == 0 else term))
@@ -221,7 +246,7 @@ def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | Non
         column = torch.zeros(g.shape, dtype=torch.promote_types(g.dtype, path.gradient.dtype))
         for at in indices(g.shape):
             basis = [None if each is None else torch.zeros_like(each) for each in path.upstream]
-            basis[slot] = _unit(g, at)
+            basis[slot] = unit_at(g, at)
             gradient = path.pull(tuple(basis))
             # conjugated, as a VJP multiplies by the conjugate of the derivative
             column[at] = 0 if gradient is None else gradient[index].conj()
@@ -229,9 +254,8 @@ def _column_by_basis(path: RuledPath, index: Index) -> list[Tensor | None] | Non
     return columns
 
 
-def _places(path: RuledPath, index: Index, slot: int, column: Tensor) -> Iterator[Index]:
+def _places(path: RuledPath, index: Index, slot: int, shape: Index, column: list[Number]) -> Iterator[Index]:
     """The output elements that the input element can influence, also where the derivative happens to be 0."""
-    shape = tuple(column.shape)
     if path.rule.structure == "elementwise" and path.item is None and len(path.shape) <= len(shape):
         added = len(shape) - len(path.shape)
         axes = [range(size) for size in shape[:added]]
@@ -239,7 +263,7 @@ def _places(path: RuledPath, index: Index, slot: int, column: Tensor) -> Iterato
             axes.append(range(size) if own == 1 else range(place, place + 1))
         yield from product(*axes)
         return
-    certain = {tuple(at) for at in column.nonzero().tolist()}
+    certain = {at for at, local in zip(indices(shape), column, strict=True) if local}
     named = path.rule.wrt[path.argument].factor is not None and path.rule.structure != "linear"
     if prod(shape) > SEARCHED or not named:
         yield from sorted(certain)
@@ -278,119 +302,3 @@ def aligned(at: Index, shape: tuple[int, ...]) -> Index | None:
         return None
     own = tuple(0 if size == 1 else place for size, place in zip(shape, at[len(at) - len(shape) :], strict=True))
     return own if all(place < size for place, size in zip(own, shape, strict=True)) else None
-
-
-# -- the Jacobian of one operation -----------------------------------------------------------------------------------
-
-
-def jacobian(
-    rule: Rule,
-    op: Applied,
-    contribution: Contribution,
-    shape: torch.Size,
-    output: Tensor,
-    upstream: tuple[Tensor | None, ...],
-) -> Tensor | None:
-    """The matrix that the flattened upstream gradient is multiplied by: (elements of the output, those of an input).
-
-    It is the Jacobian of the row-major flattened tensors, and with a complex output its conjugate: see `slopes`.
-    """
-    assert contribution.gradient is not None
-    slot = next(i for i, g in enumerate(upstream) if g is not None)
-    seeds: list[Tensor | None] = [None] * max(len(upstream), rule.outputs)
-    like = torch.zeros((), dtype=contribution.gradient.dtype)
-    rows = []
-    for at in indices(output.shape):
-
-        def pull(seed: Tensor) -> Tensor:
-            seeds[slot] = seed
-            row = _pulled(rule, op, tuple(seeds), contribution.argument, contribution.item, tuple(shape))
-            return like.expand(shape) if row is None else row
-
-        row = slopes(pull, _unit(output, at), like.is_complex())
-        if row is None:
-            return None
-        rows.append(row.reshape(-1))
-    whole = torch.stack(rows)
-    return whole if whole.is_complex() else whole.to(like.dtype)
-
-
-def slopes(pull: Callable[[Tensor], Tensor], unit: Tensor, of_complex: bool) -> Tensor | None:
-    """What a VJP multiplies an upstream gradient by: the derivative, and with a complex output its conjugate.
-
-    A real operand (not `of_complex`) gets the real part of that product. None where the operation is not holomorphic:
-    then the VJP takes the conjugate of the upstream gradient too, and no one number is the factor.
-    """
-    ones = pull(unit)
-    if not unit.is_complex():
-        return ones
-    turned = pull(1j * unit)
-    if not of_complex:
-        return torch.complex(ones.real, 0 - turned.real)
-    return ones if compare(turned, 1j * ones, ones.abs(), eps=rounding(ones.dtype)).agrees else None
-
-
-def _pulled(
-    rule: Rule, op: Applied, upstream: tuple[Tensor | None, ...], argument: str, item: int | None, shape: Index
-) -> Tensor | None:
-    """A rule's vector-Jacobian product for one argument, in the argument's own shape."""
-    gradient = rule.gradient(op, upstream, argument)
-    if item is not None and gradient is not None:
-        gradient = gradient[item]
-    return None if gradient is None else reduce_to_shape(gradient, shape)[0]
-
-
-def _unit(like: Tensor, at: Index) -> Tensor:
-    """A basis vector: zeros with a 1 at one place."""
-    unit = torch.zeros_like(like)
-    unit[at] = 1
-    return unit
-
-
-def zeros_by_value(
-    rule: Rule, op: Applied, contribution: Contribution, full: Tensor, output: torch.Size, shape: torch.Size
-) -> Iterator[tuple[Index, Index]]:
-    """The entries that are zero because of the numbers, though the structure allows others: (output, input) indices."""
-    factor = rule.wrt[contribution.argument].factor
-    if factor is None:
-        return
-    rows, columns = list(indices(output)), list(indices(shape))
-    for row, column in (full == 0).nonzero().tolist():
-        i, j = rows[row], columns[column]
-        if rule.structure == "elementwise" and broadcast_index(i, tuple(shape)) != j:
-            continue
-        if factor(op, i, j if contribution.item is None else (contribution.item, *j)) is not None:
-            yield i, j
-
-
-def row_of(rule: Rule, op: Applied, argument: str, slot: int, index: Index) -> Iterator[tuple[Index, Number]]:
-    """One row of the Jacobian, without the entries that are zero by structure: (index in the argument, entry).
-
-    The index in an argument that is a list of tensors begins with the place in the list.
-    """
-    seeds: list[Tensor | None] = [None] * max(len(op.outs), rule.outputs)
-    seeds[slot] = _unit(op.outs[slot], index)
-    gradient, operand = rule.gradient(op, tuple(seeds), argument), op.arguments[argument]
-    if isinstance(gradient, Tensor) and op.outs[slot].is_complex() and not gradient.is_complex():
-        seeds[slot] = 1j * _unit(op.outs[slot], index)  # a real operand's gradient is a real part: ask for the other
-        gradient = torch.complex(gradient, rule.gradient(op, tuple(seeds), argument)).conj()
-    parts: list[tuple[Index, Any, Any]] = [((), operand, gradient)]
-    if isinstance(operand, list):
-        parts = [((item,), *pair) for item, pair in enumerate(zip(operand, gradient or (), strict=False))]
-    for lead, each, slope in parts:
-        if not isinstance(each, Tensor) or slope is None:
-            continue
-        row, factor = reduce_to_shape(slope, tuple(each.shape))[0], rule.wrt[argument].factor
-        if factor is None or rule.outputs > 1 or rule.structure == "linear":  # a constant rate is not 0 by chance
-            places = [tuple(at) for at in row.nonzero().tolist()]
-        else:
-            locals_ = zip(indices(row.shape), row.flatten().tolist(), strict=True)
-            places = [at for at, local in locals_ if local or factor(op, index, (*lead, *at)) is not None]
-        for at in places:
-            local = row[at].item()
-            yield (*lead, *at), local.conjugate() if isinstance(local, complex) else local
-
-
-def indices(shape: Sequence[int]) -> Iterator[Index]:
-    """Every index of a shape in row-major order."""
-    return product(*(range(size) for size in shape))

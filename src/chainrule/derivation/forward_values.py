@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chainrule.derivation.backprop import Derivation, Step
-from chainrule.derivation.contributions import indices, row_of
+from chainrule.derivation.jacobian import indices, row_of
 from chainrule.graph.comparison import compare, rounding
 from chainrule.graph.graph import Graph
 from chainrule.graph.names import Index, Notation, element
@@ -208,6 +208,10 @@ def formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None:
 
     Raises TooManyError where it would be made of more elements than are listed.
     """
+    return op.once(_right_formula, rule, slot, index)
+
+
+def _right_formula(op: Applied, rule: Rule, slot: int, index: Index) -> Element | None:
     found = _formula(rule, op, slot, index)
     return found if found is not None and gives(found, op.outs[slot][index].item(), op.outs[slot]) else None
 
@@ -229,7 +233,7 @@ def _formula(rule: Rule, op: Applied, slot: int, index: Index) -> Element | None
     elements = Elements(op, index)
     if rule.element is not None:
         return rule.element(elements, slot, index)
-    if rule.stages is not None and not slot and (stages := rule.stages(op)):
+    if rule.stages is not None and not slot and (stages := op.once(rule.stages)):
         return _staged(stages, index)
     if isinstance(rule.equation, Expression) and rule.structure == "elementwise":
         return None if slot else of(rule.equation.run(elements))
@@ -361,14 +365,18 @@ def symbol(leaf: Element, name: Named) -> str:
 
 
 def _number(leaf: Element, decimals: int) -> str:
-    if not leaf.source and not leaf.parts and isinstance(leaf.value, float) and float(f"{leaf.value:g}") == leaf.value:
-        return f"{leaf.value:g}"  # a constant in full
-    return number(leaf.value, decimals)
+    return f"{leaf.value:g}" if _is_in_full(leaf) else number(leaf.value, decimals)
+
+
+def _is_in_full(leaf: Element) -> bool:
+    """Whether it is a constant of few digits, which no rounding shortens."""
+    if leaf.source or leaf.parts or not isinstance(leaf.value, float):
+        return False
+    return float(f"{leaf.value:g}") == leaf.value
 
 
 def _rounded(leaf: Element, decimals: int) -> Any:
-    text = _number(leaf, decimals)
-    return rounded(leaf.value, decimals) if isinstance(leaf.value, (int, complex)) else float(text)
+    return leaf.value if _is_in_full(leaf) else rounded(leaf.value, decimals)
 
 
 def _condition(condition: Element, name: Named) -> str:

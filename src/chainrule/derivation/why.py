@@ -15,7 +15,6 @@ from torch import Tensor
 from chainrule.derivation.backprop import Derivation
 from chainrule.derivation.contributions import (
     Entry,
-    Number,
     Path,
     RuledPath,
     aligned,
@@ -25,6 +24,7 @@ from chainrule.derivation.contributions import (
     paths_back,
 )
 from chainrule.derivation.forward_values import Forward, name_of
+from chainrule.derivation.jacobian import Number
 from chainrule.derivation.no_gradient import no_gradient
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table
 from chainrule.errors import MissingError
@@ -217,7 +217,7 @@ class Search:
         self.notation = notation
         self._paths = paths_back(graph, derivation)
         self._causes: dict[tuple[int, Index], str] = {}
-        self._forward = Forward(graph, derivation, notation)
+        self.forward = Forward(graph, derivation, notation)
 
     def has_numbers(self, value: int) -> bool:
         """Whether the gradient of a value, and what it is the sum of, was kept."""
@@ -375,7 +375,7 @@ class Search:
         """Why a local derivative is zero: an operand is, the point is a kink, or the function is flat there."""
         if factor is not None and factor.argument is not None:
             operand = path.operands.get((factor.argument, None))
-            cause = "" if operand is None else self._forward.why_zero(operand, factor.index)
+            cause = "" if operand is None else self.forward.why_zero(operand, factor.index)
             return f"{name.lstrip('-')} = 0" + (f": {cause}" if cause else "")
         value = path.operands.get((path.argument, path.item))
         data = self.graph.values[value].data if value is not None else None
@@ -429,14 +429,16 @@ class Search:
     def _not_taken(self, path: Path, value: int, index: Index) -> str:
         """No result has a term of this element: an index left it out, or a maximum took another."""
         called = element(self.notation.plain(value), index)
-        out = next((out for out in path.outputs if out is not None), None)
-        result = "the result" if out is None else self.notation.plain(out)
+        result = next((self.notation.plain(out) for out in path.outputs if out is not None), "the result")
         if isinstance(path, RuledPath) and index and path.op.arguments.get("padding_idx") == index[0]:
             return f"row {index[0]} is padding_idx, which gets no gradient by convention"
-        for won in (self._forward.winner(each, value, index) for each in path.outputs if each is not None):
-            if won:
-                return won
-        return f"{result} does not change with {called} here"
+        return self.not_taken(value, index, path) or f"{result} does not change with {called} here"
+
+    def not_taken(self, value: int, index: Index, path: Path | None = None) -> str:
+        """Which element a result took in place of this one, on one path or on any; "" where none did."""
+        outs = (out for each in ([path] if path else self._paths.get(value, ())) for out in each.outputs)
+        won = (self.forward.winner(out, value, index) for out in outs if out is not None)
+        return next(filter(None, won), "")
 
 
 def _arrived(path: RuledPath, out: int, entry: Entry) -> tuple[int, Index]:

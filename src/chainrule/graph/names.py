@@ -40,7 +40,7 @@ class Notation:
             return self._losses[value]
         letter, layer = self.layers.get(value, ("", 0))
         name, _, version = self.graph.values[value].name.partition("@")
-        short = _short.fullmatch(name)
+        short = None if letter and version else _short.fullmatch(name)
         superscript = f"({version})" if version else ""
         if short and short[2] and not version and self.layers:
             return rf"{short[1]}^{{[{short[2]}]}}"

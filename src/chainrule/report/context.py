@@ -192,7 +192,7 @@ class Context:
     @cached_property
     def forward(self) -> Forward:
         """What gives the formula of one element of a result."""
-        return Forward(self.graph, self.derivation, self.notation)
+        return self.search.forward
 
     @cached_property
     def turns(self) -> Iterator[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.forward_values import decimals_of, formula
+from chainrule.derivation.jacobian import indices
 from chainrule.numbers import DECIMALS, enough, rounded
 from chainrule.rules import Applied, Rule
 from chainrule.rules.element import TooManyError
@@ -23,8 +24,7 @@ def of_result(rule: Rule, op: Applied) -> int:
     if not isinstance(op.out, Data) or not any(_is_cut(each) for each in tensors):
         return USUAL
     found = USUAL
-    for place, result in enumerate(op.out.reshape(-1).tolist()):
-        index = tuple(int(each) for each in torch.unravel_index(torch.tensor(place), op.out.shape))
+    for index, result in zip(indices(op.out.shape), op.out.reshape(-1).tolist(), strict=True):
         try:
             element = formula(rule, op, 0, index)
         except (TooManyError, ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError, ValueError):
@@ -63,8 +63,10 @@ def of_calculation(repeat: Callable[[int], Data], result: Data) -> int:
 
 def written(data: Data, decimals: int) -> Data:
     """A tensor as it is printed, in float64."""
-    numbers = [rounded(each, decimals) for each in data.detach().to_dense().reshape(-1).tolist()]
     kind = torch.complex128 if data.is_complex() else torch.float64
+    if decimals >= DECIMALS[-1]:
+        return data.detach().to_dense().to(kind)
+    numbers = [rounded(each, decimals) for each in data.detach().to_dense().reshape(-1).tolist()]
     return torch.tensor(numbers, dtype=kind).reshape(data.shape)
 
 

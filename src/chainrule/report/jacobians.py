@@ -10,7 +10,7 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Contribution
-from chainrule.derivation.contributions import indices, jacobian, slopes, zeros_by_value
+from chainrule.derivation.jacobian import indices, jacobian, slopes, zeros_by_value
 from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Margin, Math, Paragraph, Span
 from chainrule.graph.names import element
@@ -86,6 +86,7 @@ def written_out(context: Context, pullback: Pullback, operand: Operand, output: 
         yield Paragraph((Math(symbol), *_too_large(rule, pullback.wrt, op, pullback.symbols, shape, contribution.item)))
         if rule.structure != "elementwise" and not without:
             yield from single_elements.one(context, contribution, rows * columns)
+            yield from single_elements.lost(context, contribution, rule, op)
         return
     full = jacobian(rule, op, contribution, operand.data.shape, output.data, upstream)
     if full is None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor as Data
+
 from chainrule.derivation.backprop import Contribution, Step
-from chainrule.derivation.contributions import indices
 from chainrule.derivation.forward_values import CHOOSING, WRITTEN, is_short
+from chainrule.derivation.jacobian import indices
 from chainrule.derivation.why import Term, Why
 from chainrule.diagnostics.finding import listed
 from chainrule.document import Block, Code, Paragraph, Table
@@ -16,6 +19,7 @@ from chainrule.graph.names import element
 from chainrule.graph.snapshot import has_numbers
 from chainrule.numbers import enough, number, rounded
 from chainrule.report.context import Context
+from chainrule.rules import Applied, Rule
 from chainrule.rules.element import TooManyError
 
 TERMS = 6  # of the sum of one element that are written out
@@ -87,6 +91,22 @@ def one(context: Context, contribution: Contribution, entries: int) -> Iterator[
             break
     if best is not None:
         yield Paragraph(("One element: ", Code(_written(*best)), "."))
+
+
+def lost(context: Context, contribution: Contribution, rule: Rule, op: Applied) -> Iterator[Block]:
+    """How many elements of an operand a maximum did not take, and what it took in place of the first of them."""
+    value = contribution.value
+    if value is None or rule.kink is None or rule.structure == "elementwise" or rule.outputs > 1:
+        return
+    if contribution.item is not None or not isinstance(op.out, Data) or not 0 < op.out.numel() <= WRITTEN:
+        return
+    taken = rule.gradient(op, (torch.ones_like(op.out),), contribution.argument)
+    if not isinstance(taken, Data) or tuple(taken.shape) != tuple(context.graph.values[value].shape):
+        return
+    places = (taken == 0).nonzero().tolist()
+    if places and next(context.turns, None) is not None and (won := context.search.not_taken(value, tuple(places[0]))):
+        get = f"{len(places)} of the {taken.numel()} elements of {context.notation.plain(value)} get 0"
+        yield Paragraph((f"{get}, as no maximum took them: first, {won}.",))
 
 
 def _written(why: Why, terms: list[Term]) -> str:

@@ -131,7 +131,7 @@ def _stages(context: Context, step: Step, symbols: dict[str, str]) -> Iterator[t
     assert step.rule.stages is not None
     assert step.op is not None
     before: dict[str, str] = {}
-    for stage in step.rule.stages(step.op):
+    for stage in step.op.once(step.rule.stages):
         out = stage.symbol or symbols["out"]
         gradient = symbols["g"] if not stage.symbol else group(_partial(context, step, stage.symbol))
         yield stage, {**symbols, **before, "out": out, "g": gradient}

@@ -10,7 +10,7 @@ from string import Template
 import torch
 from torch import Tensor as Data
 
-from chainrule.derivation.contributions import indices
+from chainrule.derivation.jacobian import indices
 from chainrule.document import Block, Code, Equation, Math, Paragraph, Section, Span, Table, Text, Verdict
 from chainrule.graph.comparison import compare, dense, rounding
 from chainrule.graph.graph import Backward

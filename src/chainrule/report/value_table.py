@@ -15,8 +15,8 @@ import torch
 from torch import Tensor as Data
 
 from chainrule.derivation.backprop import Step
-from chainrule.derivation.contributions import indices, row_of
 from chainrule.derivation.forward_values import CHOOSING, WRITTEN, Forward, Named, is_short, rounding_of, spread, symbol
+from chainrule.derivation.jacobian import indices, row_of
 from chainrule.derivation.why import Search, Term, Why
 from chainrule.document import Row, Source, Sum, Summand
 from chainrule.graph.comparison import unravel
@@ -263,7 +263,7 @@ def _summand(term: Term, rows: dict[int, int]) -> Summand:
 
 
 def _values(context: Context, rows: dict[int, int]) -> Iterator[Sum]:
-    forward = Forward(context.graph, context.derivation, context.notation)
+    forward = context.forward
     chosen = iter(range(CHOSEN))
     for step in context.derivation.steps:
         for value in context.results(step) if step.kind == "forward" else ():

@@ -52,11 +52,12 @@ class Applied:
         self.name = name
         self._known: dict[object, Any] = {}
 
-    def once(self, question: Callable[[Any], Answer]) -> Answer:
+    def once(self, question: Callable[..., Answer], *details: Any) -> Answer:
         """The answer to a question about this operation, which is asked once and not again for each element."""
-        if question not in self._known:
-            self._known[question] = question(self)
-        known: Answer = self._known[question]
+        key = (question, *details)
+        if key not in self._known:
+            self._known[key] = question(self, *details)
+        known: Answer = self._known[key]
         return known
 
     @property
@@ -185,7 +186,7 @@ class Working:
     columns: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """One operation (or one family of overloads of it), all in one block.
 
@@ -422,7 +423,7 @@ def latex_of(template: Latex, op: Any) -> str:
 
 def _text(template: Latex, op: Any) -> str:
     try:
-        return latex_of(template, op)
+        return op.once(template) if callable(template) and isinstance(op, Applied) else latex_of(template, op)
     except RuntimeError:
         if op.has_numbers:
             raise

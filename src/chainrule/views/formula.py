@@ -23,6 +23,7 @@ from pylatexenc.latex2text import LatexNodes2Text
 from pylatexenc.macrospec import MacroSpec
 
 from chainrule.views.blocks import printable
+from chainrule.views.forms import numbers_apart
 
 _COMMANDS = frozenset(
     """
@@ -60,11 +61,12 @@ _DISCARDED = {"displaystyle", "textstyle", "limits", "nolimits", "nonumber", "no
 _MATRICES = {"matrix", "pmatrix", "bmatrix", "vmatrix", "smallmatrix", "array"}
 _SYMBOLS = {"partial": "d", "sum": "Σ", "prod": "Π", "epsilon": "ε", "cdot": "·", "mid": "|", "top": "T"}
 _SYMBOLS |= {"land": "∧", "lor": "∨", "ne": "≠", "prime": "'", "|": "‖", "lt": "<", "gt": ">"}
-_SYMBOLS |= {"lVert": "‖", "rVert": "‖", "lvert": "|", "rvert": "|"}
+_SYMBOLS |= {"bmod": "mod", "lVert": "‖", "rVert": "‖", "lvert": "|", "rvert": "|"}
 Kind = Literal[
     "operand", "fraction", "operator", "sign", "open", "close", "comma", "function", "sum", "tight", "wide", "words"
 ]
 _KINDS: dict[str, Kind] = {"partial": "tight", "sum": "sum", "prod": "sum", "int": "sum", "mid": "operator"}
+_KINDS |= {"bmod": "operator"}
 _KINDS |= {"lVert": "open", "lvert": "open", "rVert": "close", "rvert": "close"}
 _LONG_WORD = re.compile(r"[A-Za-z]{5}")  # hard to read raised or lowered
 _ONE_WORD = re.compile(r"[\w.]+|.")
@@ -140,19 +142,21 @@ class _Atom:
 
 
 def _convert(source: str) -> str:
-    """One formula, through that of the same form with other indices: a deep model has thousands of these, in few forms.
+    """One formula, through that of the same form with other numbers: a deep model has thousands of these, in few forms.
 
-    An index (`^{[3]}`, `^{(3)}`, `_{3}`) is parsed as another number, and put back into the text.
+    An index (`^{[3]}`, `^{(3)}`, `_{3}`), too, is parsed as another number, and put back into the text.
     """
-    numbers: list[str] = []
+    if "8473" in source:
+        return _converted(source)
+    form, numbers = numbers_apart(source, lambda place: str(HIDDEN + place))
 
     def hidden(found: re.Match[str]) -> str:
         if found[2] not in numbers:
             numbers.append(found[2])
         return f"{found[1]}{HIDDEN + numbers.index(found[2])}{found[3]}"
 
-    form = _INDEX.sub(hidden, source)
-    if not numbers or str(HIDDEN)[:4] in source:
+    form = _INDEX.sub(hidden, form)
+    if len(numbers) > 999:
         return _converted(source)
     return _HIDDEN.sub(lambda found: _put_back(found[0], numbers), _converted(form))
 
@@ -396,7 +400,7 @@ def _scripted(base: _Atom, below: str, above: str) -> _Atom:
 
 def _lower(text: str, indexed: bool) -> str:
     """`text` as a subscript. `indexed`: a letter, and what cannot be lowered, becomes an index in square brackets."""
-    tight = text.replace(" ", "")
+    tight = re.sub(r"(?<! mod) (?!mod )", "", text)
     if indexed and len(tight) == 1 and tight.isalpha() and tight.isascii() and tight != "t":  # t counts steps
         return f"[{tight}]"  # as in tables
     if all(char in _LOWERED for char in tight) and not _LONG_WORD.search(tight):

@@ -16,6 +16,8 @@ from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert_to_element
 
+from chainrule.views.forms import numbers_apart
+
 Tree = list[Any]  # [tag, text], [tag, child, ...], either with a dict of attributes after the tag
 Formula = list[int] | str  # a shape and the formulas of the names in it, or plain text
 
@@ -24,6 +26,8 @@ _HOLES = re.compile("[\ue000-\uf8ff]")
 _TEXT = r"\\text\{(?:[^{}\\]|\\[A-Za-z]+(?:\{\})?|\\.)*\}"
 _SCRIPTS = r"(?:_\{\d+\})?\^\{(?:\[\d+\]|\(\d+\))\}"
 _NAME = re.compile(rf"{_TEXT}(?:{_SCRIPTS})?|(?<![\\A-Za-z])[A-Za-z](?:{_SCRIPTS}|_\{{\d+\}}(?!\^))")
+NUMBER = 0xF0000  # those of a plane of its own mark numbers
+_PLACE = re.compile("[\U000f0000-\U000fffff]")
 _WHOLE_TEXT = re.compile(_TEXT)
 _ESCAPES = {"textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~"}
 _KEPT = {"stretchy", "mathvariant", "width", "columnalign", "linethickness", "accent", "fence", "form"}
@@ -83,9 +87,32 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([A-Za-z]+)(?:\{\})?|\\(.)", lambda m: _ESCAPES.get(m[1], m[1]) if m[1] else m[2], body)
 
 
-@lru_cache(maxsize=4096)
 def converted(latex: str) -> Tree:
-    """One shape as a tree; LaTeX that the library cannot read becomes text."""
+    """One shape as a tree; LaTeX that the library cannot read becomes text.
+
+    Formulas of one form are converted once.
+    """
+    form, numbers = numbers_apart(latex, lambda place: chr(NUMBER + place))
+    tree = _converted(form)
+    return ["mtext", latex] if tree[0] == "mtext" else _with_numbers(tree, numbers)
+
+
+def _with_numbers(tree: Tree, numbers: list[str]) -> Tree:
+    """A tree with each number in its place; a number below 0 is the only one in its cell."""
+    found: Tree = []
+    for each in tree:
+        if isinstance(each, list) and each[0] == "mi" and (place := ord(each[-1][0]) - NUMBER) >= 0:
+            text = numbers[place]
+            found += [["mo", "\N{MINUS SIGN}"]] * text.startswith("-") + [["mn", text.lstrip("-")]]
+        elif isinstance(each, list):
+            found.append(_with_numbers(each, numbers))
+        else:
+            found.append(_PLACE.sub(lambda m: numbers[ord(m[0]) - NUMBER], each) if isinstance(each, str) else each)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _converted(latex: str) -> Tree:
     # In braces, a matrix gets brackets of its own height, and a script belongs to the whole of it.
     grouped = re.sub(r"(\\begin\{([pbv]?matrix|cases)\})", r"{\1", latex)
     grouped = re.sub(r"(\\end\{([pbv]?matrix|cases)\})", r"\1}", grouped)
@@ -100,7 +127,7 @@ def _tree(element: Element) -> Tree:
     attributes = {key: value for key, value in element.attrib.items() if key in _KEPT}
     children = list(element)
     text = unescape(element.text or "")
-    if tag == "mo" and text.isalpha() and len(text) > 1:  # the name of a function is no operator
+    if tag == "mo" and text.isalpha() and len(text) > 1 and text != "mod":  # the name of a function is no operator
         return ["mi", text]
     if tag == "mrow" and not children:
         return ["mrow", text] if text else ["mrow"]
