@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +165,33 @@ def test_a_backward_that_is_right_to_float32_alone_is_wrong_in_float64_and_named
     ((repair,),) = [row.repairs for row in check.failures]
     assert repair.kind == "number type"
     assert "rounded to float32" in repair.text
+
+
+CONVOLUTION = """
+import torch, torch.nn.functional as F, chainrule
+
+class Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return F.conv2d(x, w, padding=1)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        gx, gw = torch.nn.grad.conv2d_input(x.shape, w, g, padding=1), torch.nn.grad.conv2d_weight(x, w.shape, g, padding=1)
+        return gx**3, gw
+
+check = chainrule.verify(Convolution.apply, torch.randn(2, 3, 16, 16), torch.randn(4, 3, 3, 3))
+print(check.passed, *(repair.text for row in check.rows for repair in row.repairs))
+"""
+
+
+def test_a_search_for_a_mistake_gives_no_unchecked_kernel_other_operands() -> None:
+    """`convolution_backward` reads beyond its operands if their shapes do not fit, which ends the process."""
+    run = subprocess.run([sys.executable, "-c", CONVOLUTION], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("False the gradient of `x` should be")
 
 
 # -- writes -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from chainrule.capture.lowering.naming import function_name
 from chainrule.capture.source import Site, locals_of, users_frame
 from chainrule.graph.graph import Place
 from chainrule.graph.trees import map_leaves, tensors_in
-from chainrule.pytorch_internals import is_functorch_wrapped_tensor
+from chainrule.pytorch_internals import OPERATORS, is_functorch_wrapped_tensor
 
 _WRITING = frozenset(["setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor"])
 
@@ -63,8 +63,26 @@ class Called:
         return frozenset(map(id, tensors_in((self.arguments, self.keywords))))
 
     def run(self, arguments: Iterable[Any], keywords: dict[str, Any]) -> Any:
-        """Call it once more, with these arguments."""
-        return widened(self.function(*arguments, **keywords))
+        """Call it once more, with these arguments. Raises TypeError for those that may end the process.
+
+        A kernel of `torch.ops` checks no shapes; and an index beyond its axis spoils all further work of a GPU.
+        """
+        given = tuple(arguments)
+        if not self._takes([*tensors_in((given, keywords))]):
+            raise TypeError(f"{self.name} is not called with operands of another kind")
+        return widened(self.function(*given, **keywords))
+
+    def _takes(self, given: list[Tensor]) -> bool:
+        """Whether operands have the recorded shapes and types where nothing checks that, and are the same indices."""
+        known = [*tensors_in((self.arguments, self.keywords))]
+        raw = type(self.function).__module__ == OPERATORS
+        if not raw and not any(each.is_cuda for each in given):
+            return True
+        return len(given) == len(known) and all(
+            (not raw or (new.shape, new.dtype) == (old.shape, old.dtype))
+            and (new.is_floating_point() or new.is_complex() or torch.equal(new, old))
+            for new, old in zip(given, known, strict=True)
+        )
 
 
 class CallTape(TorchFunctionMode):
