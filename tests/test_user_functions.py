@@ -194,7 +194,8 @@ def test_a_search_for_a_mistake_gives_no_unchecked_kernel_other_operands(tmp_pat
     script.write_text(CONVOLUTION)
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("False ") and "pow" in run.stdout, run.stdout
+    assert run.stdout.startswith("False ")
+    assert "pow" in run.stdout
 
 
 # -- writes -----------------------------------------------------------------------------------------------------------
