@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
 import torch
@@ -163,9 +163,9 @@ def network(seed: int) -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers, nn.Linear(width, 3)), offset + torch.randn(count, width)
 
 
-def network_alarms(dtype: torch.dtype, seeds: int) -> Iterator[str]:
+def network_alarms(dtype: torch.dtype, seeds: Iterable[int]) -> Iterator[str]:
     """Nodes, updates and documents of right networks that disagree."""
-    for seed in range(seeds):
+    for seed in seeds:
         model, x = network(seed)
         model, x = model.to(dtype), x.to(dtype)
         optimizer = (

@@ -17,5 +17,5 @@ for dtype in DTYPES:
         seen = one_wrong_element(count, dtype)
         print(f"    one element of {count:,}, too large by half: {'seen' if seen else 'NOT SEEN'}", flush=True)
 for dtype in DTYPES:
-    for name, alarms in (("functions", [*false_alarms(dtype, 6)]), ("networks", [*network_alarms(dtype, 30)])):
+    for name, alarms in (("functions", [*false_alarms(dtype, 6)]), ("networks", [*network_alarms(dtype, range(30))])):
         print(f"{dtype}: {len(alarms)} false alarms over right {name}", *alarms[:20], sep="\n    ", flush=True)

@@ -28,6 +28,11 @@ def test_a_small_error_is_seen_and_a_right_gradient_that_rounds_badly_is_not(dty
         assert not chainrule.verify(function, *(x.to(dtype) for x in given())).failures, name
 
 
+def test_norms_of_numbers_near_100_raise_no_alarm():
+    """What float32 rounds there is decided in float64, with our rule's gradient in float64 too."""
+    assert [*network_alarms(torch.float32, [3])] == []
+
+
 def test_one_wrong_element_of_many_is_seen():
     assert one_wrong_element(200_000, torch.float32)
 
@@ -55,4 +60,4 @@ def test_every_operation_and_thirty_networks(dtype):
     tried = [operation for operation in OPERATIONS if operation.name not in left_out]
     assert [operation.name for operation in tried if not is_seen(operation, dtype, SEEN[dtype])] == []
     assert all(one_wrong_element(count, dtype) for count in (1000, 1_000_000))
-    assert [*false_alarms(dtype, 3), *network_alarms(dtype, 30)] == []
+    assert [*false_alarms(dtype, 3), *network_alarms(dtype, range(30))] == []

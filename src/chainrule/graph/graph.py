@@ -209,8 +209,8 @@ class NodeExecution:
         return self.sent[edge.position] if edge.position < len(self.sent) else None
 
     def with_upstream(self, upstream: tuple[torch.Tensor | None, ...]) -> NodeExecution:
-        """The same run with other gradients arriving."""
-        return replace(self, arrived=snapshots_of(upstream))
+        """The same run with other gradients arriving; what it would have sent on is not known."""
+        return replace(self, arrived=snapshots_of(upstream), sent=())
 
 
 @dataclass(frozen=True, slots=True)
