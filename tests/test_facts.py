@@ -33,6 +33,7 @@ NO_OPERATION = {
     "lab/decompositions.py": {"prod", "amax"},
     "live/widget.py": {"view"},  # of a widget
     "derivation/contributions.py": {"linear"},  # the structure of a rule
+    "derivation/jacobian.py": {"linear"},  # the structure of a rule
     "distributed.py": {"gather"},  # a public function of ours
     "graph/storage.py": {"slice"},  # Python's
     **{f"monitor/runs/{name}.py": {"chunk"} for name in ("format", "reader", "writer")},  # a table of the file

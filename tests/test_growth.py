@@ -158,7 +158,7 @@ def _page_of(depth: int) -> Document:
     "counted",
     [
         "verification.gradient_check.Rows.row",
-        "derivation.contributions._column",
+        "derivation.contributions._entries_of",
         "diagnostics.step_context.StepContext.statistics",
     ],
 )

@@ -66,7 +66,9 @@ def small_jacobian(op: Applied, rule: Rule, argument: str, item: int | None, slo
     Each output element of an elementwise operation has one slope, so all of them come from one product.
     """
     out = op.outs[slot] if slot < len(op.outs) else None
-    if not isinstance(out, Tensor) or not out.is_floating_point() or not 0 < out.numel() * prod(shape) <= SMALL:
+    if not isinstance(out, Tensor) or out.layout != torch.strided or not out.is_floating_point():
+        return None
+    if not 0 < out.numel() * prod(shape) <= SMALL:
         return None
     seeds: list[Tensor | None] = [None] * max(len(op.outs), rule.outputs)
 

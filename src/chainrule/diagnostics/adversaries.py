@@ -191,8 +191,8 @@ def _of_mean(context: StepContext) -> Iterator[Finding]:
             continue
         for asked in each.given:
             shape = context.values[asked].shape
-            drawn = context.data.issuperset(context.graph.operands(asked)) and asked not in trained
-            if drawn and len(shape) > 1 and shape[0] == count > 1:
+            learnt = asked in trained or any(context.values[v].requires_grad for v in context.graph.operands(asked))
+            if not learnt and len(shape) > 1 and shape[0] == count > 1:
                 name = context.name(asked)
                 yield OF_MEAN.found(
                     name, f"The mean of {count} outputs is differentiated by {name}: each sample's derivative is "

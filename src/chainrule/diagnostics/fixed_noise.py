@@ -52,7 +52,12 @@ FIXED.over_time(partial(often, FIXED))
 
 
 def _is_given(value: Value) -> bool:
-    known = value.kind == "input" and value.operation is None and value.data is not None and not value.requires_grad
+    known = (
+        value.kind in ("input", "buffer")
+        and value.operation is None
+        and value.data is not None
+        and not value.requires_grad
+    )
     return known and value.dtype.is_floating_point and len(value.shape) > 1 and value.shape[0] >= FEWEST
 
 

@@ -131,8 +131,7 @@ def differentiated(findings: Iterable[ArgumentCheck]) -> list[Edge]:
 
 def label_of(edge: Edge) -> str:
     """What an edge's argument is called."""
-    label = edge.argument or f"input {edge.position}"
-    return label if edge.item is None else f"{label}[{edge.item}]"
+    return (edge.argument or f"input {edge.position}") + ("" if edge.item is None else f"[{edge.item}]")
 
 
 def measure(
@@ -290,8 +289,7 @@ def _along_directions(probe: Probe, finding: ArgumentCheck, left_out: Tensor, ep
     """The dot-product test; where it fails, kinks are left out, and single elements are measured."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(DIRECTIONS):
-        v = probe.drawn(generator)
-        v = torch.where(left_out, 0.0, v)
+        v = torch.where(left_out, 0.0, probe.drawn(generator))
         found = _dot_product(probe, finding, v, eps)
         if finding.finite is None or not found.excess <= finding.finite.excess:
             finding.finite = found
@@ -332,24 +330,22 @@ def _small_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
     if not 0 < least < typical / 10:
         return
     generator = torch.Generator().manual_seed(1)
-    v = probe.drawn(generator)
-    v = torch.where(left_out, 0.0, v * (least / size.clamp(min=least)))
+    v = torch.where(left_out, 0.0, probe.drawn(generator) * (least / size.clamp(min=least)))
     if _dot_product(probe, finding, v, eps).agrees:
         return
-    corners = _corners_along(probe, v)
-    v = v if corners is None else torch.where(corners, 0.0, v)
+    if (corners := _corners_along(probe, v)) is not None:
+        v = torch.where(corners, 0.0, v)
     _only_if_wrong(probe, finding, _suspects(probe, finding, v, eps, generator), eps)
 
 
 def _stray_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps: float) -> None:
     """Measure elements of a user's gradient that differ from what autograd gives of its own forward.
 
-    Along a direction one wrong element of a million is lost in the rounding of the others. Where the forward has no
-    gradient of its own (it calls NumPy), but each output depends on the input at its place, the terms along one
-    direction are compared one by one.
+    Along a direction one wrong element of a million is lost in the rounding of the others. Where the forward has none
+    (it calls NumPy), but each output depends on the input at its place, the terms along one direction are compared.
     """
-    own, slack, size = forward_gradient(probe.experiment, probe.edge), 0.0, finding.got.numel()
-    expected = own
+    own = expected = forward_gradient(probe.experiment, probe.edge)
+    slack, size = 0.0, finding.got.numel()
     if expected is None and size > SMALL and probe.y.numel() == size:
         expected, slack = probe.direction(torch.ones_like(probe.x))
     if expected is None or expected.shape != finding.got.shape:
@@ -369,8 +365,7 @@ def _stray_elements(probe: Probe, finding: ArgumentCheck, left_out: Tensor, eps:
 def _hidden_elements(probe: Probe, finding: ArgumentCheck, chosen: list[int], own: Tensor, eps: float) -> None:
     """Measure elements without the rounding of the outputs that do not move with them, which hides what is small.
 
-    Such an output may move by less than its last place. So an element counts as wrong only where the differences give
-    what autograd gives of the forward's own steps.
+    Such an output may move by less than its last place: wrong is only where autograd of the forward agrees with them.
     """
     alone = copy(probe)
     alone.moved_alone = True
