@@ -158,7 +158,7 @@ def _own(graph: Graph, node: Node) -> str:
 
     A forward pass that was not recorded counts: who recorded a step wanted it checked.
     """
-    if not node.executions or node.name == SCRIPTED:
+    if not node.executions or node.name.startswith(SCRIPTED):
         return ""
     if node.before and node.function_class is None:
         return FORWARD
@@ -404,7 +404,7 @@ def constraint_of(operation: Operation) -> str:
 def _experiment(graph: Graph, node: Node, execution: NodeExecution, memory: int) -> Experiment:
     if node.before:
         raise CannotRunError(BEFORE)
-    if node.name == SCRIPTED:
+    if node.name.startswith(SCRIPTED):
         raise CannotRunError("TorchScript differentiates several operations as one: run them without torch.jit.script")
     if node.operation is None:
         raise CannotRunError("the recording does not hold the operation that made it")

@@ -331,7 +331,7 @@ def _is_of_operation(node: Any) -> bool:
     function for a single operation (`torch.library.register_autograd`). One of TorchScript's is of a part of a program.
     """
     function = getattr(node, "_forward_cls", None)
-    return (function is None or is_of_operator(function)) and node_name(node) != SCRIPTED
+    return (function is None or is_of_operator(function)) and not node_name(node).startswith(SCRIPTED)
 
 
 def _parameter_names(cls: type, count: int) -> list[str]:
