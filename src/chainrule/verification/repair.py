@@ -57,15 +57,25 @@ def recognise(experiment: Experiment, findings: list[ArgumentCheck]) -> tuple[Re
     if not wrong:
         return ()
     if all(finding.got.numel() <= LARGEST for finding in wrong):
-        try:
-            sample = one_sample(experiment, wrong[0].edge, (wrong[0].off or [0])[0])
-            found = diagnosed(sample, edges, wrong) if sample is not None else ()
-            if not found or any(each.kind in ("overwritten", "not recognised") for each in found):
-                found = diagnosed(experiment, edges, wrong)
-            return found
-        except Exception:  # a user's code may do anything when it runs again
-            pass
+        for given in _given(experiment, wrong[0]):
+            try:
+                found = diagnosed(given, edges, wrong)
+            except Exception:  # a user's code may do anything when it runs again
+                continue
+            if given is experiment or all(each.kind not in ("overwritten", "not recognised") for each in found):
+                return found
     return tuple(_unknown(finding.label) for finding in wrong)
+
+
+def _given(experiment: Experiment, finding: ArgumentCheck) -> Iterator[Experiment]:
+    """One sample of a Function that ran under `vmap`, then the whole."""
+    try:
+        sample = one_sample(experiment, finding.edge, (finding.off or [0])[0])
+    except Exception:  # arguments that `vmap` takes apart, and whatever the user's code does
+        sample = None
+    if sample is not None:
+        yield sample
+    yield experiment
 
 
 def diagnosed(experiment: Experiment, edges: list[Edge], wrong: list[ArgumentCheck]) -> tuple[Repair, ...]:
