@@ -64,7 +64,7 @@ class Own(Function):
 """,
         (
             ("wdy = dy * (1 + w)", "wdy = dy * w", "missing term|wrong"),
-            (" / x.shape[-1]", "", "1/N|factor|missing"),
+            (" / x.shape[-1]", "", "1/N|factor|missing|reduction"),
             ("(wdy - xhat * c) * rstd", "(wdy - x * c) * rstd", "wrong operand|missing factor"),
             ("(dy * xhat).sum(dim", "(dy * xhat).mean(dim", "1/N|reduction"),
         ),
@@ -173,7 +173,7 @@ class Own(Function):
             ("/ ctx.h ** 2", "/ ctx.h", "missing|factor|wrong number|operator"),
             ("dphi = -2", "dphi = 2", "sign"),
             ("* phi\n", "\n", "missing factor"),
-            ("(x[..., None] - grid)", "(x[..., None] + grid)", "operator|sign"),
+            ("-2 * (x[..., None] - grid)", "-2 * (x[..., None] + grid)", "operator|sign"),
         ),
     ),
     Source(
@@ -367,7 +367,7 @@ class Own(Function):
 """,
         (
             ("g.sum((0, 2))", "g.mean((0, 2))", "1/N|reduction"),
-            ("(g @ cols.transpose(1, 2)).sum(0)", "(g @ cols.transpose(1, 2)).mean(0)", "1/N|reduction"),
+            ("(g @ cols.transpose(1, 2)).sum(0)", "(g @ cols.transpose(1, 2)).mean(0)", "1/N|reduction|factor"),
             ("(g @ cols.transpose(1, 2)).sum(0)", "(g @ cols.transpose(1, 2))[0]", "reduction|missing|shifted"),
             ("gx = F.fold(w.flatten(1).t() @ g", "gx = F.fold(w.flip(3).flatten(1).t() @ g", "extra function|flip"),
         ),
