@@ -52,8 +52,8 @@ place, and 4 were missed.
 A ninth round of 30 (graphs, values of actions, noise, time, tables, windows, schedules, teachers) was run once through
 `chainrule watch --every 1`: 5 were named, 2 had a warning that names something else, and 23 were missed. Of 20 healthy
 trainings near them 2 had a warning: the sigmoid before `binary_cross_entropy` of older tutorials. With new kinds 10
-more are named, and one in another form (a teacher that is run after the student). Many of the others can't be told
-from a healthy training: a path that loads nothing, pairs whose labels are swapped, edges that were read in a wrong
+more are named, and one in another form (a teacher that runs after the student). Many of the others look like
+a healthy training: a path that loads nothing, pairs whose labels are swapped, edges that were read in a wrong
 order. Of 10 further faults, run once and left as they are, 3 were named, all of them like earlier ones, 1 had a true
 symptom, and 6 were missed.
 

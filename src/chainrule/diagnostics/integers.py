@@ -60,7 +60,7 @@ ZEROS = Check(
     "divided-to-zero", "Integers become 0 before a layer gets them", "warning",
     what="An input of a layer was computed from integers that differ, 4 or more, and is 0 for all of them, as by "
     "t // steps: at three examined steps in a row.",
-    why="The layer is told the same of each sample, so the network does not know the number at all.",
+    why="The layer gets 0 for every sample, so the network never sees the number.",
     advice="Divide as floating-point numbers: t / steps, or t.float() / steps.",
     source="PyTorch's documentation of torch.floor_divide", lasts=3)  # fmt: skip
 FEWEST = 4  # numbers

@@ -1,4 +1,4 @@
-"""A user's Function that `vmap` ran, as it is without: on one sample of the batch."""
+"""Runs a user's Function that ran under `vmap` without it, on one sample of the batch."""
 
 from __future__ import annotations
 
